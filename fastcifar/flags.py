@@ -1,0 +1,114 @@
+"""The command line, made from the fields of Config by tyro; nothing is written twice."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+from fastcifar.checkpoint import config_from, differences
+from fastcifar.config import Config
+from fastcifar.recipes import RECIPES
+
+SMOKE_IMAGES = 2_000
+
+
+class UsageError(ValueError):
+    """A wrong flag or value; the message is one line."""
+
+
+def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "") -> Config:
+    """Flags -> Config. Defaults come from --recipe, or with --resume from the run that is continued.
+
+    UsageError for anything wrong; SystemExit(0) after --help.
+    """
+    resumed = _value_of(argv, "--resume")
+    default = recipe(_value_of(argv, "--recipe") or Config.recipe)
+    if resumed is not None:
+        folder = find_run(resumed)
+        default = saved = replace(_saved_config(folder), resume=str(folder), out=None)
+        argv = _without(argv, "--resume")
+    config = _tyro(argv, default, prog, description)
+    if resumed is not None and (changed := differences(saved, config)):
+        raise UsageError(f"--resume {folder}: these settings may not change within a run: {'; '.join(changed)}; leave "
+                         "them out, or start a new run")  # fmt: skip
+    if config.smoke:
+        config = replace(config, epochs=1.0, subset=config.subset or SMOKE_IMAGES)
+    return config
+
+
+def recipe(name: str) -> Config:
+    """The Config of a recipe; UsageError lists the known ones."""
+    if name not in RECIPES:
+        raise UsageError(f"recipe {name!r} is unknown; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def find_run(wanted: str) -> Path:
+    """The folder to resume; `auto` is the newest one below runs/ that has a checkpoint and no summary."""
+    if wanted != "auto":
+        if not (Path(wanted) / "checkpoint.pt").is_file():
+            raise UsageError(f"--resume {wanted}: there is no checkpoint.pt in it; give the folder of a run")
+        return Path(wanted)
+    unfinished = [p.parent for p in Path("runs").glob("*/checkpoint.pt") if not (p.parent / "summary.json").exists()]
+    if not unfinished:
+        raise UsageError("--resume auto: no unfinished run below runs/; give its folder, or start without --resume")
+    return max(unfinished, key=lambda folder: (folder / "checkpoint.pt").stat().st_mtime)
+
+
+def _saved_config(folder: Path) -> Config:
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: cannot be read ({e}); the run's settings are needed to resume it") from e
+    return config_from(values, str(path))
+
+
+def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+    kept = [w for w in argv if not w.startswith(flag + "=")]
+    if flag in kept:
+        i = kept.index(flag)
+        del kept[i : i + 2]
+    return kept
+
+
+def _tyro(argv: Sequence[str], default: Config, prog: str, description: str) -> Config:
+    import tyro  # takes a tenth of a second: only when flags are read
+
+    said = io.StringIO()
+    wide = {"COLUMNS": "1000"}  # no line breaks in the message: it becomes one line
+    asks_help = any(w in ("-h", "--help") for w in argv)
+    try:
+        with contextlib.redirect_stderr(said), mock.patch.dict(os.environ, {} if asks_help else wide):
+            return tyro.cli(Config, args=list(argv), default=default, prog=prog, description=description or None)
+    except SystemExit as e:
+        if e.code in (0, None):
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The message of tyro's box, without the box and its hints."""
+    inside = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    message = []
+    for line in inside:
+        if set(line) <= {"─"}:
+            break
+        message.append(line)
+    text = " ".join(message).replace("Error parsing Config: ", "").replace("Error parsing ", "")
+    return f"{text} (see --help)"

@@ -1,0 +1,107 @@
+"""Parameter groups and optimizers. They know nothing of schedules: `set_row` writes a table's row into the groups."""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from fastcifar.config import Config
+
+APEX_HELP = (
+    "optimizer apex-sgd needs NVIDIA's apex, built from source (https://github.com/NVIDIA/apex#installation; the PyPI "
+    "package named apex is another program); the default --optimizer sgd is torch's own fused SGD"
+)
+
+
+def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
+    """[M, R, C] -> [M, R, C], each matrix replaced by nearly its closest semi-orthogonal one.
+
+    Newton-Schulz iteration with Muon's quintic coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
+    the singular values end near 1, not at 1. One batched product for all matrices of a shape.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = x if x.shape[1] <= x.shape[2] else x.mT
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
+
+
+class Muon(Optimizer):
+    """Nesterov momentum whose update is orthogonalised, for filters [out, in, h, w] seen as matrices [out, in*h*w].
+
+    torch.optim.Muon takes matrices only and one at a time. As in airbench94_muon each filter bank is kept at a fixed
+    norm, sqrt(out), which takes the place of weight decay.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            filters = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in filters]
+            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in filters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+            same_shape = defaultdict(list)
+            for p, update in zip(filters, updates, strict=True):
+                same_shape[p.shape].append((p, update))
+            for shape, pairs in same_shape.items():
+                matrices = torch.stack([u.reshape(len(u), -1) for _, u in pairs])
+                for (p, _), direction in zip(pairs, orthogonalize(matrices), strict=True):
+                    p.mul_(shape[0] ** 0.5 / p.norm())
+                    p.sub_(direction.view(shape) * group["lr"])
+
+
+def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """Filters, classifier, biases. `lr_scale` is relative to the schedule; decay touches neither norms nor biases."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    head = [p for n, p in named if n == "head.weight"]
+    small = [p for _, p in named if p.ndim == 1]
+    filters = [p for n, p in named if p.ndim > 1 and n != "head.weight"]
+    return [
+        {"params": filters, "lr_scale": 1.0, "weight_decay": config.weight_decay},
+        {"params": head, "lr_scale": config.head_lr_scale, "weight_decay": config.weight_decay},
+        {"params": small, "lr_scale": config.bias_lr_scale, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
+    """Optimizers that together hold every trainable parameter once. ValueError when apex is wanted and not there."""
+    filters, *rest = parameter_groups(model, config)
+    if config.optimizer == "muon":
+        sgd = SGD(rest, lr=config.lr_peak, momentum=config.momentum, nesterov=True, fused=True)
+        for group in sgd.param_groups:
+            group["fixed_momentum"] = True  # the table's momentum is Muon's
+        muon = Muon([{**filters, "lr_scale": 1.0}], lr=config.lr_peak, momentum=config.momentum)
+        return [muon, sgd]
+    groups = [filters, *rest]
+    if config.optimizer == "apex-sgd":
+        return [_apex_sgd()(groups, lr=config.lr_peak, momentum=config.momentum, nesterov=True)]
+    return [SGD(groups, lr=config.lr_peak, momentum=config.momentum, nesterov=True, fused=True)]
+
+
+def _apex_sgd() -> Any:
+    """NVIDIA's FusedSGD, told apart from the unrelated PyPI package of the same name by what it holds."""
+    try:
+        return importlib.import_module("apex.optimizers").FusedSGD
+    except Exception as e:  # a foreign or broken package may raise anything on import
+        raise ValueError(APEX_HELP) from e
+
+
+def set_row(optimizers: list[Optimizer], lr: float, momentum: float) -> None:
+    """Writes a row of the schedule's table into all groups."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            if not group.get("fixed_momentum"):
+                group["momentum"] = momentum

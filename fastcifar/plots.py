@@ -1,0 +1,94 @@
+"""Pictures: the curves of a run, and schedules before a second is spent. Called at the end; nothing waits for them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcifar.files import write_atomically
+from fastcifar.schedules import Schedule
+
+TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
+
+
+def _figure(rows: int, width_in: float, height_in: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no display, no global state
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 2 if rows > 1 else 1, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, lambda f: f.write(picture.getvalue()))
+
+
+def draw_curves(path: Path, history: list[dict[str, Any]], schedule: Schedule, summary: dict[str, Any]) -> None:
+    """curves.png of a run folder: lr and momentum per step, loss and accuracy per epoch, the tail shaded."""
+    table, tail_step, num_steps = schedule.table, schedule.tail_step, len(schedule.table)
+    per_epoch = num_steps / summary["epochs"]
+    figure, axes = _figure(2, 11, 7)
+    (lr_axis, momentum_axis), (loss_axis, accuracy_axis) = axes
+    step_epochs = torch.arange(num_steps) / per_epoch
+    lr_axis.plot(step_epochs, table[:, 0], color="tab:blue")
+    lr_axis.set(title="learning rate", ylim=(0, None))
+    momentum_axis.plot(step_epochs, table[:, 1], color="tab:purple")
+    momentum_axis.set(title="momentum")
+    momentum_axis.margins(y=0.2)
+
+    ends = [row["step"] / per_epoch for row in history]
+    mark = "o-" if len(history) < 60 else "-"
+    loss_axis.plot(ends, [row["loss_train"] for row in history], mark, markersize=3, color="tab:red")
+    loss_axis.set(title="training loss (mean of the epoch)")
+    values = [row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val") for row in history]
+    points = [(e, 100 * v) for e, v in zip(ends, values, strict=True) if v is not None]
+    if points:
+        accuracy_axis.plot(*zip(*points, strict=True), mark, markersize=3, color="tab:green", label="raw weights")
+    end = num_steps / per_epoch
+    for key, label, marker in (("accuracy_swa", "averaged weights", "*"), ("accuracy_tta", "with mirrored views", "P")):
+        if summary.get(key) is not None:
+            accuracy_axis.plot(end, 100 * summary[key], marker, markersize=11, label=f"{label} {summary[key]:.2%}",
+                               clip_on=False, zorder=3)  # fmt: skip
+    accuracy_axis.set(title="test accuracy" if history[-1]["accuracy_test"] is not None else "held-out accuracy")
+    accuracy_axis.yaxis.set_major_formatter("{x:g}%")
+    accuracy_axis.legend(loc="lower right")
+    for axis in axes.flat:
+        axis.set(xlabel="epoch", xlim=(0, end))
+        axis.grid(alpha=0.3)
+        if tail_step < num_steps:
+            axis.axvspan(tail_step / per_epoch, end, **TAIL)
+    if tail_step < num_steps:
+        lr_axis.text((tail_step / per_epoch + end) / 2, lr_axis.get_ylim()[1] * 0.95, "SWA tail", ha="center", va="top")
+    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {summary['dataset']}")
+    _save(figure, path)
+
+
+def draw_schedules(path: Path, schedules: dict[str, tuple[Schedule, int]]) -> None:
+    """Learning rate and momentum of named (schedule, steps per epoch) on one picture."""
+    figure, axes = _figure(2, 11, 7)
+    for column, per_step in enumerate((False, True)):
+        for row, title in enumerate(("learning rate", "momentum")):
+            axis = axes[row][column]
+            for i, (name, (schedule, steps_per_epoch)) in enumerate(schedules.items()):
+                table, tail_step = schedule.table, schedule.tail_step
+                x = torch.arange(len(table)) / steps_per_epoch
+                if per_step:  # as a share of the run, so that runs of different lengths compare
+                    x = x * steps_per_epoch / len(table)
+                axis.plot(x, table[:, row], label=name, color=f"C{i}", linewidth=1.4)
+                if tail_step < len(table):
+                    axis.plot(x[tail_step:], table[tail_step:, row], color=f"C{i}", linewidth=4, alpha=0.35)
+            axis.set(title=title, xlabel="share of the run" if per_step else "epoch")
+            axis.grid(alpha=0.3)
+            if row == 0:
+                axis.set_ylim(0, None)
+            else:
+                axis.margins(y=0.2)
+    axes[0][0].legend()
+    figure.suptitle("schedules (thick: averaging tail)")
+    _save(figure, path)

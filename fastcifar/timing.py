@@ -1,0 +1,86 @@
+"""The only file that reads a clock: named phases, each timed with the device idle at both ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_IMPORTED_AT = time.monotonic()
+PHASES = ("import", "data", "compile", "train", "swa", "eval")
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Stopwatch:
+    """Seconds per named phase. Phases do not nest: a phase inside another stops the outer one's count meanwhile."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.time_s: dict[str, float] = defaultdict(float)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    def _lap(self) -> None:
+        wait_for(self.device)
+        now = time.perf_counter()
+        if self._running:
+            self.time_s[self._running[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._lap()
+        self._running.append(phase)
+        try:
+            yield
+        finally:
+            self._lap()
+            self._running.pop()
+
+    def so_far(self, phase: str) -> float:
+        """Seconds of a phase up to now, also while it runs; does not wait for the device."""
+        running = self._running and self._running[-1] == phase
+        return self.time_s[phase] + (time.perf_counter() - self._since if running else 0.0)
+
+    def report(self) -> dict[str, float]:
+        """All phases of the record, and `wall`: the age of the process."""
+        return {**{p: round(self.time_s[p], 4) for p in PHASES}, "wall": round(process_age_s(), 4)}
+
+
+def matrix_flop_per_s(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
+    """Rate of a square matrix product, best of three: a ceiling for what a network can reach here."""
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        wait_for(device)
+        since = time.perf_counter()
+        a @ a
+        wait_for(device)
+        best = min(best, time.perf_counter() - since)
+    return 2 * side**3 / best
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started (on Linux; elsewhere since this module was imported)."""
+    try:
+        with open("/proc/self/stat") as f:
+            started_ticks = int(f.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return time.monotonic() - _IMPORTED_AT
+
+
+def utc_stamp() -> str:
+    """The present time as 20260131-235959, UTC."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())

@@ -1,0 +1,15 @@
+"""Trains CIFAR-10 from the command line: flags -> Config, train, run folder, exit code.
+
+    python train_fast.py --epochs 30
+
+Exit codes: 0 done; 2 wrong use or bad input (one line on stderr); 3 training diverged; 130/143 interrupted, saved.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fastcifar.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
