@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastcifar.config import Config
 
-FIRST_SIDE = 2**32 - 1  # stream of the draw that outlives an epoch; epochs count from 0 and never get here
+FIRST_SIDE = -1  # key of the draw that outlives an epoch; epochs count from 0
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,33 @@ class EpochPlan:
         return self.map(lambda t: t[:, rank::world])
 
 
-def _generator(seed: int, stream: int) -> torch.Generator:
-    """A torch generator whose state is a hash of (seed, stream): neighbouring seeds and epochs share nothing."""
-    state = np.random.SeedSequence([seed, stream]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    """Counter-based generator of one epoch's draws: neighbouring seeds and epochs share nothing (Philox, Salmon 2011)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch + 1,))))
 
 
 def draw_plan(config: Config, num_images: int, epoch: int) -> EpochPlan:
-    """Draws an epoch on the CPU: each image at most once, and exactly once when the batch size divides N."""
+    """Draws an epoch on the CPU: each image at most once, and exactly once when the batch size divides N.
+
+    numpy draws, not torch: 2 ms for 50,000 images, while torch's sort took 4 to 200 ms on a busy machine.
+    """
     batch = min(config.batch_size, num_images)
     steps = num_images // batch  # the rest of a ragged epoch is left out, other images in each epoch
     shape, gen = (steps, batch), _generator(config.seed, epoch)
-    index = torch.randperm(num_images, generator=gen)[: steps * batch].view(shape)
+    index = gen.permutation(num_images)[: steps * batch].reshape(shape)
     places = 2 * config.crop_pad_px + 1
-    offset_y, offset_x = torch.randint(0, places, (2, *shape), generator=gen)
-    mirror = torch.randint(0, 2, shape, generator=gen).bool()
-    cutout_y, cutout_x = torch.randint(0, 32, (2, *shape), generator=gen)
+    offset_y, offset_x = gen.integers(places, size=(2, *shape))
+    mirror = gen.integers(2, size=shape, dtype=np.uint8)
+    cutout_y, cutout_x = gen.integers(32, size=(2, *shape))
     if config.mirror == "alternating":  # airbench (Jordan 2024): no image is seen twice running from one side
-        first_side = torch.randint(0, 2, (num_images,), generator=_generator(config.seed, FIRST_SIDE)).bool()
-        mirror = first_side[index] ^ bool(epoch % 2)
+        first_side = _generator(config.seed, FIRST_SIDE).integers(2, size=num_images, dtype=np.uint8)
+        mirror = first_side[index] ^ np.uint8(epoch % 2)
     elif config.mirror == "none":
-        mirror = torch.zeros_like(mirror)
-    order = ((offset_y * places + offset_x) * 2 + mirror).argsort(dim=1, stable=True)
-    plan = EpochPlan(index, offset_y, offset_x, mirror, cutout_y, cutout_x)
-    return plan.map(lambda t: t.gather(1, order))
+        mirror = np.zeros_like(mirror)
+    code = ((offset_y * places + offset_x) * 2 + mirror).astype(np.uint16)
+    order = code.argsort(axis=1, kind="stable")
+    draws = (index, offset_y, offset_x, mirror.astype(bool), cutout_y, cutout_x)
+    return EpochPlan(*(torch.from_numpy(np.take_along_axis(d, order, axis=1)) for d in draws))
 
 
 class Executor(Protocol):
@@ -134,9 +137,12 @@ class TorchExecutor:
 
     def epoch(self, plan: EpochPlan, side_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
         data = self.data
-        plan = plan.map(lambda t: t.to(data.padded.device, non_blocking=True))
+        device = data.padded.device
+        if device.type == "cuda":  # from pinned memory the upload does not wait for the training in progress
+            plan = plan.map(Tensor.pin_memory)
+        plan = plan.map(lambda t: t.to(device, non_blocking=True))
         size = data.padded.shape[1] - 2 * data.pad_px
-        ascending = torch.arange(size, device=data.padded.device)
+        ascending = torch.arange(size, device=device)
         for s in range(len(plan)):
             rows = plan.offset_y[s, :, None] + ascending  # [B, H]
             cols = plan.offset_x[s, :, None] + torch.where(plan.mirror[s, :, None], size - 1 - ascending, ascending)

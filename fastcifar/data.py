@@ -183,7 +183,8 @@ def _synthetic(config: Config, wanted: int | None, progress: bool) -> Dataset:
 def _build(raw: sources.Raw, name: str) -> Dataset:
     arrays = raw[1:5]
     mean, std = _mean_std(raw.x_train)
-    return Dataset("cifar10" if raw.official else name, raw.classes, *arrays, mean, std, _digest(raw.classes, arrays))
+    name = "cifar10" if raw.official else name
+    return Dataset(name, raw.classes, *arrays, mean=mean, std=std, digest=_digest(raw.classes, arrays))
 
 
 def _mean_std(images: np.ndarray) -> tuple[Any, Any]:
@@ -251,7 +252,9 @@ def _read_cache(file: Any) -> Dataset:
     classes = tuple(facts["classes"])
     if _digest(classes, arrays) != facts["digest"]:
         raise ValueError("its arrays do not match their checksum")
-    return Dataset(facts["name"], classes, *arrays, tuple(facts["mean"]), tuple(facts["std"]), facts["digest"])
+    x_train, y_train, x_test, y_test = arrays
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    return Dataset(facts["name"], classes, x_train, y_train, x_test, y_test, mean, std, facts["digest"])
 
 
 def _warn(text: str) -> None:

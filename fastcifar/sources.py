@@ -215,7 +215,7 @@ def _tar_files(
             raise DataError(f"{path}: {member.name} is a link or device; make the archive again with plain files")
         if member.size > (_MAX_IMAGE if image else _MAX_BATCH):
             raise DataError(f"{path}: {member.name} claims {member.size} bytes; it is no part of a data set")
-        data = tar.fileobj.read(member.size)  # type: ignore[union-attr]  # stands at the member's first byte
+        data = tar.fileobj.read(member.size)  # stands at the member's first byte
         if len(data) < member.size:
             raise DataError(f"{path}: ends inside {member.name}; fetch it again")
         if batch:
@@ -282,4 +282,4 @@ def _arrange(path: Path, names: list[str], images: np.ndarray, folders: set[tupl
     for split in _SPLITS:
         rows = sorted((key, row) for row, key in enumerate(keys) if key[0] == split)
         parts += [images[[row for _, row in rows]], np.array([classes.index(key[1]) for key, _ in rows], np.int64)]
-    return Raw(tuple(classes), *parts)
+    return Raw(tuple(classes), parts[0], parts[1], parts[2], parts[3])

@@ -68,12 +68,12 @@ def _draw(bits: np.random.PCG64) -> tuple[Array, Array]:
     for label, name in enumerate(CLASSES):
         mine = labels == label
         edge[mine] = _SHAPES[name](u[mine], v[mine], inner[mine])
-    strength = np.float32(0.45) + np.float32(0.55) * _uniform(bits, _CHUNK, 1, 1)  # some shapes are see-through
+    strength = np.float32(0.4) + np.float32(0.6) * _uniform(bits, _CHUNK, 1, 1)  # some shapes are see-through
     _paint(image, np.clip(np.float32(0.5) - edge * radius, 0, 1) * strength, _clouds(bits, other, amplitude=0.3))
     for _ in range(2):  # strokes over the shape hide a part of it
         _paint(image, _stroke(bits, width=1.5), _uniform(bits, _CHUNK, 3, 1, 1))
     grain = bits.random_raw(image.size // 4).astype("<u8").view(np.uint8).reshape(2, *image.shape)
-    sigma = 3 + 14 * _uniform(bits, _CHUNK, 1, 1, 1)  # grey levels; a sum of two bytes has a deviation of 104.5
+    sigma = 3 + 18 * _uniform(bits, _CHUNK, 1, 1, 1)  # grey levels; a sum of two bytes has a deviation of 104.5
     noise = (grain[0].astype(np.float32) + grain[1] - np.float32(255)) * (sigma / np.float32(104.5))
     pixels = np.clip(image * np.float32(255) + noise + np.float32(0.5), 0, 255).astype(np.uint8)
     return pixels.transpose(0, 2, 3, 1), labels
@@ -131,7 +131,7 @@ def _disc(u: Array, v: Array, t: Array) -> Array:
 
 
 def _ring(u: Array, v: Array, t: Array) -> Array:
-    return np.maximum(np.sqrt(u * u + v * v) - np.float32(0.95), np.float32(0.05) + np.float32(0.6) * t - _length(u, v))
+    return np.maximum(np.sqrt(u * u + v * v) - np.float32(0.95), np.float32(0.65) * t - _length(u, v))
 
 
 def _length(u: Array, v: Array) -> Array:
@@ -144,7 +144,7 @@ def _square(u: Array, v: Array, t: Array) -> Array:
 
 def _frame(u: Array, v: Array, t: Array) -> Array:
     reach = np.maximum(abs(u), abs(v))
-    return np.maximum(reach - np.float32(0.85), np.float32(0.05) + np.float32(0.6) * t - reach)
+    return np.maximum(reach - np.float32(0.85), np.float32(0.65) * t - reach)
 
 
 def _triangle(u: Array, v: Array, t: Array) -> Array:
@@ -157,18 +157,18 @@ def _star(u: Array, v: Array, t: Array) -> Array:
 
 
 def _cross(u: Array, v: Array, t: Array) -> Array:
-    arm = np.float32(0.15) + np.float32(0.5) * t
+    arm = np.float32(0.15) + np.float32(0.65) * t
     u, v = abs(u), abs(v)
     return np.maximum(np.maximum(u, v) - np.float32(0.95), np.minimum(u, v) - arm)
 
 
 def _crescent(u: Array, v: Array, t: Array) -> Array:
-    bite = _length(u - np.float32(0.75) + np.float32(0.3) * t, v)
+    bite = _length(u - np.float32(1.35) + np.float32(0.9) * t, v)
     return np.maximum(_length(u, v) - np.float32(0.95), np.float32(0.75) - bite)
 
 
 def _bars(u: Array, v: Array, t: Array) -> Array:
-    half = np.float32(0.15) + np.float32(0.4) * t
+    half = np.float32(0.16) + np.float32(0.42) * t
     return np.maximum(abs(u) - np.float32(0.9), abs(abs(v) - np.float32(0.58)) - half)
 
 

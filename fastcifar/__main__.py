@@ -1,0 +1,7 @@
+"""`python -m fastcifar schedule|predict|doctor`, where the `fastcifar` command is not installed."""
+
+import sys
+
+from fastcifar.cli import main
+
+sys.exit(main())
