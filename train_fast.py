@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import sys
 
-from fastcifar.entry import main
+from fastcifar.interrupt import Signals
+
+
+def main() -> int:
+    signals = Signals()
+    from fastcifar import entry  # imports torch, which takes seconds: not before signals are heard
+
+    return entry.main(sys.argv[1:], signals)
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

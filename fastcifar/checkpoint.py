@@ -1,18 +1,27 @@
-"""Atomic save and safe load of everything a resume needs. Files hold plain containers and tensors only."""
+"""Atomic save and safe load of everything a resume needs. Files hold plain containers and tensors only.
+
+There is no state of a random generator in them: every draw of an epoch is made from (seed, epoch) alone (`augment`),
+so step and seed say it all.
+"""
 
 from __future__ import annotations
 
-import errno
+import io
+import json
+import math
+import zipfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastcifar.config import Config
 from fastcifar.files import write_atomically
 
 SCHEMA = 1
+MAX_CONFIG_BYTES = 1 << 20
 FREE_ON_RESUME = frozenset({
     "out", "resume", "extend_epochs", "debug", "dry_run", "plot_schedule", "target", "cache_dir", "data", "device",
     "compile", "augment", "tta", "checkpoint_every", "recipe", "parallel",
@@ -26,43 +35,62 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, config: Config, digest: str, state: dict[str, Any]) -> None:
-    """`state` is a tree of dicts, lists, numbers, strings and tensors."""
-    content = {"schema": SCHEMA, "config": asdict(config), "digest": digest, "state": state}
-    try:
-        write_atomically(path, lambda f: torch.save(content, f))
-    except RuntimeError as e:  # torch.save hides the system's error when a write falls short
-        raise OSError(errno.ENOSPC, "could not write the whole checkpoint", str(path)) from e
+    """`state` is a tree of dicts, lists, numbers, strings and tensors. OSError when the disk does not take it."""
+    whole = io.BytesIO()  # torch.save would hide the system's error when a write falls short
+    torch.save({"schema": SCHEMA, "config": asdict(config), "digest": digest, "state": state}, whole)
+    write_atomically(path, lambda f: f.write(whole.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; CheckpointError for anything that is not a whole checkpoint of this schema."""
     try:
+        _refuse_compression(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: there is no checkpoint to resume from; give another --resume folder") from e
     except Exception as e:  # torch, zipfile and pickle raise many kinds on damaged or hostile files; none executes
         raise CheckpointError(f"{path}: damaged or not a fastcifar checkpoint; resume another run or start anew") from e
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: checkpoint schema {found!r}, this version reads {SCHEMA}; resume it with the "
-                              "version that wrote it")  # fmt: skip
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if type(schema) is not int or schema != SCHEMA:
+        found = f"schema {schema}" if type(schema) is int and abs(schema) < 1000 else "no known schema"
+        raise CheckpointError(f"{path}: has {found}, this version reads schema {SCHEMA}; resume it with the version "
+                              "that wrote it")  # fmt: skip
     if not all(isinstance(content.get(k), t) for k, t in (("config", dict), ("digest", str), ("state", dict))):
-        raise CheckpointError(f"{path}: checkpoint lacks config, digest or state; it was not written by fastcifar")
+        raise CheckpointError(f"{path}: lacks config, digest or state, so it was not written by fastcifar; resume "
+                              "another run or start anew")  # fmt: skip
     return content
+
+
+def _refuse_compression(path: Path) -> None:
+    """torch writes its zip files uncompressed; a small one that unpacks to fill the memory is none of its."""
+    with zipfile.ZipFile(path) as packed:
+        if sum(entry.file_size for entry in packed.infolist()) > path.stat().st_size:
+            raise ValueError("compressed")
+
+
+def read_config(path: Path) -> Config:
+    """The settings in a run's config.json; CheckpointError when it is missing, damaged or no such thing."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        reason = e.strerror if isinstance(e, OSError) else str(e)
+        raise CheckpointError(f"{path}: cannot be read ({reason}); the run's settings are needed to resume it") from e
+    return config_from(values, str(path))
 
 
 def config_from(values: dict[str, Any], where: str) -> Config:
     """A Config from a file's values; CheckpointError names the first field that is unknown or wrong."""
-    known = {f.name for f in fields(Config)}
     if not isinstance(values, dict):
-        raise CheckpointError(f"{where}: the settings are no table of names and values")
-    unknown = sorted(set(values) - known)
+        raise CheckpointError(f"{where}: the settings are no table of names and values; start a new run")
+    unknown = sorted(map(repr, values.keys() - {f.name for f in fields(Config)}))
     if unknown:
-        raise CheckpointError(f"{where}: unknown setting {unknown[0]!r}; it was written by another version")
+        raise CheckpointError(f"{where}: unknown setting {unknown[0][:80]}; it was written by another version")
     try:
         return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (TypeError, ValueError) as e:
-        raise CheckpointError(f"{where}: {e}") from e
+    except (TypeError, ValueError, OverflowError) as e:
+        raise CheckpointError(f"{where}: {str(e)[:200]}; it was changed by hand or by another version") from e
 
 
 def differences(saved: Config, now: Config) -> list[str]:
@@ -72,3 +100,34 @@ def differences(saved: Config, now: Config) -> list[str]:
         for f in fields(Config)
         if f.name not in FREE_ON_RESUME and getattr(saved, f.name) != getattr(now, f.name)
     ]
+
+
+def check(saved: Any, like: Any, name: str) -> None:
+    """ValueError that names the first part of a saved tree which differs from `like` in kind: type, keys, length,
+    shape, dtype, or a number that is not finite."""
+    if isinstance(like, Tensor):
+        _check_tensor(saved, like, name)
+    elif type(saved) is not type(like):
+        raise ValueError(f"{name} is of type {type(saved).__name__} instead of {type(like).__name__}")
+    elif isinstance(like, dict):
+        if saved.keys() != like.keys():
+            raise ValueError(f"{name} has other entries than this run: {repr(set(saved) ^ set(like))[:80]}")
+        for key, part in like.items():
+            check(saved[key], part, f"{name}.{key}")
+    elif isinstance(like, (list, tuple)):
+        if len(saved) != len(like):
+            raise ValueError(f"{name} has {len(saved)} entries instead of {len(like)}")
+        for i, part in enumerate(like):
+            check(saved[i], part, f"{name}.{i}")
+    elif isinstance(like, float) and math.isnan(saved):
+        raise ValueError(f"{name} is not a number")
+
+
+def _check_tensor(saved: Any, like: Tensor, name: str) -> None:
+    if not isinstance(saved, Tensor) or saved.layout != torch.strided or saved.device.type != "cpu":
+        raise ValueError(f"{name} is no plain tensor")
+    if saved.shape != like.shape or saved.dtype != like.dtype:
+        found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (saved, like))
+        raise ValueError(f"{name} is {found[:80]} instead of {wanted}")
+    if not saved.isfinite().all():
+        raise ValueError(f"{name} is not finite")

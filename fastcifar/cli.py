@@ -95,7 +95,7 @@ def newest_model(where: Path) -> Path:
 
 
 def load_model(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The network of a model.safetensors in eval mode, and its facts (classes, mean, std, ...). ValueError if damaged."""
+    """The network of a model.safetensors in eval mode, and its facts (classes, mean, ...). ValueError if damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

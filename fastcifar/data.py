@@ -62,7 +62,7 @@ def load(config: Config, progress: bool = True) -> Dataset:
     elif config.data in ("auto", "cifar10"):
         dataset = _cifar10(config, wanted, progress)
     else:
-        dataset = _from_path(config, Path(config.data).expanduser(), progress)
+        dataset = _from_path(config, Path(os.path.expanduser(config.data)), progress)
     if config.subset:
         return take_subset(dataset, config.subset)
     if config.smoke:  # a set that is smaller than the smoke run's is taken whole
@@ -133,10 +133,11 @@ def _with(dataset: Dataset, *arrays: np.ndarray) -> Dataset:
 
 
 def _from_path(config: Config, path: Path, progress: bool) -> Dataset:
+    key = sources.fingerprint(path)[:32]
     name = re.sub(r"(\.tar)?\.(tar|gz|tgz|xz|txz|bz2|tbz2?|npz)$", "", path.resolve().name, flags=re.IGNORECASE)
     if name in ("cifar10", "synthetic"):
         name += "-custom"  # those two names are promises about the content
-    dataset = _kept(config, sources.fingerprint(path)[:32], lambda: _build(sources.read(path, progress), name))
+    dataset = _kept(config, key, lambda: _build(sources.read(path, progress), name))
     return dataset if dataset.name == "cifar10" else replace(dataset, name=name)
 
 

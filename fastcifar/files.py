@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,22 +14,50 @@ from typing import IO, Any
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes beside `path`, fsyncs, renames: whoever looks finds the old file or the new one, whole.
 
-    OSError when it cannot be written (disk full, read-only); the old file is then untouched and no part file stays.
+    OSError, with the path, when it cannot be written (disk full, read-only); the old file is then untouched and no
+    part file stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as f:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as f:
             write(f)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from other users of the machine
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+        os.replace(part, path)
+        _sync_folder(path.parent)  # the rename itself survives a power cut
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            raise OSError(e.errno, e.strerror or str(e), str(path)) from e
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself survives a power cut
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing into the folder; ValueError when another one does. Ends with the process.
+
+    Part files in it were then left by a process that was killed: they are removed.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ValueError(f"{folder}: another process trains in it; wait for it, or choose another folder") from e
+        except OSError:  # a file system without locks
+            pass
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)

@@ -63,15 +63,19 @@ class Muon(Optimizer):
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
-    """Filters, classifier, biases. `lr_scale` is relative to the schedule; decay touches neither norms nor biases."""
+    """Filters, classifier, biases. `lr_scale` is relative to the schedule; decay touches neither norms nor biases.
+
+    Nesterov is asked for per group: as an argument torch refuses it where the first momentum is 0.
+    """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     head = [p for n, p in named if n == "head.weight"]
     small = [p for _, p in named if p.ndim == 1]
     filters = [p for n, p in named if p.ndim > 1 and n != "head.weight"]
+    decay = config.weight_decay
     return [
-        {"params": filters, "lr_scale": 1.0, "weight_decay": config.weight_decay},
-        {"params": head, "lr_scale": config.head_lr_scale, "weight_decay": config.weight_decay},
-        {"params": small, "lr_scale": config.bias_lr_scale, "weight_decay": 0.0},
+        {"params": filters, "lr_scale": 1.0, "weight_decay": decay, "nesterov": True},
+        {"params": head, "lr_scale": config.head_lr_scale, "weight_decay": decay, "nesterov": True},
+        {"params": small, "lr_scale": config.bias_lr_scale, "weight_decay": 0.0, "nesterov": True},
     ]
 
 
@@ -79,15 +83,15 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     """Optimizers that together hold every trainable parameter once. ValueError when apex is wanted and not there."""
     filters, *rest = parameter_groups(model, config)
     if config.optimizer == "muon":
-        sgd = SGD(rest, lr=config.lr_peak, momentum=config.momentum, nesterov=True, fused=True)
+        sgd = SGD(rest, lr=config.lr_peak, momentum=config.momentum, fused=True)
         for group in sgd.param_groups:
             group["fixed_momentum"] = True  # the table's momentum is Muon's
         muon = Muon([{**filters, "lr_scale": 1.0}], lr=config.lr_peak, momentum=config.momentum)
         return [muon, sgd]
     groups = [filters, *rest]
     if config.optimizer == "apex-sgd":
-        return [_apex_sgd()(groups, lr=config.lr_peak, momentum=config.momentum, nesterov=True)]
-    return [SGD(groups, lr=config.lr_peak, momentum=config.momentum, nesterov=True, fused=True)]
+        return [_apex_sgd()(groups, lr=config.lr_peak, momentum=config.momentum)]
+    return [SGD(groups, lr=config.lr_peak, momentum=config.momentum, fused=True)]
 
 
 def _apex_sgd() -> Any:

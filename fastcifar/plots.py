@@ -70,20 +70,22 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: Schedule, s
 
 
 def draw_schedules(path: Path, schedules: dict[str, tuple[Schedule, int]]) -> None:
-    """Learning rate and momentum of named (schedule, steps per epoch) on one picture."""
+    """Learning rate and momentum of named (schedule, steps per epoch) on one picture.
+
+    Left over epochs; right over the share of the run and relative to the peak, so that shapes compare.
+    """
     figure, axes = _figure(2, 11, 7)
-    for column, per_step in enumerate((False, True)):
+    for column, relative in enumerate((False, True)):
         for row, title in enumerate(("learning rate", "momentum")):
             axis = axes[row][column]
             for i, (name, (schedule, steps_per_epoch)) in enumerate(schedules.items()):
-                table, tail_step = schedule.table, schedule.tail_step
-                x = torch.arange(len(table)) / steps_per_epoch
-                if per_step:  # as a share of the run, so that runs of different lengths compare
-                    x = x * steps_per_epoch / len(table)
-                axis.plot(x, table[:, row], label=name, color=f"C{i}", linewidth=1.4)
-                if tail_step < len(table):
-                    axis.plot(x[tail_step:], table[tail_step:, row], color=f"C{i}", linewidth=4, alpha=0.35)
-            axis.set(title=title, xlabel="share of the run" if per_step else "epoch")
+                table, tail = schedule.table, schedule.tail_step
+                x = torch.arange(len(table)) / (len(table) if relative else steps_per_epoch)
+                y = table[:, row] / table[:, row].max() if relative and row == 0 else table[:, row]
+                axis.plot(x, y, label=name, color=f"C{i}", linewidth=1.4)
+                axis.plot(x[tail:], y[tail:], color=f"C{i}", linewidth=4, alpha=0.35)
+            axis.set(title=f"{title} / peak" if relative and row == 0 else title)
+            axis.set(xlabel="share of the run" if relative else "epoch")
             axis.grid(alpha=0.3)
             if row == 0:
                 axis.set_ylim(0, None)
@@ -91,4 +93,20 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[Schedule, int]]) -> No
                 axis.margins(y=0.2)
     axes[0][0].legend()
     figure.suptitle("schedules (thick: averaging tail)")
+    _save(figure, path)
+
+
+def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]) -> None:
+    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band."""
+    figure, axes = _figure(1, 9, 6)
+    axis = axes[0][0]
+    for i, (name, runs) in enumerate(histories.items()):
+        values = 100 * torch.tensor([[row["accuracy_test"] for row in run] for run in runs])  # [runs, epochs]
+        epochs = torch.arange(1, values.shape[1] + 1)
+        axis.plot(epochs, values.mean(0), "o-", markersize=3, color=f"C{i}", label=name)
+        axis.fill_between(epochs, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
+    axis.set(xlabel="epoch", title="test accuracy of the raw weights (mean and range over seeds)")
+    axis.yaxis.set_major_formatter("{x:g}%")
+    axis.grid(alpha=0.3)
+    axis.legend()
     _save(figure, path)

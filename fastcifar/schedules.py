@@ -50,9 +50,10 @@ def _onecycle(optimizer: Optimizer, config: Config, count: int) -> Any:
     final_div = config.final_div_factor
     if final_div is None:  # with a tail the cycle ends where the tail goes on: no jump
         final_div = first_lr / config.swa_lr if config.swa_start is not None and config.swa_lr > 0 else 1e4
+        final_div = final_div or 1e4  # lr_peak 0: all of the cycle is 0, whatever it is divided by
     pct_start = config.pct_start
     if pct_start * count == 1:  # torch divides by zero when the rise is one step exactly (seen in 2.15)
-        pct_start = math.nextafter(pct_start, 1)
+        pct_start *= 1 + 1e-14
     return lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr_peak, total_steps=count, pct_start=pct_start,
         anneal_strategy=config.anneal_strategy, cycle_momentum=config.cycle_momentum,
@@ -112,20 +113,23 @@ class Schedule:
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from `state()`."""
-        self.table.copy_(state["table"])
+        self.table = state["table"].clone()  # longer than ours where the run was extended
 
 
 class PlateauSchedule(Schedule):
     """ReduceLROnPlateau: the rows of the epochs to come are rewritten when an epoch's accuracy is known."""
 
-    def __init__(self, table: torch.Tensor, tail_step: int, config: Config) -> None:
+    def __init__(self, table: torch.Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
         super().__init__(table, tail_step)
+        self.config, self.steps_per_epoch = config, steps_per_epoch
         self.optimizer = _throwaway(config)
         self.torch_scheduler = RULES["plateau"].build(self.optimizer, config, 0)
 
     def end_epoch(self, next_step: int, metric: float) -> None:
         self.torch_scheduler.step(metric)
-        self.table[next_step : self.tail_step, 0] = self.optimizer.param_groups[0]["lr"]
+        if next_step < self.tail_step:
+            self.table[next_step : self.tail_step, 0] = self.optimizer.param_groups[0]["lr"]
+            _write_tail(self.table, self.tail_step, self.config, self.steps_per_epoch)
 
     def state(self) -> dict[str, Any]:
         return {"table": self.table, "plateau": self.torch_scheduler.state_dict()}
@@ -145,16 +149,20 @@ def make_schedule(config: Config, steps_per_epoch: int, rule: Rule | None = None
     rule = rule or RULES[config.schedule]
     table = torch.empty(num_steps, 2, dtype=torch.float64)
     table[:tail_step] = _cycle_rows(config, rule, tail_step, steps_per_epoch)
+    _write_tail(table, tail_step, config, steps_per_epoch)
+    if rule is RULES["plateau"]:
+        return PlateauSchedule(table, tail_step, config, steps_per_epoch)
+    return Schedule(table, tail_step)
 
+
+def _write_tail(table: torch.Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
+    """Joins the averaging tail on to the cycle's last row, in place."""
     last_lr, last_momentum = table[tail_step - 1].tolist() if tail_step else (config.swa_lr, config.momentum)
     anneal_steps = round(config.swa_anneal * steps_per_epoch)
-    for t in range(tail_step, num_steps):  # k-th of the anneal steps is k / anneal_steps of the way
+    for t in range(tail_step, len(table)):  # k-th of the anneal steps is k / anneal_steps of the way
         way = min(1.0, (t - tail_step + 1) / anneal_steps) if anneal_steps else 1.0
         table[t, 0] = config.swa_lr if way == 1.0 else last_lr + (config.swa_lr - last_lr) * way
     table[tail_step:, 1] = last_momentum if config.swa_momentum is None else config.swa_momentum
-    if config.schedule == "plateau":
-        return PlateauSchedule(table, tail_step, config)
-    return Schedule(table, tail_step)
 
 
 def _cycle_rows(config: Config, rule: Rule, num_steps: int, steps_per_epoch: int) -> torch.Tensor:

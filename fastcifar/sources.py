@@ -72,8 +72,8 @@ def read(path: Path, progress: bool = True) -> Raw:
 
 def fingerprint(path: Path) -> str:
     """Hex key that changes with the content: of a file its bytes, of a folder the names, sizes and times in it."""
-    kind = _kind(path)
     try:
+        kind = _kind(path)
         if kind == "file":
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,10 @@
 """The built-in offline set: ten shapes on busy backgrounds, drawn in seconds, the same bytes on every machine.
 
 A stand-in where CIFAR-10 cannot be had, so that the whole program can be tried without a network. The class is the
-shape alone: colour, place, size, rotation and background tell nothing about it, so a linear classifier stays near
-chance. Small, faint, half-covered and noisy shapes cannot be told apart for certain, so no network reaches 100%.
+shape alone: colour, place, size, rotation and background tell nothing about it, so ridge regression on the pixels
+reaches 15%. Faint and half-covered shapes, rings with a closed hole and crosses that are nearly squares cannot be told
+apart for certain, so no network reaches 100%: a small one (61,000 parameters) had 88% after 6 epochs on 20,000 images
+and still rose.
 
 Same bytes everywhere: draws come from PCG64's raw bits (a fixed stream, unlike the Generator's methods, which NumPy
 may change) and pixels only from + - * / sqrt min max on float32, which IEEE 754 rounds in one way. The exception,
@@ -22,8 +24,9 @@ import numpy as np
 CLASSES = ("bars", "checker", "crescent", "cross", "disc", "frame", "ring", "square", "star", "triangle")
 N_TRAIN, N_TEST = 50_000, 10_000
 VERSION = 1  # of the bytes drawn from a seed: raise it with any change to them
-MEAN = (0.0, 0.0, 0.0)  # of the 50,000 training images of seed 0, in [0, 1] units
-STD = (1.0, 1.0, 1.0)
+# Of the 50,000 training images of seed 0, in [0, 1] units
+MEAN = (0.38446237323835786, 0.38392070182291665, 0.3846072188265931)
+STD = (0.16785352047272453, 0.16815502670674395, 0.1681389266144389)
 _CHUNK = 100  # images drawn at once: big enough for NumPy, small enough for the CPU's cache
 _SIDE = 32
 _ANGLES = 256
@@ -110,7 +113,7 @@ def _pose(
 
 
 def _stroke(bits: np.random.PCG64, width: float) -> Array:
-    """Coverage [n, H, W] of a straight stroke, anywhere, 4 to 14 pixels to each side of its middle."""
+    """Coverage [n, H, W] of a straight stroke, anywhere, 4 to 12 pixels to each side of its middle."""
     u, v, length = _pose(bits, centre=15.0, smallest=4.0, largest=12.0, turn=0.5)
     half = np.float32(width) * (np.float32(0.4) + _uniform(bits, _CHUNK, 1, 1))
     return np.clip(0.5 - np.maximum(abs(u) * length - length, abs(v) * length - half), 0, 1)
@@ -130,12 +133,13 @@ def _disc(u: Array, v: Array, t: Array) -> Array:
     return np.sqrt(u * u + v * v * squeeze) - np.float32(0.92)
 
 
-def _ring(u: Array, v: Array, t: Array) -> Array:
-    return np.maximum(np.sqrt(u * u + v * v) - np.float32(0.95), np.float32(0.65) * t - _length(u, v))
-
-
 def _length(u: Array, v: Array) -> Array:
     return np.sqrt(u * u + v * v)
+
+
+def _ring(u: Array, v: Array, t: Array) -> Array:
+    reach = _length(u, v)
+    return np.maximum(reach - np.float32(0.95), np.float32(0.65) * t - reach)
 
 
 def _square(u: Array, v: Array, t: Array) -> Array:

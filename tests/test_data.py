@@ -245,6 +245,11 @@ def test_missing_path(tmp_path):
     refuse(tmp_path / "nowhere", "nowhere", "no such file", "train/<class>")
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a" * 300, "a\0b"])
+def test_impossible_paths(path):
+    refuse(Path(path))
+
+
 def test_a_folder_without_a_data_set(tmp_path):
     refuse(tmp_path / "cwd", "holds no data set")
 

@@ -6,10 +6,8 @@ FASTCIFAR_FUZZ_EXAMPLES sets how many damaged files each format gets (25; a thor
 from __future__ import annotations
 
 import builtins
-import io
 import os
 import pickle
-import pickletools
 import struct
 import sys
 import tarfile
@@ -21,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_data import (
-    CIFAR10,
     alone,  # noqa: F401  the fixture that keeps tests away from the user's files
     encoded,
     image_files,
@@ -35,7 +32,7 @@ from test_data import (
     write_tar,
 )
 
-from fastcifar import sources
+from fastcifar import formats, sources
 from fastcifar.data import DataError, Dataset
 
 EXAMPLES = int(os.environ.get("FASTCIFAR_FUZZ_EXAMPLES", "25"))
@@ -65,7 +62,7 @@ def with_batch(tmp_path: Path, batch: bytes) -> Path:
         lambda mark: Calls(os.system, f"touch {mark}"),
         lambda mark: Calls(builtins.eval, f"open({str(mark)!r}, 'w')"),
         lambda mark: Calls(builtins.exec, f"open({str(mark)!r}, 'w')"),
-        lambda mark: Calls(builtins.getattr, os, "system"),
+        lambda mark: Calls(builtins.getattr, "x", "upper"),
         lambda mark: Calls(np.fromfile, "/etc/passwd"),
     ],
 )
@@ -73,7 +70,9 @@ def test_a_malicious_pickle_is_not_executed(tmp_path, protocol, call):
     mark = tmp_path / "mark"
     batch = pickle.dumps({b"data": call(mark), b"labels": [0]}, protocol)
     refuse(with_batch(tmp_path, batch), "data_batch_1")
-    refuse(write_tar(tmp_path / "a.tar", in_official_folder(official_files(2) | {"data_batch_1": batch})), "data_batch_1")
+    refuse(
+        write_tar(tmp_path / "a.tar", in_official_folder(official_files(2) | {"data_batch_1": batch})), "data_batch_1"
+    )
     assert not mark.exists()
 
 
@@ -100,12 +99,16 @@ def test_handmade_pickles_end_in_one_line_and_little_memory(tmp_path, batch):
     assert not Path("mark").exists()
 
 
-def test_only_what_official_batches_hold_is_admitted():
-    for content in official_files(2).values():
-        pickletools.dis(content, out=io.StringIO())
-        assert sources.official  # the reader itself is tested on whole sets in test_data.py
-    allowed = {(module, name) for module, name in sources.formats_stand_ins()} if hasattr(sources, "formats_stand_ins") else None
-    assert allowed is None or ("os", "system") not in allowed
+def test_the_names_that_a_pickle_may_ask_for():
+    """A new one is a decision, and none leads to anything but a stand-in."""
+    assert sorted(f"{module}.{name}" for module, name in formats._STAND_INS) == [
+        "_codecs.encode",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.dtype",
+        "numpy.ndarray",
+    ]
+    assert all(item.__module__ == formats.__name__ for item in formats._STAND_INS.values())
 
 
 # Archives
@@ -169,7 +172,13 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(chunks)
+        + chunk(b"IDAT", zlib.compress(bytes(99)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (11_000, 11_000), (2**31 - 1, 2**31 - 1), (0, 0)])
@@ -316,4 +325,4 @@ def valid(dataset: Dataset) -> bool:
         and len(y)
         and 0 <= y.min() <= y.max() < k
         for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test))
-    ) and bool(np.isfinite(dataset.mean + dataset.std).all() and min(dataset.std) > 0 and set(CIFAR10))
+    ) and bool(np.isfinite(dataset.mean + dataset.std).all() and min(dataset.std) > 0)

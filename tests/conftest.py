@@ -1,0 +1,81 @@
+"""What several tests share: a set of a few images, a network of a few channels, a run that ends in a second."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar import machine, model
+from fastcifar.config import Config
+from fastcifar.data import Dataset
+from fastcifar.job import Job, prepare
+from fastcifar.progress import Lines
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Recorder(Lines):
+    """Keeps what a run says, and knows which step it is at."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.now = 0
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def step(self, step: int) -> None:
+        self.now = step
+
+
+def make_dataset(n_train: int = 256, n_test: int = 80, seed: int = 0) -> Dataset:
+    """Noise with a patch whose colour tells the class: learnable within a few steps."""
+    random = np.random.default_rng(seed)
+    colours = np.random.default_rng(1).integers(0, 256, (len(CLASSES), 3))
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(n) % len(CLASSES)
+        images = random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        images[:, 8:24, 8:24] = colours[labels][:, None, None]
+        return images, labels
+
+    return Dataset("synthetic", CLASSES, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.25,) * 3, f"digest of {seed}")
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    return make_dataset()
+
+
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small network with 8 channels, so that a step takes milliseconds."""
+    monkeypatch.setitem(model.WIDTHS, "small", (8, 8, 8))
+
+
+@pytest.fixture
+def make_job(tiny_network: None, dataset: Dataset) -> Callable[..., Job]:
+    """Job of a run on the CPU; keywords are Config fields, save `data_set`, `out` and `stop`, which are Job's."""
+
+    def make(data_set: Dataset = dataset, out: Any = None, **knobs: Any) -> Job:
+        plain: dict[str, Any] = {
+            "device": "cpu", "precision": "fp32", "scale": "small", "compile": "off", "augment": "torch",
+            "batch_size": 32, "lr_peak": 0.5, "tta": "none", "epochs": 3,
+        }  # fmt: skip
+        config = Config(**plain | knobs)
+        return prepare(config, data_set, machine.choose(config), progress=Recorder(), out=out)
+
+    return make
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic algorithms, on two threads, for the length of a test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
