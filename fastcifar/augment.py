@@ -187,5 +187,5 @@ def test_batches(data: DeviceData, batch_size: int) -> Iterator[tuple[Tensor, Te
 
 
 def side_at(config: Config, epoch: int) -> int:
-    """Image side in pixels during an epoch: low resolution first, where the recipe asks for it."""
-    return config.low_res_px if epoch < config.at(config.low_res_until) else 32
+    """Image side in pixels during an epoch: low in the epochs that end before `low_res_until`."""
+    return config.low_res_px if epoch + 1 <= config.at(config.low_res_until) + 1e-9 else 32

@@ -7,7 +7,6 @@ so step and seed say it all.
 from __future__ import annotations
 
 import io
-import json
 import math
 import zipfile
 from dataclasses import asdict, fields
@@ -21,7 +20,6 @@ from fastcifar.config import Config
 from fastcifar.files import write_atomically
 
 SCHEMA = 1
-MAX_CONFIG_BYTES = 1 << 20
 FREE_ON_RESUME = frozenset({
     "out", "resume", "extend_epochs", "debug", "dry_run", "plot_schedule", "target", "cache_dir", "data", "device",
     "compile", "augment", "tta", "checkpoint_every", "recipe", "parallel",
@@ -68,18 +66,6 @@ def _refuse_compression(path: Path) -> None:
             raise ValueError("compressed")
 
 
-def read_config(path: Path) -> Config:
-    """The settings in a run's config.json; CheckpointError when it is missing, damaged or no such thing."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        reason = e.strerror if isinstance(e, OSError) else str(e)
-        raise CheckpointError(f"{path}: cannot be read ({reason}); the run's settings are needed to resume it") from e
-    return config_from(values, str(path))
-
-
 def config_from(values: dict[str, Any], where: str) -> Config:
     """A Config from a file's values; CheckpointError names the first field that is unknown or wrong."""
     if not isinstance(values, dict):
@@ -88,7 +74,8 @@ def config_from(values: dict[str, Any], where: str) -> Config:
     if unknown:
         raise CheckpointError(f"{where}: unknown setting {unknown[0][:80]}; it was written by another version")
     try:
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return Config(**plain)
     except (TypeError, ValueError, OverflowError) as e:
         raise CheckpointError(f"{where}: {str(e)[:200]}; it was changed by hand or by another version") from e
 

@@ -197,14 +197,20 @@ class Config:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")
+        if self.swa_momentum is not None and not 0 <= self.swa_momentum < 1:
+            raise ValueError(f"swa_momentum is {self.swa_momentum}; it must be in [0, 1)")
+        if self.seed + self.runs > 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be below 2^63")
         if self.target is not None and not 0 < self.target < 1:
             raise ValueError(f"target is {self.target}; give the accuracy as a fraction, such as 0.94")
         if self.momentum_min > self.momentum_max:
             raise ValueError(f"momentum_min {self.momentum_min} is above momentum_max {self.momentum_max}")
         if not (0 < self.gamma <= 1 and 0 < self.factor < 1):
             raise ValueError(f"gamma {self.gamma} must be in (0, 1] and factor {self.factor} in (0, 1)")
-        if not 8 <= self.low_res_px <= 32:
-            raise ValueError(f"low_res_px is {self.low_res_px}; it must be from 8 to 32")
+        if not 0 < self.cyclic_gamma <= 1:
+            raise ValueError(f"cyclic_gamma is {self.cyclic_gamma}; it must be in (0, 1]")
+        if not 16 <= self.low_res_px <= 32:
+            raise ValueError(f"low_res_px is {self.low_res_px}; it must be from 16 to 32")
         if self.crop_pad_px > 8:
             raise ValueError(f"crop_pad_px is {self.crop_pad_px}; at most 8")
         if list(self.milestones) != sorted(self.milestones) or any(m <= 0 for m in self.milestones):
@@ -218,8 +224,8 @@ class Config:
                              "would spoil its figure)")  # fmt: skip
         if self.extend_epochs is not None and self.resume is None:
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
-        if self.runs > 1 and self.resume is not None:
-            raise ValueError("resume continues one run: leave out --runs")
+        if self.runs > 1 and self.extend_epochs is not None:
+            raise ValueError("extend_epochs goes on with one run: it does not go with --runs")
 
     def at(self, when: float) -> float:
         """Epoch of a point given as a fraction of the run (below 1) or an epoch (from 1 up)."""

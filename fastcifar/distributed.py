@@ -7,17 +7,20 @@ DistributedDataParallel and batch norms see the whole step's batch, so that N pr
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
-TIMEOUT = datetime.timedelta(seconds=45)  # a rank that died ends the others in under a minute
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(seconds=45)  # a rank that hangs ends the others in under a minute
+PATIENCE = datetime.timedelta(days=1)  # where one rank may work alone: loading data, training a seed of its own
+AGREE_STEPS = 16  # on GPUs, where asking at every step would make the CPU wait for the others
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    agree_steps: int = 1
+    patient: Any = None  # a group for what may take long
 
     @property
     def leads(self) -> bool:
@@ -35,21 +40,55 @@ class World:
 
 
 def join() -> World:
-    """The world torchrun describes in the environment (gloo on CPUs, NCCL on GPUs), or a world of one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """The world torchrun describes in the environment (gloo for CPUs, NCCL for GPUs), or a world of one."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return World()
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
+    try:
+        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"WORLD_SIZE is set but RANK or LOCAL_RANK is not as torchrun sets it ({e}): start several "
+                         "processes with torchrun, or unset WORLD_SIZE") from e  # fmt: skip
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    return world
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return World(rank, size, local_rank, AGREE_STEPS if on_gpu else 1, patient)
 
 
 def leave() -> None:
     """Ends the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def was_cut_off(error: BaseException) -> bool:
+    """Whether an error means that another process has gone or does not answer."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(w in text for w in ("gloo", "nccl", "connection", "process group"))
+    )
+
+
+def agree(signal: int | None, world: World, step: int = 0) -> int | None:
+    """The signal that any of the processes has got, given to all of them alike; at some steps only, to save time."""
+    if world.size == 1:
+        return signal
+    if step % world.agree_steps:
+        return None
+    largest = torch.tensor(signal or 0)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest) or None
+
+
+def first_on_each_machine(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives; a machine's first process does it before the others, so that they find what it has cached."""
+    if world.size == 1:
+        return work()
+    done = work() if world.local_rank == 0 else None
+    dist.barrier(world.patient)
+    return work() if done is None else done
 
 
 def total(value: Tensor, world: World) -> Tensor:
@@ -64,22 +103,18 @@ def gather(value: Any, world: World) -> list[Any]:
     if world.size == 1:
         return [value]
     values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=world.patient)
     return values
 
 
-def wait_for_all(world: World) -> None:
-    """Returns when every process has come here."""
-    if world.size > 1:
-        dist.barrier()
-
-
 def data_parallel(model: nn.Module, world: World, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The model as it is called in training; the model itself keeps its plain keys. BatchNorms must be joined before."""
+    """The model as it is called in training; it keeps its own plain keys. Batch norms must be joined before."""
     if world.size == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    same_already = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.15
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, **{same_already: False})
 
 
 def join_batch_norms(model: nn.Module, world: World) -> None:
@@ -90,23 +125,40 @@ def join_batch_norms(model: nn.Module, world: World) -> None:
                 module.__class__ = JoinedBatchNorm2d
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; its gradient is the sum of theirs. (torch's own is deprecated.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, grad)
+
+
 class JoinedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over equal parts of a batch in several processes. torch's SyncBatchNorm does this on GPUs only."""
+    """Batch norm over equal parts of a batch in several processes. torch's SyncBatchNorm does this on GPUs only.
+
+    Mean and variance of each part are taken first and then joined: the variance does not drown in the square of the
+    mean, as it would in a difference of sums.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        wide = x.float()
-        sums = torch.stack([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3))])  # [2, C] f32
-        sums = all_reduce(sums)
-        count = x.numel() / x.shape[1] * dist.get_world_size()
-        mean = sums[0] / count
-        var = (sums[1] / count - mean.square()).clamp_min(0)
+        wide, size = x.float(), dist.get_world_size()
+        parts = wide.new_zeros(size, 2, x.shape[1])
+        parts[dist.get_rank()] = torch.stack(torch.var_mean(wide, dim=(0, 2, 3), correction=0))
+        parts = _Sum.apply(parts)  # [R, 2, C] f32: every process its own row, so the sum has them all
+        mean = parts[:, 1].mean(0)
+        var = parts[:, 0].mean(0) + parts[:, 1].var(0, correction=0)
         with torch.no_grad():
-            self.num_batches_tracked += 1  # type: ignore[operator]
-            step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            seen, count = self.num_batches_tracked.add_(1), size * x.numel() / x.shape[1]  # type: ignore[union-attr]
+            step = 1 / float(seen) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, step)  # type: ignore[union-attr]
             self.running_var.lerp_(var * (count / max(count - 1, 1)), step)  # type: ignore[union-attr]
         scale = torch.rsqrt(var + self.eps) * self.weight
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)
+        return ((wide - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)

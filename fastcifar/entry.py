@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,63 +10,67 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fastcifar import data, distributed, flags, machine, plots, record, train
+from fastcifar import data, distributed, flags, folder, machine, memory, plots, record, train
 from fastcifar.config import Config
+from fastcifar.dali import DaliUnavailable
+from fastcifar.distributed import World
+from fastcifar.files import held
+from fastcifar.interrupt import Signals, Stopped
 from fastcifar.job import Job, prepare, start
 from fastcifar.model import WIDTHS, count_parameters, make_model, train_flop
-from fastcifar.progress import make_progress
+from fastcifar.progress import Silent, make_progress
 from fastcifar.schedules import make_schedule
-from fastcifar.timing import Stopwatch, matrix_flop_per_s, process_age_s, utc_stamp
+from fastcifar.timing import Stopwatch, matrix_flop_per_s, process_age_s
 
-DONE, BAD_INPUT, DIVERGED = 0, 2, 3
-
-
-class Signals:
-    """The first SIGINT or SIGTERM asks for an end after the step; a second SIGINT ends the process at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.number is not None and number == signal.SIGINT:
-            os._exit(128 + number)
-        self.number = number
-
-    def __call__(self) -> int | None:
-        return self.number
+DONE, FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command line; returns the exit code. An error is one line on stderr, with --debug after its traceback."""
+def main(argv: Sequence[str], signals: Signals | None = None) -> int:
+    """Runs the command line; returns the exit code. An error is one line on stderr (with --debug below a traceback)."""
+    heard = signals or Signals()
+    heard.phase = "prepare"
     try:
-        return run(flags.parse(argv, description="Trains a CIFAR-10 network fast, and keeps what was trained."))
-    except train.Interrupted as e:
+        return run(flags.parse(argv, description="Trains a CIFAR-10 network fast, and keeps what was trained."), heard)
+    except (train.Interrupted, Stopped) as e:
+        print(e, file=sys.stderr, flush=True)
         return 128 + e.number
-    except train.Diverged as e:
-        return _fail(f"training diverged: {e}", DIVERGED, argv)
-    except OSError as e:
-        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
-        return _fail(f"{what}; free space or choose another folder", BAD_INPUT, argv)
-    except (ValueError, train.Unavailable) as e:  # usage, data, checkpoint, settings that do not fit together
-        return _fail(str(e), BAD_INPUT, argv)
+    except Exception as e:
+        message, code = explain(e)
+        if not message or "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {' '.join(message.split()) or e!r}", file=sys.stderr, flush=True)
+        return code
     finally:
         distributed.leave()
+        if signals is None:
+            heard.restore()
 
 
-def _fail(message: str, code: int, argv: Sequence[str]) -> int:
-    if "--debug" in argv:
-        traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return code
+def explain(error: Exception) -> tuple[str, int]:
+    """What went wrong, where and what to do, and the exit code; no message for what is a mistake of this program."""
+    if isinstance(error, train.Diverged):
+        return f"training diverged: {error}", DIVERGED
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{what}; make room or choose another folder (a run with a checkpoint goes on by --resume)", BAD_INPUT
+    if isinstance(error, (ValueError, DaliUnavailable)):  # usage, data, checkpoint, settings that do not fit together
+        return str(error), BAD_INPUT
+    if memory.ran_out(error):
+        return "out of memory before training began; close other programs or use a smaller --subset", BAD_INPUT
+    if distributed.was_cut_off(error):
+        return "another process of this run has gone (its own message says why); continue with --resume", BAD_INPUT
+    return "", FAILED
 
 
-def run(config: Config) -> int:
+def run(config: Config, signals: Signals | None = None) -> int:
     """A Config -> everything it asks for. Raises what `main` turns into exit codes."""
     if config.plot_schedule:
         plots.draw_schedules(Path("schedule.png"), {config.recipe: preview(config)})
         print("schedule.png")
+        return DONE
+    if config.resume and not config.dry_run and (summary := folder.finished(config)):
+        print(f"{config.resume}: this run is complete; --extend-epochs N goes on with its averaging tail")
+        print(record.to_json(summary), flush=True)
         return DONE
     world = distributed.join()
     chosen = machine.choose(config, world.local_rank)
@@ -75,79 +78,89 @@ def run(config: Config) -> int:
         machine.make_deterministic()
     watch = Stopwatch(chosen.device)
     watch.time_s["import"] = process_age_s()
-    out = None if config.dry_run else claim_folder(config, world.leads)
-    with watch("data"):
-        dataset = data.load(config, progress=world.leads)
-        together = world if config.parallel == "data" else distributed.World(local_rank=world.local_rank)
-        job = prepare(config, dataset, chosen, together, watch=watch, out=out)
-    if world.leads:
-        print(banner(job), flush=True)
-    if config.dry_run:
-        start(job)
+    config = replace(config, scale=chosen.scale, precision=chosen.precision)  # type: ignore[arg-type]
+    writes = world.leads and not config.dry_run
+    out = folder.claim(config) if writes else None
+    with held(out) if out else contextlib.nullcontext():
+        with watch("data"):
+            dataset = distributed.first_on_each_machine(world, lambda: data.load(config, progress=world.leads))
+            together = world if config.parallel == "data" else World(local_rank=world.local_rank)
+            job = prepare(config, dataset, chosen, together, watch=watch, out=out)
         if world.leads:
-            print(record.to_json(plan(job)))
-        return DONE
-    job.stop = Signals()
-    if config.runs > 1:
-        return run_seeds(job, world)
-    job.progress = make_progress(job.num_steps, world.leads)
-    result = _train(job)
-    if world.leads and out:
-        print(record.to_json(finish_folder(out, job, result)), flush=True)
-    return DONE
+            print(banner(job), flush=True)
+        if config.dry_run:
+            start(job)
+            if world.leads:
+                print(record.to_json(plan(job)))
+            return DONE
+        if signals:
+            signals.phase, job.stop = "train", signals
+        return train_and_report(job, world)
 
 
-def _train(job: Job) -> train.Result:
+def train_and_report(job: Job, world: World) -> int:
+    """Training of a prepared job, and what is said and written when it ends, well or not."""
     try:
-        return train.train(job)
-    except train.Interrupted:
-        if job.out and job.world.leads:
-            job.progress.say(f"interrupted and saved; go on with: python train_fast.py --resume {job.out}")
-        raise
+        if job.config.runs > 1:
+            return run_seeds(job, world)
+        job.progress = make_progress(job.num_steps, world.leads)
+        result = train.train(job)
+        if job.out:
+            print(record.to_json(finish_folder(job.out, job, result)), flush=True)
+        return DONE
+    except train.Interrupted as e:
+        if job.out:
+            saved = "interrupted and saved; go on with"
+            print(f"{saved}: {folder.resume_command(job.out, world.size)}", flush=True)
+        raise e
+    except (RuntimeError, MemoryError) as e:
+        if not memory.ran_out(e):
+            raise
+        traceback.clear_frames(e.__traceback__)  # lets go of the step that did not fit
+        fits = memory.batch_that_fits(job)
+        advice = f"--batch-size {fits} fits" if fits else "no batch size fits; try --scale small"
+        raise ValueError(f"out of memory on {job.machine.name} with --batch-size {job.batch_size}: {advice} (as a new "
+                         "run; a checkpoint of this one is kept)") from e  # fmt: skip
     finally:
         job.progress.close()
 
 
-def run_seeds(job: Job, world: distributed.World) -> int:
-    """--runs N: seed, seed+1, ...; runs.jsonl as they come, then statistics. Under --parallel seeds each process its own."""
+def run_seeds(job: Job, world: World) -> int:
+    """--runs N: seed, seed+1, ...; runs.jsonl as they come, then statistics.
+
+    Under --parallel seeds each process trains its own. Seeds that an interrupted job finished are not trained again.
+    """
     config, out = job.config, job.out
-    seeds = range(config.seed, config.seed + config.runs)
-    apart = config.parallel == "seeds"
-    mine, summaries = seeds[world.rank :: world.size] if apart else seeds, []
-    for seed in mine:
-        one = replace(job, config=replace(config, seed=seed, runs=1), watch=Stopwatch(job.machine.device), out=None)
-        one.progress = make_progress(job.num_steps, leads=False)
-        result = train.train(one)
-        summaries.append(result.summary)
-        if world.leads and out:
-            print(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}", flush=True)
+    summaries = distributed.gather(folder.finished_seeds(config), world)[0]
+    left = [s for s in range(config.seed, config.seed + config.runs) if s not in {row["seed"] for row in summaries}]
+    at_once = world.size if config.parallel == "seeds" else 1
+    for i in range(0, len(left), at_once):
+        mine = left[i : i + at_once][world.rank if at_once > 1 else 0 :][:1]
+        results = distributed.gather(_train_seed(job, *mine) if mine else (None, None), world)
+        summaries += [summary for summary, _ in results[:at_once] if summary]
+        if out:
             record.write_lines(out / "runs.jsonl", summaries)
-            if seed == config.seed:
-                train.write_model(out / "model.safetensors", one, result)
-    if apart:
-        parts = distributed.gather(summaries, world)
-        summaries = sorted((s for part in parts for s in part), key=lambda s: s["seed"])
-    if world.leads and out:
-        record.write_lines(out / "runs.jsonl", summaries)
+        if signal := max(number or 0 for _, number in results):
+            raise train.Interrupted(signal)
+    if out:
         summary = record.summarize_runs(summaries, config.target)
         record.write_json(out / "summary.json", summary)
         print(record.to_json(summary), flush=True)
     return DONE
 
 
-def claim_folder(config: Config, leads: bool) -> Path:
-    """The run folder, made if missing. ValueError when it holds another run; OSError when it cannot be written."""
-    if config.resume:
-        return Path(config.resume)
-    out = Path(config.out or f"runs/{utc_stamp()}-{config.recipe}-s{config.seed}")
-    if not leads:
-        return out
-    if (out / "config.json").exists() or (out / "checkpoint.pt").exists():
-        raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another folder")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; choose a folder")
-    record.write_config(out, config)
-    return out
+def _train_seed(job: Job, seed: int) -> tuple[dict[str, Any] | None, int | None]:
+    """(summary, None), or (None, signal) when it was interrupted. The first seed's model is kept."""
+    one = replace(job, config=replace(job.config, seed=seed, runs=1, resume=None), out=None,
+                  watch=Stopwatch(job.machine.device), progress=Silent())  # fmt: skip
+    try:
+        result = train.train(one)
+    except train.Interrupted as e:
+        return None, e.number
+    job.progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")
+    if job.out and seed == job.config.seed:
+        train.write_model(job.out / "model.safetensors", one, result)
+    return result.summary, None
 
 
 def finish_folder(out: Path, job: Job, result: train.Result) -> dict[str, Any]:
@@ -210,8 +223,8 @@ def banner(job: Job) -> str:
         full = make_model(config.network, "full", len(job.dataset.classes), config.norm, 0)
         pflop = job.train_pflop * train_flop(full) / job.flop_per_image[32]
         hours = pflop * 1e15 / matrix_flop_per_s(chosen.device, chosen.dtype) / 3600
-        lines.append(f"         --scale full (widths {', '.join(map(str, WIDTHS['full']))}) would take {pflop:.2g} PFLOP, "
-                     f"here at least {hours:.1f} h")  # fmt: skip
+        lines.append(f"         --scale full (widths {', '.join(map(str, WIDTHS['full']))}) would take "
+                     f"{pflop:.2g} PFLOP, here at least {hours:.1f} h")  # fmt: skip
     return "\n".join(lines)
 
 

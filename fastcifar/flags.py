@@ -16,6 +16,7 @@ from fastcifar.config import Config
 from fastcifar.recipes import RECIPES
 
 SMOKE_IMAGES = 2_000
+MAX_CONFIG_BYTES = 1 << 20
 
 
 class UsageError(ValueError):
@@ -30,12 +31,12 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
     resumed = _value_of(argv, "--resume")
     default = recipe(_value_of(argv, "--recipe") or Config.recipe)
     if resumed is not None:
-        folder = find_run(resumed)
-        default = saved = replace(_saved_config(folder), resume=str(folder), out=None)
+        out = find_run(resumed)
+        default = saved = replace(_saved_config(out), resume=str(out), out=None)
         argv = _without(argv, "--resume")
     config = _tyro(argv, default, prog, description)
     if resumed is not None and (changed := differences(saved, config)):
-        raise UsageError(f"--resume {folder}: these settings may not change within a run: {'; '.join(changed)}; leave "
+        raise UsageError(f"--resume {out}: these settings may not change within a run: {'; '.join(changed)}; leave "
                          "them out, or start a new run")  # fmt: skip
     if config.smoke:
         config = replace(config, epochs=1.0, subset=config.subset or SMOKE_IMAGES)
@@ -50,22 +51,35 @@ def recipe(name: str) -> Config:
 
 
 def find_run(wanted: str) -> Path:
-    """The folder to resume; `auto` is the newest one below runs/ that has a checkpoint and no summary."""
+    """The folder to resume; `auto` is the newest run below runs/ that has not ended."""
     if wanted != "auto":
-        if not (Path(wanted) / "checkpoint.pt").is_file():
-            raise UsageError(f"--resume {wanted}: there is no checkpoint.pt in it; give the folder of a run")
-        return Path(wanted)
-    unfinished = [p.parent for p in Path("runs").glob("*/checkpoint.pt") if not (p.parent / "summary.json").exists()]
+        out = Path(wanted)
+        if not (out / "checkpoint.pt").is_file() and not (out / "config.json").is_file():
+            raise UsageError(f"--resume {wanted}: there is no checkpoint.pt in it, nor the config.json of a run that "
+                             "was stopped before its first one; give the folder of a run")  # fmt: skip
+        return out
+    runs = [(max(map(_modified, (p, p.with_name("checkpoint.pt"), p.with_name("runs.jsonl")))), p.parent)
+            for p in Path("runs").glob("*/config.json")]  # fmt: skip
+    unfinished = [(changed_at, out) for changed_at, out in runs if _modified(out / "summary.json") < changed_at]
     if not unfinished:
         raise UsageError("--resume auto: no unfinished run below runs/; give its folder, or start without --resume")
-    return max(unfinished, key=lambda folder: (folder / "checkpoint.pt").stat().st_mtime)
+    return max(unfinished)[1]
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _saved_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"{path}: cannot be read ({e}); the run's settings are needed to resume it") from e
     return config_from(values, str(path))
 

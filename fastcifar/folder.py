@@ -1,4 +1,4 @@
-"""The run folder: which one, whether a run may begin or go on in it, and the command that goes on with it."""
+"""The run folder: whether a run may begin or go on in it, what is finished in it, and how to go on with it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcifar import record
+from fastcifar import checkpoint, record
 from fastcifar.config import Config
 from fastcifar.timing import utc_stamp
 
 RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors")
-
-
-def find_run(wanted: str) -> Path:
-    """The folder to resume; `auto` is the newest run below runs/ that has not ended. ValueError when there is none."""
-    if wanted != "auto":
-        folder = Path(wanted)
-        if not folder.is_dir():
-            raise ValueError(f"--resume {wanted}: no such folder; give the folder of a run, or auto for the newest "
-                             "unfinished one below runs/")  # fmt: skip
-        if not (folder / "config.json").exists():
-            raise ValueError(f"--resume {wanted}: holds no run (there is no config.json in it); give a run's folder")
-        return folder
-    newest = [(_written_at(path.parent), path.parent) for path in Path("runs").glob("*/config.json")]
-    unfinished = [pair for pair in newest if _modified(pair[1] / "summary.json") < pair[0]]
-    if not unfinished:
-        raise ValueError("--resume auto: no unfinished run below runs/; give its folder, or start without --resume")
-    return max(unfinished)[1]
-
-
-def _written_at(folder: Path) -> float:
-    return max(_modified(folder / name) for name in ("config.json", "checkpoint.pt", "runs.jsonl"))
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def claim(config: Config) -> Path:
@@ -50,6 +22,7 @@ def claim(config: Config) -> Path:
     """
     if config.resume:
         out = Path(config.resume)
+        _check_settings(out / "checkpoint.pt", config)
         if config.extend_epochs:  # so that the extension, too, goes on by --resume alone
             record.write_config(out, config)
         return out
@@ -60,6 +33,15 @@ def claim(config: Config) -> Path:
         raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another folder")
     record.write_config(out, config)
     return out
+
+
+def _check_settings(path: Path, config: Config) -> None:
+    """CheckpointError when a checkpoint is not one of this config, found before time is spent on the data."""
+    if path.exists():
+        saved = checkpoint.config_from(checkpoint.load(path)["config"], str(path))
+        if changed := checkpoint.differences(saved, config):
+            raise checkpoint.CheckpointError(f"{path}: has other settings than the config.json beside it: "
+                                             f"{'; '.join(changed)[:200]}; put the right one back")  # fmt: skip
 
 
 def _new_folder(config: Config) -> Path:
@@ -82,6 +64,23 @@ def finished(config: Config) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return summary if reached else None
+
+
+def finished_seeds(config: Config) -> list[dict[str, Any]]:
+    """The summaries in runs.jsonl of a job of several seeds that goes on; ValueError when the file is damaged."""
+    path = Path(config.resume or "") / "runs.jsonl"
+    if config.resume is None or not path.exists():
+        return []
+    seeds = range(config.seed, config.seed + config.runs)
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        record.summarize_runs(rows, config.target)  # reads all that is needed of them later
+        right = all(row["seed"] in seeds for row in rows) and len({row["seed"] for row in rows}) == len(rows)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        right = False
+    if not right:
+        raise ValueError(f"{path}: damaged or of other seeds; move it away to train all seeds again")
+    return rows
 
 
 def resume_command(out: Path, processes: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do. Apart from the rest because it must be in force before torch is imported, which takes seconds."""
+"""What SIGINT and SIGTERM do. Imports nothing heavy, so that it is in force before torch is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal arrived before training began: there is nothing to save. No Exception, so that nobody handles it by chance."""
+    """A signal arrived before training began: nothing to save. No Exception, so that nobody handles it by chance."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} before training began; nothing is lost")

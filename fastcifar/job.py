@@ -5,6 +5,7 @@ Shapes: B images of a step, N training images, K classes; steps and epochs count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,10 +83,11 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)  # metrics rows
 
     def tree(self) -> dict[str, Any]:
+        """Plain containers and tensors. Learning rate and momentum are in the schedule's table only."""
         return {
             "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "scaler": self.scaler.state_dict(),
+            "optimizers": [[o.state.get(p, {}).get("momentum_buffer") for p in _weights(o)] for o in self.optimizers],
+            "loss_scale": float(self.scaler.get_scale()),
             "schedule": self.schedule.state(),
             "mean": self.mean.state(),
             "loss_sum": self.loss_sum,
@@ -93,27 +95,53 @@ class State:
             "history": self.history,
         }
 
-    def load(self, tree: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def load(self, tree: dict[str, Any], num_steps: int, steps_per_epoch: int) -> None:
+        """Goes on from `tree()`. ValueError, with nothing loaded, when a part of it is not what this run writes."""
+        _check_tree(tree, self, num_steps, steps_per_epoch)
         self.model.load_state_dict(tree["model"])
-        for optimizer, saved in zip(self.optimizers, tree["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(tree["scaler"])
+        for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
+            for p, momentum in zip(_weights(optimizer), momenta, strict=True):
+                if momentum is not None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p).copy_(momentum)
+        self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
         self.schedule.load(tree["schedule"])
         self.mean.load(tree["mean"])
         self.loss_sum.copy_(tree["loss_sum"])
         self.step, self.history = tree["step"], tree["history"]
 
+    def is_finite(self) -> bool:
+        """Whether weights and loss are; waits for the device."""
+        norms = torch._foreach_norm(list(self.model.parameters()))
+        return bool(torch.stack([*norms, self.loss_sum]).sum().isfinite())
+
+
+def _weights(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def skipped_steps(scale: float) -> int:
+    """How many steps fp16 overflow has skipped, read off the loss scale."""
+    return round(math.log2(SCALER_START / scale))
+
 
 def prepare(config: Config, dataset: Dataset, machine: Machine, world: World | None = None, **more: Any) -> Job:
-    """Data on the device and everything derived from the settings. ValueError when they do not fit together."""
+    """Data on the device and everything derived from the settings. ValueError when they do not fit together.
+
+    What `auto` came to is part of the job's settings from here on where it bears on the result, so that a run which is
+    resumed elsewhere stays what it was.
+    """
     world = world or World()
-    held = None
+    config = replace(config, scale=machine.scale, precision=machine.precision)  # type: ignore[arg-type]
+    held: list[Any] = []
     if config.val_split:
         dataset, *held = hold_out(dataset, config.val_split, config.seed)
     num_train = len(dataset.y_train)
     batch = min(config.batch_size, num_train)
     if batch % world.size:
         raise ValueError(f"batch_size {batch} does not divide among {world.size} processes; choose a multiple")
+    if min(len(labels) for labels in (dataset.y_test, *held[1:])) < world.size:
+        raise ValueError(f"fewer test images than the {world.size} processes; use a larger set or fewer processes")
 
     def on_device(images: Any, labels: Any, pad_px: int) -> DeviceData:
         return to_device(images, labels, dataset.mean, dataset.std, pad_px, machine.device, machine.dtype)
@@ -164,18 +192,74 @@ def start(job: Job, rule: Rule | None = None) -> State:
         schedule=make_schedule(config, job.steps_per_epoch, rule), loss_sum=torch.zeros((), device=device),
     )  # fmt: skip
     if config.resume:
-        path = Path(config.resume) / "checkpoint.pt"
-        content = checkpoint.load(path)
-        changed = checkpoint.differences(checkpoint.config_from(content["config"], str(path)), config)
-        if content["digest"] != job.dataset.digest:
-            changed.append("the images differ from those it was trained on (checksum)")
-        if changed:
-            raise checkpoint.CheckpointError(f"{path}: may not change within a run: {'; '.join(changed)}")
-        try:
-            state.load(content["state"])
-            for phase in ("train", "eval"):  # times of the whole run, not of its last part
-                job.watch.time_s[phase] += content["state"]["time_s"].get(phase, 0.0)
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as e:
-            raise checkpoint.CheckpointError(f"{path}: does not fit this network and optimizer ({e})") from e
-    state.schedule = extend(state.schedule, config, job.steps_per_epoch)
+        _resume(job, state)
     return state
+
+
+def _resume(job: Job, state: State) -> None:
+    """Puts the run's last checkpoint into the state; a run that was stopped before its first one begins anew."""
+    config, path = job.config, Path(job.config.resume or "") / "checkpoint.pt"
+    if not path.exists() and (path.parent / "config.json").exists():
+        return
+    content = checkpoint.load(path)
+    saved = checkpoint.config_from(content["config"], str(path))
+    changed = checkpoint.differences(saved, config)
+    if content["digest"] != job.dataset.digest:
+        changed.append("the images are not those it was trained on (checksum)")
+    if changed:
+        raise checkpoint.CheckpointError(f"{path}: may not change within a run: {'; '.join(changed)}")
+    try:
+        state.schedule = extend(state.schedule, saved, job.steps_per_epoch)
+        time_s = content["state"].pop("time_s", None)
+        checkpoint.check(time_s, {"train": 0.0, "eval": 0.0}, "time_s")
+        state.load(content["state"], job.num_steps, job.steps_per_epoch)
+    except (ValueError, TypeError) as e:
+        raise checkpoint.CheckpointError(f"{path}: {e}; resume another run or start anew") from e
+    state.schedule = extend(state.schedule, config, job.steps_per_epoch)
+    for phase, spent in time_s.items():  # times of the whole run, not of its last part
+        job.watch.time_s[phase] += spent
+
+
+def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int, steps_per_epoch: int) -> None:
+    """ValueError when a saved tree is not one that this run could have written at some step."""
+    like = fresh.tree()
+    loose = ("optimizers", "history", "schedule")
+    checkpoint.check({**tree, **{k: like[k] for k in loose if k in tree}}, like, "state")
+    step, count = tree["step"], tree["mean"]["count"]
+    if not 0 <= step <= num_steps:
+        raise ValueError(f"step is not within this run's {num_steps}")
+    if not 0 <= count <= step:
+        raise ValueError(f"mean.count is not within its {step} steps")
+    if not 0 < tree["loss_scale"] <= SCALER_START:
+        raise ValueError("loss_scale is not one that training comes to")
+    momenta = [[None if m is None else p.detach() for p, m in zip(_weights(o), saved, strict=True)]
+               for o, saved in zip(fresh.optimizers, tree["optimizers"], strict=True)]  # fmt: skip
+    checkpoint.check(tree["optimizers"], momenta, "optimizers")
+    _check_schedule(tree["schedule"], like["schedule"])
+    _check_history(tree["history"], step, num_steps, steps_per_epoch)
+
+
+def _check_schedule(saved: Any, like: dict[str, Any]) -> None:
+    checkpoint.check(saved, like, "schedule")
+    if "plateau" not in like and not torch.allclose(saved["table"], like["table"], rtol=1e-6, atol=1e-9):
+        raise ValueError("schedule.table is not the one these settings make")
+    learnt = ("best", "num_bad_epochs", "last_epoch", "cooldown_counter", "_last_lr")
+    for name, value in like.get("plateau", {}).items():
+        if name not in learnt and saved["plateau"][name] != value:
+            raise ValueError(f"schedule.plateau.{name} is not the one these settings make")
+
+
+def _check_history(rows: Any, step: int, num_steps: int, steps_per_epoch: int) -> None:
+    """A row per whole epoch, and one where a run ended inside an epoch."""
+    like: dict[str, Any] = dict.fromkeys(("lr", "momentum", "loss_train", "time_s"), 0.0)
+    like |= {"epoch": 0, "step": 0, "phase": ""}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("history is no list of rows")
+    for i, row in enumerate(rows):
+        accuracies = {k: 0.0 for k, v in row.items() if k in ("accuracy_test", "accuracy_val") and v is not None}
+        checkpoint.check({k: v for k, v in row.items() if v is not None}, like | accuracies, f"history.{i}")
+    steps = [row["step"] for row in rows]
+    whole = [s for s in steps if s % steps_per_epoch == 0]
+    ended = step < num_steps or steps[-1:] == [step]
+    if whole != list(range(steps_per_epoch, step + 1, steps_per_epoch)) or steps != sorted({*steps}) or not ended:
+        raise ValueError(f"history has not the rows of {step} steps")

@@ -116,7 +116,8 @@ def interval(values: list[float]) -> dict[str, Any]:
         return {"n": n, "mean": mean, "std": None, "ci95": None}
     std = statistics.stdev(values)
     z = 1.959964
-    t = T_95[n - 2] if n <= 31 else z + (z**3 + z) / (4 * (n - 1))
+    far = z + (z**3 + z) / (4 * (n - 1)) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * (n - 1) ** 2)
+    t = T_95[n - 2] if n <= 31 else far
     half = t * std / math.sqrt(n)
     return {"n": n, "mean": mean, "std": std, "ci95": [mean - half, mean + half]}
 

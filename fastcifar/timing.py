@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -58,17 +58,32 @@ class Stopwatch:
         return {**{p: round(self.time_s[p], 4) for p in PHASES}, "wall": round(process_age_s(), 4)}
 
 
-def matrix_flop_per_s(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
-    """Rate of a square matrix product, best of three: a ceiling for what a network can reach here."""
-    a = torch.ones(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(3):
+def repeats_s(work: Callable[[], object], device: torch.device, repeats: int, warm_ups: int = 1) -> list[float]:
+    """Seconds of each of several calls, the device idle at both ends; the first `warm_ups` calls are not counted."""
+    taken = []
+    for _ in range(warm_ups + repeats):
         wait_for(device)
         since = time.perf_counter()
-        a @ a
+        work()
         wait_for(device)
-        best = min(best, time.perf_counter() - since)
-    return 2 * side**3 / best
+        taken.append(time.perf_counter() - since)
+    return taken[warm_ups:]
+
+
+def matrix_flop_per_s(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
+    """Rate of a square matrix product, best of three: a ceiling for what a network can reach here.
+
+    Of random numbers: on a card a product of equal ones draws less power and runs faster than any network.
+    """
+    a = torch.rand(side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return 2 * side**3 / min(repeats_s(lambda: a @ a, device, repeats=3, warm_ups=0))
+
+
+def copy_bytes_per_s(device: torch.device, mib: int = 64) -> float:
+    """Bytes read and written per second by copying a tensor, best of five: a ceiling for work that only moves data."""
+    source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / min(repeats_s(lambda: target.copy_(source), device, repeats=5))
 
 
 def process_age_s() -> float:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastcifar import checkpoint, distributed, evaluate, record
 from fastcifar.augment import DeviceData, draw_plan, side_at, test_batches
 from fastcifar.config import Config
-from fastcifar.job import SCALER_START, Job, State, start
+from fastcifar.job import Job, State, skipped_steps, start
 from fastcifar.machine import Machine
 from fastcifar.optim import set_row
 from fastcifar.progress import epoch_line
@@ -58,6 +58,8 @@ def train(job: Job, rule: Rule | None = None) -> Result:
     """
     config, watch, spe = job.config, job.watch, job.steps_per_epoch
     state = start(job, rule)
+    if state.history:
+        _write(job, "metrics.jsonl", lambda path: record.write_lines(path, state.history))
     model, table = state.model, state.schedule.table
     with watch("compile"):
         forward = warm_up(job, model)
@@ -84,16 +86,16 @@ def train(job: Job, rule: Rule | None = None) -> Result:
                 job.progress.step(state.step)
                 if _records(state, config, spe, job.num_steps):
                     state.mean.record(model)
-                if (signal := job.stop()) and job.world.size == 1:
+                if signal := distributed.agree(job.stop(), job.world, state.step):
                     break
         if state.step % spe == 0 or state.step == job.num_steps:
             _end_epoch(job, state, forward)
-        stop_now = any(distributed.gather(signal or job.stop(), job.world))
+        signal = signal or distributed.agree(job.stop(), job.world)
         due = config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0
-        if due or stop_now or state.step == job.num_steps:
-            _save(job, state)
-        if stop_now:
-            raise Interrupted(signal or job.stop() or 0)
+        if due or signal or state.step == job.num_steps:
+            _save(job, state, must=bool(signal))
+        if signal:
+            raise Interrupted(signal)
     return _finish(job, state)
 
 
@@ -121,7 +123,8 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
     def run_all_shapes() -> None:
         gen = torch.Generator().manual_seed(0)
         shapes = [(True, job.batch_size // job.world.size, side) for side in sorted({job.config.low_res_px, 32})]
-        for training, batch, side in [*shapes, (False, EVAL_BATCH, 32)]:
+        evaluated = {min(EVAL_BATCH, len(data.labels)) for data in (job.watched, job.test)}
+        for training, batch, side in [*shapes, *((False, batch, 32) for batch in sorted(evaluated))]:
             x = torch.randn(batch, 3, side, side, generator=gen).to(device, job.machine.dtype)
             x = x.contiguous(memory_format=torch.channels_last)
             model.train(training)
@@ -140,6 +143,7 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
         model._compiled_call_impl = None  # back to the plain forward
         torch._dynamo.reset()
         first_line = (str(e).strip().splitlines() or [""])[0]
+        job.machine = replace(job.machine, compile="off")  # what the record will say
         job.progress.say(f"torch.compile failed ({type(e).__name__}: {first_line[:100]}); going on without it")
         run_all_shapes()
     model.zero_grad(set_to_none=True)
@@ -151,11 +155,12 @@ def _autocast(machine: Machine) -> torch.autocast:
     return torch.autocast(machine.device.type, machine.dtype, enabled=machine.precision != "fp32")
 
 
-def _accuracy(job: Job, model: nn.Module, data: DeviceData, tta: str = "none") -> float:
+def _accuracy(job: Job, model: nn.Module, data: DeviceData, tta: str = "none", may_stop: bool = False) -> float:
     """Over the images of all processes together."""
     model.eval()
+    batches = test_batches(data, min(EVAL_BATCH, len(data.labels)))
     with _autocast(job.machine):
-        right = evaluate.count_right(model, test_batches(data, min(EVAL_BATCH, len(data.labels))), tta)
+        right = evaluate.count_right(model, _until_stopped(job, batches) if may_stop else batches, tta)
     counts = distributed.total(torch.stack([right, torch.tensor(len(data.labels), device=right.device)]), job.world)
     return counts[0].item() / counts[1].item()
 
@@ -164,7 +169,7 @@ def _end_epoch(job: Job, state: State, model: nn.Module) -> None:
     """The metrics line of an epoch; Diverged when training has visibly failed."""
     spe, config = job.steps_per_epoch, job.config
     epoch = (state.step - 1) // spe
-    steps = state.step - epoch * spe
+    steps = state.step - (state.history[-1]["step"] if state.history else 0)
     loss = distributed.total(state.loss_sum.clone(), job.world).item() / steps / job.world.size
     state.loss_sum.zero_()
     lr, momentum = state.schedule.table[state.step - 1].tolist()
@@ -184,8 +189,7 @@ def _end_epoch(job: Job, state: State, model: nn.Module) -> None:
         "loss_train": loss, **on_test, "time_s": round(job.watch.time_s["train"], 4),
     }  # fmt: skip
     state.history.append(row)
-    if job.out and job.world.leads:
-        record.write_lines(job.out / "metrics.jsonl", state.history)
+    _write(job, "metrics.jsonl", lambda path: record.write_lines(path, state.history))
     job.progress.say(epoch_line(row, job.num_steps, spe))
     chance = 1 / len(job.dataset.classes)
     if epoch == 0 and steps >= 50 and value is not None and value < 1.2 * chance and not last:
@@ -195,10 +199,27 @@ def _end_epoch(job: Job, state: State, model: nn.Module) -> None:
         )
 
 
-def _save(job: Job, state: State) -> None:
-    if job.out and job.world.leads:
-        tree = {**state.tree(), "time_s": dict(job.watch.time_s)}
-        checkpoint.save(job.out / "checkpoint.pt", job.config, job.dataset.digest, tree)
+def _save(job: Job, state: State, must: bool) -> None:
+    """Writes checkpoint.pt, unless the weights are ruined: then the good one before is kept, and Diverged tells."""
+    world = job.world
+    state.loss_sum = distributed.total(state.loss_sum, world) / world.size  # so that any number of processes can go on
+    if not state.is_finite():
+        lr = state.schedule.table[state.step - 1, 0].item()
+        raise Diverged(f"weights or loss are not finite at step {state.step}, learning rate {lr:g}: lower --lr-peak")
+    tree = {**state.tree(), "time_s": {phase: job.watch.time_s[phase] for phase in ("train", "eval")}}
+    _write(job, "checkpoint.pt", lambda path: checkpoint.save(path, job.config, job.dataset.digest, tree), must)
+
+
+def _write(job: Job, name: str, write: Callable[[Path], None], must: bool = False) -> None:
+    """Lets `write` make a file of the run folder. A full disk ends no training, unless the file `must` be written."""
+    if not (job.out and job.world.leads):
+        return
+    try:
+        write(job.out / name)
+    except OSError as e:
+        if must:
+            raise
+        job.progress.say(f"warning: {job.out / name}: {e.strerror or e}; training goes on, the file before is kept")
 
 
 def _refresh_batches(job: Job, model: nn.Module) -> Iterable[Tensor]:
@@ -206,7 +227,15 @@ def _refresh_batches(job: Job, model: nn.Module) -> Iterable[Tensor]:
     steps = max(1, min(job.steps_per_epoch, REFRESH_IMAGES // job.batch_size))
     plan = draw_plan(job.config, job.num_train, -(-job.num_steps // job.steps_per_epoch))
     plan = plan.part(job.world.rank, job.world.size).steps(0, steps)
-    return (x for x, _ in job.executor.epoch(plan))
+    return (x for x, _ in _until_stopped(job, job.executor.epoch(plan)))
+
+
+def _until_stopped(job: Job, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, until a signal asks for an end: after the last step everything is saved already."""
+    for batch in batches:
+        if job.world.size == 1 and (signal := job.stop()):
+            raise Interrupted(signal)
+        yield batch
 
 
 def _finish(job: Job, state: State) -> Result:
@@ -220,11 +249,11 @@ def _finish(job: Job, state: State) -> Result:
             refresh_batch_norm(final, _refresh_batches(job, final))
     watch.time_s["eval_final"] = -watch.so_far("eval")
     with watch("eval"):
-        best = _accuracy(job, final, job.test, config.tta) if config.tta != "none" else None
+        best = _accuracy(job, final, job.test, config.tta, may_stop=True) if config.tta != "none" else None
     watch.time_s["eval_final"] += watch.so_far("eval")
     with watch("eval"):
-        raw = _accuracy(job, state.model, job.test)
-        averaged = _accuracy(job, final, job.test) if has_tail else None
+        raw = _accuracy(job, state.model, job.test, may_stop=True)
+        averaged = _accuracy(job, final, job.test, may_stop=True) if has_tail else None
     accuracy = next(a for a in (best, averaged, raw) if a is not None)
     summary = _summary(job, state, accuracy, raw, averaged, best)
     result = Result(final, summary, state.history, state.schedule)
@@ -250,7 +279,7 @@ def _summary(
     config, machine, watch = job.config, job.machine, job.watch
     skipped = 0
     if machine.precision == "fp16":
-        skipped = round(torch.log2(torch.tensor(SCALER_START / state.scaler.get_scale())).item())
+        skipped = skipped_steps(state.scaler.get_scale())
     return {
         "dataset": job.dataset.name, "n_train": job.num_train, "n_test": len(job.dataset.y_test),
         "recipe": config.recipe, "scale": machine.scale, "epochs": config.extend_epochs or config.epochs,

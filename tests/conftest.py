@@ -52,7 +52,7 @@ def dataset() -> Dataset:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network with 8 channels, so that a step takes milliseconds."""
-    monkeypatch.setitem(model.WIDTHS, "small", (8, 8, 8))
+    monkeypatch.setitem(model.WIDTHS, "small", (8, 8, 8, 8))
 
 
 @pytest.fixture

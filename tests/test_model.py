@@ -184,7 +184,7 @@ def natural_images(num: int) -> torch.Tensor:
 
 
 def test_whitened_stem_gives_uncorrelated_outputs_of_unit_variance():
-    model, x = make_model("resnet9", "small", 10, "bn", 0), natural_images(200)
+    model, x = make_model("resnet9", "full", 10, "bn", 0), natural_images(200)
     assert isinstance(model, ResNet9)
     before = np.corrcoef(F.unfold(x, 2).transpose(1, 2).reshape(-1, 12).numpy().T)
     assert np.abs(before - np.eye(12)).max() > 0.5  # there is something to whiten

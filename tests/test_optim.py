@@ -17,10 +17,11 @@ KINDS = [(network, norm) for network in ("resnet9", "resnet18") for norm in ("bn
 
 
 def with_gradients(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random gradients in the layout of their weights, as autograd makes them."""
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         if p.requires_grad:
-            p.grad = torch.randn(p.shape, generator=generator).to(memory_format=torch.preserve_format)
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
     return model
 
 

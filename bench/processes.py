@@ -1,0 +1,81 @@
+"""Runs in processes of their own, to be killed or joined: forked from a server that has imported torch already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastcifar import entry, model
+
+ROOT = Path(__file__).parent.parent
+TINY = (24, 8, 8, 8)
+"""Channels of the network that these runs train, so that a run ends in a second or two."""
+FLAGS = ("--device cpu --precision fp32 --scale small --compile off --augment torch --deterministic --tta none "
+         "--batch-size 20 --lr-peak 0.2 --swa-lr 0.05").split()  # fmt: skip
+
+
+def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
+    """An .npz of noise with a patch whose colour tells the class."""
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (10, 3))
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(n) % 10
+        images = random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        images[:, 8:24, 8:24] = colours[labels][:, None, None]
+        return images, labels
+
+    (x_train, y_train), (x_test, y_test) = draw(n_train), draw(n_test)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+def start(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> BaseProcess:
+    """The command line in a new process, its words in a file. One thread: bits must not depend on the machine."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.processes", "matplotlib.pyplot"])
+    process = context.Process(target=_main, args=(list(argv), str(log), dict(env or {})))
+    process.start()
+    return process
+
+
+def _main(argv: list[str], log: str, env: dict[str, str]) -> None:
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    model.WIDTHS["small"] = TINY
+    sys.exit(entry.main(argv))
+
+
+def join_all(processes: Sequence[BaseProcess], timeout_s: float = 120) -> list[int | None]:
+    """Exit codes; what has not ended by then is killed."""
+    for process in processes:
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def ranks(size: int) -> list[dict[str, str]]:
+    """The environment that torchrun would give to each of `size` processes on this machine."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**world, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+
+
+def one_thread() -> dict[str, str]:
+    """The environment for a real process that computes on one thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
