@@ -4,7 +4,7 @@ DATA ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test lint full-test clean
+.PHONY: train test lint full-test gpu clean
 
 train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -30,6 +30,14 @@ full-test: .venv/.dev lint
 .venv/.dev: requirements-dev.txt .venv/.train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
+
+# On the machine with the card, without an environment of its own where there is none: make gpu OUT=DIR PYTHON=python3
+OUT ?= bench-results/gpu
+BUDGET_S ?= 540
+PEERS ?=
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu --out $(OUT) --budget-s $(BUDGET_S) \
+		$(if $(DATA),--data $(DATA)) $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

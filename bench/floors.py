@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcifar.config import Config
 from fastcifar.machine import Machine
 from fastcifar.model import make_model
+from fastcifar.optim import orthogonalize
 from fastcifar.timing import copy_bytes_per_s, matrix_flop_per_s
 
 PARTS = ("augment", "forward", "backward", "optimizer", "averaging")
@@ -35,7 +36,8 @@ class Floors:
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         kept = batch * kept_values * chosen.dtype.itemsize
         pixels = batch * 32 * 32 * 3
-        self.flop = {"forward": batch * forward_flop, "backward": batch * (flop - forward_flop)}
+        self.flop = {"forward": batch * forward_flop, "backward": batch * (flop - forward_flop),
+                     "optimizer": _optimizer_flop(model, config)}  # fmt: skip
         self.bytes = {
             "augment": pixels * (1 + chosen.dtype.itemsize),
             "forward": kept,  # written once
@@ -59,6 +61,15 @@ class Floors:
 
     def _bytes_s(self, part: str) -> float:
         return self.bytes[part] / self.bytes_per_s
+
+
+def _optimizer_flop(model: torch.nn.Module, config: Config) -> float:
+    """Of one optimizer step; only Muon's matrix products count."""
+    with FlopCounterMode(display=False) as counter:
+        for p in model.parameters():
+            if config.optimizer == "muon" and p.requires_grad and p.ndim == 4:
+                orthogonalize(torch.empty(1, len(p), p[0].numel(), device="meta"))
+    return counter.get_total_flops()
 
 
 def _count(model: torch.nn.Module) -> tuple[float, float, float]:

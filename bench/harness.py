@@ -8,11 +8,12 @@ import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastcifar import data, flags, machine, record, train
 from fastcifar.config import Config
@@ -35,6 +36,8 @@ def train_once(config: Config, dataset: data.Dataset) -> train.Result:
     """One silent run, nothing written."""
     job = prepare(config, dataset, machine.choose(config))
     job.progress = Silent()
+    if job.machine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.machine.device)  # this run's memory, not that of the run before
     return train.train(job)
 
 
@@ -76,13 +79,22 @@ def state_of(config: Config, *more: Any) -> str:
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
 
 
+@dataclass
+class Stop:
+    """Whether measuring was stopped: the exit code."""
+
+    code: int = 0
+
+
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[Stop]:
     """Ctrl-C or SIGTERM ends the measuring inside; what follows writes the tables of what is there."""
+    stop = Stop()
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     except KeyboardInterrupt:
+        stop.code = 130
         print("stopped; the same command goes on from here", flush=True)
     finally:
         for number, handler in before.items():
@@ -160,27 +172,38 @@ Panel = tuple[str, dict[str, list[float]], dict[str, float]]
 """Title with unit; values by name; marks by name: a floor, a goal."""
 
 
-def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "floor") -> None:
-    """A panel beside the other: per name all its values as dots, mean and 95% interval, and the mark as a bar."""
+def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "floor", log: bool = False) -> None:
+    """Panels of rows: per name all its values as dots, mean and 95% interval, and the mark as a red bar.
+
+    The axis spans values and marks; a wide interval of few values goes on beyond it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tallest = max(len(values) for _, values, _ in panels)
-    figure = Figure(figsize=(2 + 4.2 * len(panels), 1.6 + 0.42 * tallest), layout="constrained")
+    columns = min(3, len(panels))
+    lines, tallest = -(-len(panels) // columns), max(len(values) for _, values, _ in panels)
+    figure = Figure(figsize=(2 + 4.2 * columns, 0.6 + lines * (1.0 + 0.42 * tallest)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (name, values, marks) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis, (name, values, marks) in zip(axes, panels, strict=False):
+        axis.set_xscale("log" if log else "linear")
+        axis.margins(x=0.08)
         for y, (label, numbers) in enumerate(values.items()):
-            stats = record.interval(numbers)
-            axis.plot(numbers, [y] * len(numbers), "o", color="tab:blue", alpha=0.3, markersize=5)
-            if stats["ci95"]:
-                axis.plot(stats["ci95"], [y, y], color="tab:blue", linewidth=2)
-            if numbers:
-                axis.plot(stats["mean"], y, "|", color="tab:blue", markersize=13, markeredgewidth=2)
+            axis.plot(numbers, [y] * len(numbers), "o", color="tab:blue", alpha=0.5, markersize=5)
             if label in marks:
                 axis.plot(marks[label], y, "|", color="tab:red", markersize=17, markeredgewidth=3)
+        axis.set_xlim(axis.get_xlim())  # of values and marks, before the intervals
+        for y, numbers in enumerate(values.values()):
+            stats = record.interval(numbers)
+            if stats["ci95"]:
+                axis.plot(stats["ci95"], [y, y], color="tab:blue", linewidth=2, alpha=0.7)
+            if numbers:
+                axis.plot(stats["mean"], y, "|", color="tab:blue", markersize=13, markeredgewidth=2)
         axis.set_yticks(range(len(values)), labels=list(values))
         axis.set(title=name, ylim=(len(values) - 0.5, -0.5))
         axis.grid(alpha=0.3, axis="x")
+    for axis in axes[len(panels) :]:
+        axis.remove()
     figure.suptitle(title + (f" (red: {mark})" if any(marks for _, _, marks in panels) else ""))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)

@@ -2,9 +2,9 @@
 
     python -m bench.kills --out records/kills [--kills 50] [--real 3] [--quick]
 
-Each of `kills` runs (a small network, six epochs, the last two an averaging tail) is ended by SIGKILL at an instant drawn
-evenly over the length of a run, then resumed to its end. Its final weights, raw and averaged, must equal those of a run
-that was never disturbed bit for bit, and so must its metrics, times apart. The last `real` of them go through
+Each of `kills` runs (a small network, twelve epochs, the last four an averaging tail) is ended by SIGKILL at an instant
+drawn evenly over the length of a run, then resumed to its end. Its final weights, raw and averaged, must equal those of
+a run that was never disturbed bit for bit, and so must its metrics, times apart. The last `real` of them go through
 train_fast.py as a person would start it, imports included. Writes kills.json and kills.md.
 """
 
@@ -27,7 +27,7 @@ from fastcifar.checkpoint import load
 from fastcifar.record import versions, write_json
 from fastcifar.timing import Stopwatch, utc_stamp
 
-EPOCHS = 6
+EPOCHS = 12
 
 
 class Runs:
@@ -70,10 +70,12 @@ def result(out: Path) -> dict[str, Any]:
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Bit for bit."""
-    weights = all(
-        a[k].keys() == b[k].keys() and all(torch.equal(v, b[k][n]) for n, v in a[k].items()) for k in ("averaged", "raw")
-    )
-    return weights and a["metrics"] == b["metrics"]
+
+    def equal(kind: str) -> bool:
+        x, y = a[kind], b[kind]
+        return x.keys() == y.keys() and all(torch.equal(v, y[name]) for name, v in x.items())
+
+    return equal("averaged") and equal("raw") and a["metrics"] == b["metrics"]
 
 
 def where(out: Path) -> str:

@@ -95,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     rows = harness.Rows(options.out / "runs.jsonl", harness.state_of(config, options.images, options.workers))
     done: list[dict[str, Any]] = []
-    with harness.stoppable():
+    with harness.stoppable() as stop:
         measure(rows, config, options, done)
     if any("images_per_s" in row for row in done):
         write_results(done, head, options)
         print((options.out / "table.md").read_text())
-    return 0
+    return stop.code
 
 
 def measure(rows: harness.Rows, config: Config, options: Options, done: list[dict[str, Any]]) -> None:
@@ -131,7 +131,7 @@ def measure(rows: harness.Rows, config: Config, options: Options, done: list[dic
 
 
 def make_epoch(kind: str, batch: int, dataset: Dataset, config: Config, options: Options) -> Callable[[], Any]:
-    """A call that makes all batches of one epoch, every time of another one. DaliUnavailable where DALI does not run."""
+    """A call that makes all batches of an epoch, each time of the next one. DaliUnavailable where DALI does not run."""
     chosen, epoch = machine.choose(config), iter(range(10**9))
     if kind == "dataloader":
         loader = DataLoader(

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from fastcifar import entry, model
 ROOT = Path(__file__).parent.parent
 TINY = (24, 8, 8, 8)
 """Channels of the network that these runs train, so that a run ends in a second or two."""
-FLAGS = ("--device cpu --precision fp32 --scale small --compile off --augment torch --deterministic --tta none "
-         "--batch-size 20 --lr-peak 0.2 --swa-lr 0.05").split()  # fmt: skip
+FLAGS = [
+    "--device", "cpu", "--precision", "fp32", "--scale", "small", "--compile", "off", "--augment", "torch",
+    "--deterministic", "--tta", "none", "--batch-size", "20", "--lr-peak", "0.05", "--swa-lr", "0.02",
+]  # fmt: skip
 
 
 def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
@@ -79,3 +82,9 @@ def ranks(size: int) -> list[dict[str, str]]:
 def one_thread() -> dict[str, str]:
     """The environment for a real process that computes on one thread."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether it came true in time; looked at fifty times a second."""
+    pause = threading.Event()
+    return any(happened() or pause.wait(0.02) for _ in range(int(timeout_s * 50)))

@@ -78,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = harness.Rows(options.out / "runs.jsonl", "")
     runs: list[dict[str, Any]] = []
     processes: list[dict[str, Any]] = []
-    with harness.stoppable():
+    with harness.stoppable() as stop:
         measure_runs(rows, configs, sets, options, runs)
         measure_processes(rows, sets[part_of(configs[BASE])].digest, configs[BASE], options, processes)
     if runs:
         write_results(configs, runs, processes, head, options)
         print((options.out / "table.md").read_text())
-    return 0
+    return stop.code
 
 
 def part_of(config: Config) -> tuple[Any, ...]:
@@ -125,7 +125,9 @@ def measure_processes(rows: harness.Rows, digest: str, config: Config, options: 
 
                 row = rows.once({"process": kind, "pair": pair}, one, harness.state_of(config, digest))
                 processes.append(row)
-                print(f"{kind} process {pair}: {row.get('error') or '%.1f s' % row['process_s']}", flush=True)
+                print(
+                    f"{kind} process {pair}: {row.get('error') or format(row['process_s'], '.1f') + ' s'}", flush=True
+                )
 
 
 def run_process(arguments: list[str], caches: Path, kind: str) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def write_results(configs: dict[str, Config], runs: list[dict[str, Any]], proces
         mine = [row for row in runs if row["variant"] == name]
         if not mine:
             continue
-        entry = {
+        entry: dict[str, Any] = {
             "variant": name, **record.summarize_runs(mine, options.target),
             "difference": record.interval([r["accuracy"] - base[r["seed"]] for r in mine if r["seed"] in base]),
             "compile_s": record.interval([r["time_s"]["compile"] for r in mine]),
@@ -187,7 +189,7 @@ def write_results(configs: dict[str, Config], runs: list[dict[str, Any]], proces
     accuracies = {n: [100 * r["accuracy"] for r in runs if r["variant"] == n] for n in configs}
     marks = dict.fromkeys(configs, 100 * options.target) if options.target else {}
     seconds = {n: [to_accuracy_s(r) for r in runs if r["variant"] == n] for n in configs}
-    panels = [("accuracy, %", accuracies, marks), ("seconds to accuracy", seconds, {})]
+    panels: list[harness.Panel] = [("accuracy, %", accuracies, marks), ("seconds to accuracy", seconds, {})]
     harness.draw_panels(options.out / "runs.png", f"{options.recipe}, {head['device']}", panels, mark="target")
 
 

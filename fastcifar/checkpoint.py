@@ -42,7 +42,7 @@ def save(path: Path, config: Config, digest: str, state: dict[str, Any]) -> None
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; CheckpointError for anything that is not a whole checkpoint of this schema."""
     try:
-        _refuse_compression(path)
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: there is no checkpoint to resume from; give another --resume folder") from e
@@ -59,11 +59,14 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_compression(path: Path) -> None:
-    """torch writes its zip files uncompressed; a small one that unpacks to fill the memory is none of its."""
-    with zipfile.ZipFile(path) as packed:
-        if sum(entry.file_size for entry in packed.infolist()) > path.stat().st_size:
+def _check_archive(path: Path) -> None:
+    """What torch.load does not look at: the checksums, and that nothing is compressed (torch never does, a small file
+    that unpacks to fill the memory would be)."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("compressed")
+        if archive.testzip():
+            raise ValueError("checksum")
 
 
 def config_from(values: dict[str, Any], where: str) -> Config:

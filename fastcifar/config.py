@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 Schedule = Literal["onecycle", "multistep", "step", "cosine", "restarts", "cyclic", "plateau", "constant", "linear"]
+Optimizer = Literal["sgd", "apex-sgd", "muon"]
 Compile = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 
 _NOT_NEGATIVE = (
@@ -66,23 +67,23 @@ class Config:
     """Left-right mirror: random side in the first epoch and the other side each next epoch; or random each time."""
     cutout_px: int = 0
     """Side of the square that is blanked at a random place; 0: none."""
-    low_res_px: int = 32
+    low_res_px: int = 24
     """Image side during the first part of the run; below 32 it saves arithmetic."""
-    low_res_until: float = 0.0
+    low_res_until: float = 0.6
     """End of the low-resolution part (fraction below 1, else epoch)."""
 
     # Optimizer
-    optimizer: Literal["sgd", "apex-sgd", "muon"] = "sgd"
+    optimizer: Optimizer = "muon"
     """Nesterov SGD (torch fused), NVIDIA apex's FusedSGD, or Muon on filters with SGD on the rest."""
-    lr_peak: float = 1.0
+    lr_peak: float = 0.12
     """Largest learning rate of the schedule (the optimizer's lr in schedules that start at their largest)."""
-    momentum: float = 0.9
+    momentum: float = 0.85
     """Momentum where the schedule does not cycle it."""
-    weight_decay: float = 5e-4
+    weight_decay: float = 5e-5
     """L2 decay of filters and head; never applied to norms and biases."""
-    bias_lr_scale: float = 1.0
+    bias_lr_scale: float = 55.0
     """Learning rate of biases relative to the schedule."""
-    head_lr_scale: float = 1.0
+    head_lr_scale: float = 175.0
     """Learning rate of the classifier relative to the schedule."""
     label_smoothing: float = 0.1
     """Probability mass given to the other classes."""
@@ -90,17 +91,17 @@ class Config:
     # Schedule, in torch.optim.lr_scheduler's terms
     schedule: Schedule = "onecycle"
     """Learning-rate schedule."""
-    pct_start: float = 0.3
+    pct_start: float = 0.2
     """onecycle: fraction of the cycle spent rising."""
-    momentum_min: float = 0.85
+    momentum_min: float = 0.6
     """onecycle, cyclic: momentum at the largest learning rate."""
-    momentum_max: float = 0.95
+    momentum_max: float = 0.9
     """onecycle, cyclic: momentum at the smallest learning rate."""
     cycle_momentum: bool = True
     """onecycle, cyclic: cycle the momentum against the learning rate."""
-    anneal_strategy: Literal["cos", "linear"] = "cos"
+    anneal_strategy: Literal["cos", "linear"] = "linear"
     """onecycle: shape of both halves."""
-    div_factor: float = 25.0
+    div_factor: float = 10.0
     """onecycle: lr_peak / first learning rate."""
     final_div_factor: float | None = None
     """onecycle: first / last learning rate; None: 1e4, or with a tail whatever ends the cycle at swa_lr."""
@@ -134,13 +135,13 @@ class Config:
     # Averaging tail
     swa_start: float | None = 2 / 3
     """Where the SWA tail begins (fraction below 1, else epoch); None: no tail."""
-    swa_lr: float = 0.2
+    swa_lr: float = 0.012
     """Learning rate in the tail."""
     swa_anneal: float = 0.0
     """Epochs over which the learning rate moves linearly from the cycle's last value to swa_lr."""
     swa_momentum: float | None = None
     """Momentum in the tail; None: the cycle's last value."""
-    swa_every: int | None = None
+    swa_every: int | None = 5
     """Record the weights every so many steps of the tail; None: at the end of each epoch."""
     tta: Literal["none", "flip", "flip-shift"] = "flip"
     """Test-time views: the image and its mirror; flip-shift adds both shifted by a pixel."""

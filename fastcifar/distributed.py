@@ -114,7 +114,7 @@ def data_parallel(model: nn.Module, world: World, device: torch.device) -> Calla
     ids = [device.index] if device.type == "cuda" else None
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     same_already = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.15
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, **{same_already: False})
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, **{same_already: False})  # type: ignore[arg-type]
 
 
 def join_batch_norms(model: nn.Module, world: World) -> None:
@@ -135,7 +135,7 @@ class _Sum(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _Sum.forward(ctx, grad)
 
 

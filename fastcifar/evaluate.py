@@ -21,7 +21,7 @@ def flip_shift(model: Model, x: Tensor) -> Tensor:
     side = x.shape[-1]
     padded = F.pad(x, (1, 1, 1, 1), "reflect")
     views = (padded[..., d : d + side, d : d + side] for d in (0, 2))
-    shifted = (flip(model, v.contiguous(memory_format=torch.channels_last)) for v in views)  # strides as x: no recompile
+    shifted = (flip(model, v.contiguous(memory_format=torch.channels_last)) for v in views)  # no recompile
     return flip(model, x) / 2 + sum(shifted) / 4
 
 

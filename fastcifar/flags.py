@@ -13,7 +13,7 @@ from unittest import mock
 
 from fastcifar.checkpoint import config_from, differences
 from fastcifar.config import Config
-from fastcifar.recipes import RECIPES
+from fastcifar.recipes import OPTIMIZERS, RECIPES, with_optimizer
 
 SMOKE_IMAGES = 2_000
 MAX_CONFIG_BYTES = 1 << 20
@@ -24,12 +24,14 @@ class UsageError(ValueError):
 
 
 def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "") -> Config:
-    """Flags -> Config. Defaults come from --recipe, or with --resume from the run that is continued.
+    """Flags -> Config. Defaults come from --recipe (and suit --optimizer), or with --resume from the run that goes on.
 
     UsageError for anything wrong; SystemExit(0) after --help.
     """
     resumed = _value_of(argv, "--resume")
     default = recipe(_value_of(argv, "--recipe") or Config.recipe)
+    if (optimizer := _value_of(argv, "--optimizer")) in OPTIMIZERS:
+        default = with_optimizer(default, optimizer)
     if resumed is not None:
         out = find_run(resumed)
         default = saved = replace(_saved_config(out), resume=str(out), out=None)

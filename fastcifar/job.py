@@ -208,8 +208,11 @@ def _resume(job: Job, state: State) -> None:
         changed.append("the images are not those it was trained on (checksum)")
     if changed:
         raise checkpoint.CheckpointError(f"{path}: may not change within a run: {'; '.join(changed)}")
+    state.schedule = extend(state.schedule, saved, job.steps_per_epoch)
+    if job.num_steps < len(state.schedule.table):
+        raise ValueError(f"extend_epochs {config.extend_epochs or config.epochs:g} is shorter than the run it extends, "
+                         f"{saved.extend_epochs or saved.epochs:g} epochs")  # fmt: skip
     try:
-        state.schedule = extend(state.schedule, saved, job.steps_per_epoch)
         time_s = content["state"].pop("time_s", None)
         checkpoint.check(time_s, {"train": 0.0, "eval": 0.0}, "time_s")
         state.load(content["state"], job.num_steps, job.steps_per_epoch)

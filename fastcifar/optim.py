@@ -83,7 +83,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     """Optimizers that together hold every trainable parameter once. ValueError when apex is wanted and not there."""
     filters, *rest = parameter_groups(model, config)
     if config.optimizer == "muon":
-        sgd = SGD(rest, lr=config.lr_peak, momentum=config.momentum, fused=True)
+        sgd = _fused_sgd(rest, config)
         for group in sgd.param_groups:
             group["fixed_momentum"] = True  # the table's momentum is Muon's
         muon = Muon([{**filters, "lr_scale": 1.0}], lr=config.lr_peak, momentum=config.momentum)
@@ -91,7 +91,18 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     groups = [filters, *rest]
     if config.optimizer == "apex-sgd":
         return [_apex_sgd()(groups, lr=config.lr_peak, momentum=config.momentum)]
-    return [SGD(groups, lr=config.lr_peak, momentum=config.momentum, fused=True)]
+    return [_fused_sgd(groups, config)]
+
+
+def _fused_sgd(groups: list[dict[str, Any]], config: Config) -> SGD:
+    """torch's SGD with its momentum there from the start.
+
+    torch makes it uninitialised in the first step (seen in 2.15): if fp16 overflow skips that step, it stays garbage.
+    """
+    sgd = SGD(groups, lr=config.lr_peak, momentum=config.momentum, fused=True)
+    for p in (p for group in groups for p in group["params"]):
+        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def _apex_sgd() -> Any:

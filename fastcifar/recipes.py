@@ -8,16 +8,13 @@ are a few points lower.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, get_args
 
-from fastcifar.config import Config
+from fastcifar.config import Config, Optimizer
 
-swa30 = Config(
-    recipe="swa30", epochs=30.0, batch_size=500, optimizer="muon", lr_peak=0.12, momentum=0.85, bias_lr_scale=55.0,
-    head_lr_scale=175.0, weight_decay=5e-5, label_smoothing=0.1, crop_pad_px=2, mirror="alternating",
-    low_res_px=24, low_res_until=0.6, schedule="onecycle", anneal_strategy="linear", pct_start=0.2, div_factor=10.0,
-    momentum_min=0.6, momentum_max=0.9, swa_start=2 / 3, swa_lr=0.036, swa_every=5, tta="flip",
-)  # fmt: skip
-"""Our default: OneCycle with momentum cycling for two thirds of 30 epochs, then an averaging tail; Muon on the filters."""
+swa30 = Config()
+"""Our default, whose values are the defaults of Config: OneCycle with momentum cycling for two thirds of 30 epochs, then
+an averaging tail at a tenth of the peak; Muon on the filters; 24 pixels until 60% of the run."""
 
 _source = replace(
     swa30, optimizer="sgd", momentum=0.9, weight_decay=5e-4, label_smoothing=0.0, mirror="random", crop_pad_px=4,
@@ -40,6 +37,23 @@ onecycle30 = replace(onecycle50, recipe="onecycle30", epochs=30.0)
 """The same in 30 epochs. Source: 93.8%."""
 swa30_source = replace(onecycle30, recipe="swa30-source", swa_start=2 / 3, swa_lr=0.01)
 """OneCycle for 20 epochs, then 10 epochs at constant lr 0.01, averaged at the end of each. Source: about 94%."""
+
+_MUON: dict[str, Any] = {name: getattr(swa30, name) for name in (
+    "lr_peak", "swa_lr", "momentum", "momentum_min", "momentum_max", "weight_decay", "bias_lr_scale", "head_lr_scale"
+)}  # fmt: skip
+_SGD: dict[str, Any] = {"lr_peak": 2.0, "swa_lr": 0.2, "momentum": 0.9, "momentum_min": 0.85, "momentum_max": 0.95, "weight_decay": 5e-4,
+        "bias_lr_scale": 1.0, "head_lr_scale": 1.0}  # fmt: skip
+
+
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+
+def with_optimizer(recipe: Config, optimizer: Optimizer) -> Config:
+    """A recipe under another optimizer, with the learning rates, momenta and decay that suit it (for batches of 500)."""
+    if (optimizer == "muon") == (recipe.optimizer == "muon"):
+        return replace(recipe, optimizer=optimizer)
+    return replace(recipe, optimizer=optimizer, **(_MUON if optimizer == "muon" else _SGD))
+
 
 RECIPES: dict[str, Config] = {
     recipe.recipe: recipe

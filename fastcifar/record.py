@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -46,6 +47,7 @@ def versions() -> dict[str, str | None]:
     }
 
 
+@functools.cache  # once a process, not once a run
 def _first_line(*command: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent)

@@ -142,9 +142,9 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
             raise
         model._compiled_call_impl = None  # back to the plain forward
         torch._dynamo.reset()
-        first_line = (str(e).strip().splitlines() or [""])[0]
+        reason = " ".join(str(e).split())[:150]
         job.machine = replace(job.machine, compile="off")  # what the record will say
-        job.progress.say(f"torch.compile failed ({type(e).__name__}: {first_line[:100]}); going on without it")
+        job.progress.say(f"torch.compile failed ({type(e).__name__}: {reason}); going on without it")
         run_all_shapes()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)

@@ -13,6 +13,8 @@ from fastcifar.data import Dataset
 from fastcifar.job import Job, prepare
 from fastcifar.progress import Lines
 
+torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other, on a busy machine long
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -72,10 +74,7 @@ def make_job(tiny_network: None, dataset: Dataset) -> Callable[..., Job]:
 
 @pytest.fixture
 def deterministic():
-    """Deterministic algorithms, on two threads, for the length of a test."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    """Deterministic algorithms for the length of a test."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)

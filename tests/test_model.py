@@ -70,11 +70,9 @@ def test_activations_would_be_channels_last_on_a_card(network):
     model = make_model(network, "full", 10, "bn", 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, t in tensors.items():
-                    if t is not None:
-                        fake = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
-                        tensors[name] = nn.Parameter(fake) if tensors is module._parameters else fake
+            for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                fake = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+                setattr(module, name, nn.Parameter(fake) if isinstance(t, nn.Parameter) else fake)
         x = torch.empty(8, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
         with torch.no_grad(), watched_layout(model) as wrong:
             logits = model(x)
@@ -107,8 +105,8 @@ def test_flop_counted_by_hand():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda m, i, o: shapes.update({m: tuple(o.shape[2:])}))
     model(images(1))
-    products = {m: 2 * h * w * m.weight.numel() for m, (h, w) in shapes.items()}  # type: ignore[union-attr, operator]
-    stem, head = products.pop(model.stem), 2 * model.head.weight.numel()  # type: ignore[arg-type, union-attr, operator]
+    products = {m: 2 * h * w * m.weight.numel() for m, (h, w) in shapes.items()}  # type: ignore[operator]
+    stem, head = products.pop(model.get_submodule("stem")), 2 * model.get_parameter("head.weight").numel()
     assert train_flop(model) == stem + 3 * (sum(products.values()) + head)  # the stem's filters are not trained
 
 
@@ -144,7 +142,7 @@ def test_initialisation_depends_on_the_seed_alone(network, norm):
     second, other = make_model(network, "small", 10, norm, 5), make_model(network, "small", 10, norm, 6)
     pairs = list(zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(first.head.weight, other.head.weight)  # type: ignore[arg-type]
+    assert not torch.equal(first.get_parameter("head.weight"), other.get_parameter("head.weight"))
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), before)  # no draw was taken from the global generator
 

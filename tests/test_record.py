@@ -16,7 +16,7 @@ from fastcifar import files, record
 from fastcifar.config import Config
 from fastcifar.model import make_model
 
-# Student (1908): additional hours of sleep of ten patients under two drugs, differences; the interval as R's t.test gives it
+# Student (1908): hours of sleep that ten patients gained by one drug over another; the interval as R's t.test gives it
 SLEEP = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
 
 
@@ -95,9 +95,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
 
 def test_the_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     calls = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(files.os, "fsync", lambda f: (calls.append("fsync"), fsync(f)))
-    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+
+    def noted(name):
+        real = getattr(os, name)
+
+        def call(*args):
+            calls.append(name)
+            return real(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(files.os, name, noted(name))
     record.write_json(tmp_path / "a.json", {})
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
@@ -151,7 +160,8 @@ def test_peak_memory_is_of_this_process():
 
 def run_summary(seed: int, accuracy: float, train_s: float) -> dict:
     shared = dict.fromkeys(("dataset", "n_train", "n_test", "recipe", "scale", "epochs", "num_steps", "train_pflop",
-                            "device", "precision", "compile", "augment", "versions", "commit", "dirty"), "same")  # fmt: skip
+                            "device", "precision", "compile", "augment", "versions", "commit", "dirty"),
+                           "same")  # fmt: skip
     time_s = {"train": train_s, "swa": 0.5, "eval_final": 0.25, "eval": 9.0, "compile": 9.0}
     return {**shared, "seed": seed, "accuracy": accuracy, "accuracy_raw": accuracy - 0.01, "accuracy_swa": None,
             "accuracy_tta": accuracy, "time_s": time_s}  # fmt: skip

@@ -274,7 +274,7 @@ def test_no_row_is_negative_infinite_or_above_the_peak(
 # Plateau, the one schedule that needs a metric
 
 METRICS = [0.3, 0.4, 0.4, 0.39, 0.4, 0.41, 0.3, 0.3, 0.41, 0.41, 0.41, 0.5]
-PLATEAU = {"schedule": "plateau", "val_split": 0.1, "lr_peak": 0.1, "factor": 0.5, "patience": 1}
+PLATEAU: dict[str, Any] = {"schedule": "plateau", "val_split": 0.1, "lr_peak": 0.1, "factor": 0.5, "patience": 1}
 
 
 def torch_plateau_rows(steps_per_epoch: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from fastcifar.swa import RunningMean
 from fastcifar.train import Diverged, Interrupted, train, warm_up
 
 ROW = {"epoch", "step", "phase", "lr", "momentum", "loss_train", "accuracy_test", "time_s"}
-SUMMARY = set("""
+SUMMARY = """
     dataset n_train n_test recipe scale epochs num_steps seed accuracy accuracy_raw accuracy_swa accuracy_tta loss_last
     time_s images_per_s train_pflop peak_mem_mib device precision compile augment versions commit dirty
-""".split())
+"""
 PINNED = Path(__file__).parent / "data" / "pinned_losses.json"
 
 
@@ -95,7 +96,7 @@ def test_summary_has_all_that_a_reader_is_promised(make_job):
     job = make_job(epochs=3, tta="flip")
     result = train(job)
     summary = result.summary
-    assert set(summary) >= SUMMARY
+    assert set(summary) >= set(SUMMARY.split())
     assert (summary["n_train"], summary["n_test"], summary["dataset"]) == (256, 80, "synthetic")
     assert summary["accuracy"] == summary["accuracy_tta"]  # the figure the run stands for
     assert summary["loss_last"] == result.history[-1]["loss_train"]
@@ -151,7 +152,7 @@ def test_a_batch_that_does_not_divide_the_set(make_job):
 def test_held_out_images_are_watched_and_the_test_set_is_the_figure(make_job):
     job = make_job(epochs=2, val_split=0.25)
     result = train(job)
-    assert job.num_train == result.summary["n_train"] == 190  # a quarter of each class is held out
+    assert job.num_train == result.summary["n_train"] == 256 - 60  # 6 of the 25 or 26 of each class
     assert all(row["accuracy_test"] is None and 0 <= row["accuracy_val"] <= 1 for row in result.history)
     assert result.summary["n_test"] == 80 and result.summary["accuracy"] * 80 == pytest.approx(
         round(result.summary["accuracy"] * 80)
@@ -279,7 +280,6 @@ def test_global_generators_are_left_alone(make_job):
 
 def test_losses_are_those_pinned(make_job, deterministic):
     """Twenty steps, an epoch each. FASTCIFAR_PIN=1 writes them anew: only for a change of numbers that is meant."""
-    torch.set_num_threads(1)
     job = make_job(data_set=make_dataset(64, 10), batch_size=64, epochs=20, eval_every=20, swa_every=2, cutout_px=8)
     losses = [row["loss_train"] for row in train(job).history]
     assert len(losses) == 20
@@ -363,7 +363,7 @@ def test_warm_up_changes_nothing_and_draws_no_image(make_job, monkeypatch, compi
     assert list(state.model.state_dict()) == list(before)  # plain keys
     assert all(p.grad is None for p in state.model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
-    assert not any(o.state for o in state.optimizers)
+    assert not any(s["momentum_buffer"].any() for o in state.optimizers for s in o.state.values())
     assert warmed(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -396,7 +396,7 @@ def test_a_failing_compiler_costs_one_line(make_job, compiled_by):
     job = make_job(epochs=1, compile="default")
     result = train(job)
     told = [line for line in job.progress.lines if "compile" in line]
-    assert len(told) == 1 and "no C++ compiler here" in told[0]
+    assert len(told) == 1 and "no C++ compiler here" in told[0] and len(told[0]) < 250
     assert "going on without it" in told[0] and "\n" not in told[0]
     assert result.summary["compile"] == "off"  # the record says what really ran
     assert same(weights(result), weights(train(make_job(epochs=1))))
@@ -429,7 +429,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
 
 def test_an_interrupted_run_does_not_save_ruined_weights(make_job, tmp_path):
     job = make_job(epochs=3, out=tmp_path, lr_peak=0.1)
-    job.stop = lambda: 15 if job.progress.now >= 12 else None
+    job.stop = partial(signal_after, job, 12)
     with pytest.raises(Diverged, match="not finite"):
         train(job, own_rule(lambda epoch: 1.0 if epoch == 0 else 1e30))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
@@ -458,13 +458,17 @@ def test_overflow_in_fp16_skips_steps_and_the_table_goes_on(make_job, monkeypatc
 # Interrupted and resumed
 
 
+def signal_after(job: Any, step: int) -> int | None:
+    return 15 if job.progress.now >= step else None
+
+
 def resumed(make: Callable[..., Job], folder: Path, knobs: dict[str, Any], cuts: list[int]) -> train_module.Result:
     """A run that is cut after each of `cuts` steps and continued by a new Job each time."""
     for i, cut in enumerate([*cuts, None]):
         job = make(out=folder, **knobs, **({"resume": str(folder)} if i else {}))
         if cut is None:
             return train(job)
-        job.stop = lambda job=job, cut=cut: 15 if job.progress.now >= cut else None
+        job.stop = partial(signal_after, job, cut)
         with pytest.raises(Interrupted) as end:
             train(job)
         assert end.value.number == 15
@@ -514,7 +518,7 @@ def test_an_extended_run_can_be_interrupted_and_resumed(make_job, tmp_path):
     train(make_job(out=tmp_path, epochs=3))
     knobs = {"out": tmp_path, "epochs": 3, "resume": str(tmp_path), "extend_epochs": 4}
     job = make_job(**knobs)
-    job.stop = lambda: 15 if job.progress.now >= 28 else None
+    job.stop = partial(signal_after, job, 28)
     with pytest.raises(Interrupted):
         train(job)
     assert train(make_job(**knobs)).history[-1]["step"] == 32

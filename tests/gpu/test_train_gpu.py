@@ -1,0 +1,123 @@
+"""On a card: a step makes the host wait for nothing, keeps channels_last, and can be reproduced bit for bit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_dataset
+from torch import Tensor, nn
+
+from fastcifar import machine
+from fastcifar.augment import EpochPlan, Executor
+from fastcifar.config import Config
+from fastcifar.job import Job, prepare
+from fastcifar.progress import Silent
+from fastcifar.train import Result, train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
+
+DATASET = make_dataset(2000, 500)
+
+
+def make_job(**knobs: Any) -> Job:
+    plain: dict[str, Any] = {
+        "device": "cuda", "scale": "full", "compile": "off", "augment": "torch", "batch_size": 100, "lr_peak": 0.2,
+        "epochs": 3, "optimizer": "sgd",
+    }  # fmt: skip
+    config = Config(**plain | knobs)
+    return prepare(config, DATASET, machine.choose(config), progress=Silent())
+
+
+class Fenced:
+    """An executor that makes any hidden wait for the card an error, from the second step of each of so many epochs."""
+
+    def __init__(self, inner: Executor, epochs: int) -> None:
+        self.inner, self.epochs, self.steps = inner, epochs, 0
+
+    def epoch(self, plan: EpochPlan, side_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epochs -= 1
+        try:
+            for batch in self.inner.epoch(plan, side_px):
+                yield batch
+                if self.epochs >= 0:  # the batch-norm refresh comes after the last epoch and may wait
+                    torch.cuda.set_sync_debug_mode("error")
+                    self.steps += 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer"), [("fp16", "sgd"), ("bf16", "sgd"), ("fp32", "sgd"), ("bf16", "muon")]
+)  # not fp16 with muon: GradScaler waits for optimizers that do not skip overflow themselves
+def test_no_step_waits_for_the_card(precision, optimizer):
+    job = make_job(precision=precision, optimizer=optimizer, swa_every=1)
+    job.executor = fenced = Fenced(job.executor, epochs=3)
+    result = train(job)
+    assert fenced.steps == job.num_steps == 60
+    assert all(torch.isfinite(torch.tensor(row["loss_train"])) for row in result.history)
+    assert result.history[-1]["loss_train"] < result.history[0]["loss_train"]
+
+
+def test_the_fence_notices_a_wait():
+    job = make_job(precision="bf16")
+    job.executor = Fenced(job.executor, epochs=3)
+    job.progress.step = lambda step: torch.ones((), device="cuda").item()  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        train(job)
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("network", ["resnet9", "resnet18"])
+def test_every_convolution_sees_channels_last(network, precision):
+    job = make_job(network=network, precision=precision, epochs=0.1)
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            seen.extend((*inputs, output))
+
+    handle = nn.modules.module.register_module_forward_hook(look)
+    try:
+        train(job)
+    finally:
+        handle.remove()
+    assert {t.dtype for t in seen} == {job.machine.dtype}
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen)
+
+
+def test_equal_seeds_agree_bit_for_bit(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.use_deterministic_algorithms(True)
+
+    def run(seed: int) -> Result:
+        return train(make_job(precision="bf16", seed=seed, low_res_px=24, low_res_until=0.5, deterministic=True))
+
+    try:
+        first, second, other = run(3), run(3), run(4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    a, b, c = (r.model.state_dict() for r in (first, second, other))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert [r["loss_train"] for r in first.history] == [r["loss_train"] for r in second.history]
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_card_and_cpu_agree_in_fp32(monkeypatch):
+    """The same seed on both: the first losses differ by rounding alone."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    knobs = {"scale": "small", "precision": "fp32", "epochs": 0.1, "swa_start": None, "lr_peak": 0.01}
+    here = train(make_job(device="cpu", **knobs))
+    there = train(make_job(**knobs))
+    assert there.history[0]["loss_train"] == pytest.approx(here.history[0]["loss_train"], rel=1e-3)
+
+
+def test_compiled_run_trains_as_the_plain_one():
+    plain = train(make_job(precision="bf16", epochs=1))
+    compiled = train(make_job(precision="bf16", epochs=1, compile="default"))
+    assert compiled.summary["compile"] == "default"
+    assert compiled.history[0]["loss_train"] == pytest.approx(plain.history[0]["loss_train"], rel=0.1)
+    assert not any("_orig_mod" in key for key in compiled.model.state_dict())

@@ -1,0 +1,443 @@
+"""Every bench in its smallest form: its files are there and parse, its figures make sense, a stopped one goes on."""
+
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench import compare, floors, gpu, harness, launch, loader, peers, schedules, step, time_to_accuracy
+from fastcifar import data, machine, record
+from fastcifar.config import Config
+from fastcifar.model import make_model, train_flop
+
+PEER = """
+import os, sys
+with open(sys.argv[0]) as file:
+    print(len(file.read()), "characters")
+import torch
+from torch import nn
+
+@torch.compile
+def halved(x):
+    return x / 2
+
+@torch.compile(fullgraph=True)
+def shifted(x):
+    return x.to("cuda") - torch.tensor(0.5, dtype=torch.half, device="cuda")
+
+def say(*cells):
+    print("|" + "|".join(f"  {cell!s:>12.12}  " for cell in cells) + "|")
+
+def images(part):
+    loaded = torch.load(os.path.join("cifar10", part + ".pt"), map_location=torch.device("cuda"), weights_only=True)
+    x = (loaded["images"].half() / 255).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+    return shifted(halved(x)), loaded["labels"]
+
+def main(run, model):
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    x, y = images("train")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    order = torch.randperm(len(y), device=x.device)
+    nn.functional.cross_entropy(model(x[order]), y[order]).backward()
+    optimizer.step()
+    end.record()
+    torch.cuda.synchronize()
+    x, y = images("test")
+    right = (model(x).argmax(1) == y).float().mean().item()
+    say(run, 0, 0.5, right, "", "")
+    say("", "eval", 0.5, right, right, 1e-3 * start.elapsed_time(end))
+
+model = torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).half().cuda(), mode="max-autotune")
+model._orig_mod[1].compile()
+say("run", "epoch", "train_acc", "val_acc", "tta_val_acc", "time_seconds")
+main("warmup", model)
+for run in range(200):
+    torch.cuda._sleep(10)
+    main(run, model)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures belong to a commit; here it must not change halfway."""
+    monkeypatch.setattr(record, "source_state", lambda: {"commit": "c0ffee", "dirty": False})
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take ten times as long for networks as small as these."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that are started
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Path:
+    script = tmp_path / "peer.py"
+    script.write_text(PEER)
+    return script
+
+
+def results(out: Path, *pictures: str) -> dict[str, Any]:
+    """table.json of a bench, after a look at its other files."""
+    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert rows and all("state" in row or "recipe" in row for row in rows)
+    assert (out / "table.md").read_text().count("\n| ") >= 2  # a header and a row at least
+    for name in pictures:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    table = json.loads((out / "table.json").read_text())
+    assert table["versions"]["torch"] == torch.__version__ and table["commit"] == "c0ffee"
+    return table
+
+
+# What they share
+
+
+def test_words_become_flags() -> None:
+    config = harness.parse("swa30", "epochs=10 swa_start=None", "cycle_momentum=false milestones=0.4,0.8 epochs=12")
+    assert (config.epochs, config.swa_start, config.cycle_momentum) == (12.0, None, False)
+    assert config.milestones == (0.4, 0.8)
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "epocs=3", "epochs=many"])
+def test_wrong_words_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        harness.parse("swa30", text)
+
+
+def test_rows_are_measured_once_per_state(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def measure(**result: Any) -> Callable[[], dict[str, Any]]:
+        return lambda: (calls.append(1), result)[1]
+
+    for _ in range(2):  # the second time as another process would: from the file
+        rows = harness.Rows(tmp_path / "runs.jsonl", "here")
+        assert rows.once({"seed": 0}, measure(value=1))["value"] == 1
+    assert len(calls) == 1
+    rows.once({"seed": 0}, measure(value=2), "another commit")
+    rows.once({"seed": 1}, measure(error="no memory"))
+    rows.once({"seed": 1}, measure(value=3))  # what failed is tried again
+    assert len(calls) == 4 and len(harness.read_rows(tmp_path / "runs.jsonl")) == 4
+
+
+def test_state_follows_what_a_figure_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, other = Config(device="cpu"), Config(device="cpu", lr_peak=0.3)
+    assert harness.state_of(config) == harness.state_of(harness.with_seed(config, 5)) != harness.state_of(other)
+    before = harness.state_of(config)
+    assert before != harness.state_of(config, "other images")
+    monkeypatch.setattr(record, "source_state", lambda: {"commit": "decaf", "dirty": False})
+    assert before != harness.state_of(config)
+
+
+def test_measured_shows_significant_digits() -> None:
+    assert harness.measured(record.interval([1.0, 3.0])) == "2 ± 1.41 [-10.7, 14.7]"
+    assert harness.measured(record.interval([123456.0])) == "123,456"
+    assert harness.measured(record.interval([])) == harness.measured(None) == "-"
+
+
+# The benches
+
+
+def test_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["--images", "120", "--batches", "30", "50", "--repeats", "3", "--workers", "0", "--device", "cpu",
+            "--executors", "torch", "dataloader", "--out", str(tmp_path)]  # fmt: skip
+    real, count = loader.repeats_s, [0]
+
+    def interrupted(*args: Any, **kwargs: Any) -> list[float]:
+        count[0] += 1
+        if count[0] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loader, "repeats_s", interrupted)
+    assert loader.main(argv) == 130
+    assert (tmp_path / "table.md").exists() and len(harness.read_rows(tmp_path / "runs.jsonl")) == 5
+    assert loader.main(argv) == 0
+    assert count[0] == 6 + 12 - 5  # only what was missing
+    table = results(tmp_path, "rates.png")["table"]
+    assert [(e["executor"], e["batch"]) for e in table] == [(k, b) for k in ("torch", "dataloader") for b in (30, 50)]
+    for entry in table:
+        rates = entry["images_per_s"]
+        assert rates["n"] == 3 and 0 < rates["median"] <= rates["best"]
+
+
+def test_loader_names_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any) -> None:
+        raise loader.DaliUnavailable(ImportError("No module named 'nvidia'"))
+
+    monkeypatch.setattr(loader, "DaliExecutor", missing)
+    argv = ["--images", "60", "--batches", "30", "--repeats", "1", "--executors", "dali", "torch"]
+    assert loader.main([*argv, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    table = results(tmp_path)
+    assert "No module named" in table["skipped"]["dali"] and len(table["table"]) == 1
+
+
+def test_plain_images_are_normalised_crops() -> None:
+    dataset = harness.noise(20)
+    plain = loader.PlainImages(dataset, 2)
+    x = torch.stack([plain[i][0] for i in range(len(plain))])
+    assert x.shape == (20, 3, 32, 32) and abs(x.mean()) < 0.1 and abs(x.std() - 1) < 0.1
+
+
+def test_step(tmp_path: Path, tiny_network: None) -> None:
+    argv = ["--variants", "fp32", "fp32-nchw", "--batch", "16", "--steps", "4", "--repeats", "2", "--device", "cpu"]
+    assert step.main([*argv, "--augment", "torch", "--scale", "small", "--out", str(tmp_path)]) == 0
+    plain, nchw = results(tmp_path, "steps.png")["table"]
+    for entry in (plain, nchw):
+        for part in (*floors.PARTS, "step"):
+            assert entry["parts_ms"][part]["n"] == 2 and entry["parts_ms"][part]["mean"] > 0
+            assert entry["floor_ms"][part] > 0
+    assert plain["train_ms"]["mean"] > 0 and plain["loader_cost"]["n"] == 2
+    assert nchw["train_ms"]["n"] == 0  # the loop is channels_last
+    assert step.main(["--variants", "fp8", "--out", str(tmp_path)]) == 2
+
+
+def test_floors_count_the_whole_step() -> None:
+    config = Config(device="cpu", precision="fp32", scale="small")
+    counted = floors.Floors(config, machine.choose(config), batch=10)
+    model = make_model("resnet9", "small", 10, "bn", 0)
+    assert counted.flop["forward"] + counted.flop["backward"] == pytest.approx(10 * train_flop(model), rel=1e-6)
+    assert 1.5 < counted.flop["backward"] / counted.flop["forward"] < 2.1
+    # What the forward pass keeps is at least what enters each convolution, at most a few copies of every activation.
+    entering = 3 * 32**2 + 24 * 31**2 + 16 * 15**2 * 1 + 16 * 15**2 + 64 * 7**2 * 2 + 64 * 7**2
+    assert entering < counted.bytes["forward"] / 4 / 10 < 10 * entering
+    assert counted.parts_ms()["step"] > counted.parts_ms()["forward"] > 0
+
+
+def fake_run(accuracy: Callable[[Config], float]) -> Callable[..., Namespace]:
+    """In the place of harness.train_once: a summary at once."""
+
+    def train_once(config: Config, dataset: data.Dataset) -> Namespace:
+        times = {"train": 1.0 + config.seed, "swa": 0.25, "eval_final": 0.5, "compile": 0.0}
+        summary = {
+            "accuracy": accuracy(config), "accuracy_raw": 0.5, "accuracy_swa": None, "accuracy_tta": None,
+            "time_s": times, "seed": config.seed, "dataset": dataset.name, "n_train": 100, "n_test": 20,
+            "recipe": config.recipe, "scale": "small", "epochs": 1.0, "num_steps": 2, "train_pflop": 0.1,
+            "device": "d", "precision": "fp32", "compile": "off", "augment": "torch", "versions": {},
+            "peak_mem_mib": {"host": 10.0, "device": None}, "commit": None, "dirty": None,
+        }  # fmt: skip
+        return Namespace(summary=summary, history=[])
+
+    return train_once
+
+
+def test_time_to_accuracy_pairs_variants_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fake_run(lambda c: 0.9 + 0.01 * c.seed + (0.005 if c.lr_peak == 0.5 else 0.0))
+    count = [0]
+
+    def stopped_once(config: Config, dataset: data.Dataset) -> Namespace:
+        count[0] += 1
+        if count[0] == 4:
+            raise KeyboardInterrupt
+        return real(config, dataset)
+
+    monkeypatch.setattr(harness, "train_once", stopped_once)
+    took = iter((30.0, 20.0))
+    monkeypatch.setattr(time_to_accuracy, "run_process", lambda *_: {"process_s": next(took)})
+    argv = ["--data", "synthetic", "--set", "subset=20 scale=small", "--runs", "3", "--vary", "lr_peak=0.5",
+            "--target", "0.912", "--out", str(tmp_path)]  # fmt: skip
+    assert time_to_accuracy.main(argv) == 130
+    assert time_to_accuracy.main(argv) == 0
+    assert count[0] == 7  # six runs and the one that was stopped
+    table = results(tmp_path, "runs.png")
+    base, varied = table["table"]
+    assert base["accuracy"]["mean"] == pytest.approx(0.91) and base["accuracy"]["n"] == 3
+    assert varied["difference"]["mean"] == pytest.approx(0.005)
+    assert varied["difference"]["std"] < 1e-9 < base["accuracy"]["std"]
+    assert base["time_to_accuracy_s"]["mean"] == pytest.approx(1 + 1 + 0.25 + 0.5)
+    assert base["share_reached"] == pytest.approx(1 / 3)
+    assert (table["process_s"]["cold"]["mean"], table["process_s"]["warm"]["mean"]) == (30.0, 20.0)
+
+
+def test_time_to_accuracy_refuses_wrong_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert time_to_accuracy.main(["--vary", "lr_peek=3", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ") and not list(tmp_path.iterdir())
+
+
+def test_a_cold_process_finds_no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is one of our own here: it prints what it was given."""
+    program = tmp_path / "train_fast.py"
+    program.write_text(
+        "import json, os, sys, pathlib\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); out.mkdir()\n"
+        "(out / 'model.safetensors').touch()\n"
+        "named = {k: os.environ[k] for k in ('TORCHINDUCTOR_CACHE_DIR', 'FASTCIFAR_CACHE')}\n"
+        "print(json.dumps({'time_s': named, 'accuracy': len(sys.argv)}))\n"
+    )
+    monkeypatch.setattr(time_to_accuracy, "ROOT", tmp_path)
+    monkeypatch.setenv("FASTCIFAR_CACHE", "/mine")
+    monkeypatch.delenv("FASTCIFAR_DATA", raising=False)
+    caches = tmp_path / "caches"
+    caches.mkdir()
+    row = time_to_accuracy.run_process(["--data", "synthetic"], caches, "cold")
+    assert row["process_s"] > 0 and all(str(caches) in path for path in row["time_s"].values())
+    kept = time_to_accuracy.run_process(["--data", "cifar10"], caches, "warm")
+    assert kept["time_s"]["FASTCIFAR_CACHE"] == "/mine"  # fetching images again would measure the network
+    program.write_text("raise SystemExit('no room')")
+    assert "no room" in time_to_accuracy.run_process([], caches, "cold")["error"]
+
+
+# Peers
+
+
+def test_peer_table_counts_networks_that_saw_the_labels() -> None:
+    table = peers.PeerTable()
+    lines = ["-" * 40, "|  run   | epoch | train_acc | val_acc | tta_val_acc | total_time_seconds  |",
+             "| warmup |     0 |    0.1000 |  0.1000 |             |             1.0000  |",
+             "|        |  eval |    0.1000 |  0.1000 |      0.1000 |             1.2000  |",
+             "Training something first...", "|      0 |     0 |    0.8000 |  0.7000 |             |      2.0000  |",
+             "|        |  eval |    0.8000 |  0.7000 |      0.7500 |             2.5000  |",
+             "|      1 |  eval |    0.8000 |  0.7000 |      0.7600 |             2.6000  |"]  # fmt: skip
+    found = [row for line in lines if (row := table.feed(line + "\n"))]
+    assert found == [{"accuracy": 0.75, "time_s": 2.5}, {"accuracy": 0.76, "time_s": 2.6}]
+
+
+def test_prepared_images_are_the_same_for_both(tmp_path: Path, dataset: data.Dataset) -> None:
+    path = peers.prepare_images(dataset, tmp_path)
+    again = data.load(Config(data=str(path), cache_dir=str(tmp_path / "cache")), progress=False)
+    theirs = torch.load(tmp_path / "cifar10" / "train.pt", weights_only=True)
+    np.testing.assert_array_equal(theirs["images"].numpy(), again.x_train)
+    np.testing.assert_array_equal(theirs["labels"].numpy(), again.y_train)
+    assert theirs["images"].dtype == torch.uint8 and theirs["labels"].dtype == torch.int64
+    assert tuple(theirs["classes"]) == dataset.classes
+
+
+def test_launched_peer_ends_after_the_networks_asked_for(tmp_path: Path, peer: Path, dataset: data.Dataset) -> None:
+    peers.prepare_images(dataset, tmp_path)
+    before, command = peer.read_bytes(), peers.peer_command(peers.find_peer(f"tiny={peer}"))
+    row = peers.run_until(command, tmp_path, tmp_path / "log.txt", peers.PeerTable().feed, 2, 300, {})
+    assert "error" not in row, (tmp_path / "log.txt").read_text()
+    assert len(row["runs"]) == 2 and all(0 <= r["accuracy"] <= 1 and r["time_s"] > 0 for r in row["runs"])
+    assert 0 < row["first_s"] <= row["total_s"] and peer.read_bytes() == before
+    assert f"{len(PEER)} characters" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("program", "limit_s", "why"),
+    [("print('no card'); raise SystemExit(3)", 60, "exit code 3 with 0 of 1 networks; its last line: no card"),
+     ("import time; time.sleep(60)", 0.5, "cut after 0.5 s")],
+)  # fmt: skip
+def test_peer_that_fails_or_hangs_is_an_error_row(tmp_path: Path, program: str, limit_s: float, why: str) -> None:
+    command = [sys.executable, "-c", program]
+    row = peers.run_until(command, tmp_path, tmp_path / "log.txt", peers.PeerTable().feed, 1, limit_s, {})
+    assert why in row["error"] and row["total_s"] < 30
+
+
+def test_unknown_peer_is_refused(tmp_path: Path, peer: Path) -> None:
+    for text in ("airbench94", f"airbench94={tmp_path}", f"other={tmp_path}", "other=no.py"):
+        with pytest.raises(ValueError, match="NAME=SCRIPT"):
+            peers.find_peer(text)
+    assert peers.find_peer(f"tiny={peer}").digest == peers.find_peer(f"also={peer}").digest
+
+
+def test_without_a_card_calls_land_on_the_cpu_in_float32() -> None:
+    with launch.NoCard():
+        half = torch.zeros(3, dtype=torch.float16, device="cuda").cuda()
+        assert half.dtype == torch.float32 and half.device.type == "cpu"
+        x = torch.ones(2)
+        y = x.bfloat16()
+        y /= 2  # a cast is a copy, as it would be
+        assert x.tolist() == [1, 1] and x.to("cuda:0").device.type == "cpu" and x.to(torch.half).dtype == torch.float32
+        assert nn.Linear(2, 2).half().cuda().weight.dtype == torch.float32
+    assert torch.zeros(1, dtype=torch.float16).dtype == torch.float16  # only inside
+
+
+def test_compare(tmp_path: Path, peer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run_until(command: list[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        commands.append(command)
+        ours = "train_fast.py" in command[1]
+        run = {"accuracy": 0.5, "time_s": 2.0 if ours else 6.0, "scale": "small", "epochs": 1.0, "precision": "fp32"}
+        return {"runs": [run], "first_s": 10.0 if ours else 40.0, "total_s": 41.0}
+
+    monkeypatch.setattr(compare, "run_until", run_until)
+    argv = ["--peer", f"tiny={peer}", "--data", "synthetic", "--subset", "50", "--rounds", "2", "--out", str(tmp_path)]
+    assert compare.main(argv) == 0 and len(commands) == 4
+    assert ["train_fast.py" in c[1] for c in commands] == [True, False, True, False]  # in turn
+    ours, tiny = results(tmp_path, "ratios.png")["table"]
+    assert tiny["ratio_own_clock"]["mean"] == 3 and tiny["ratio_process"]["mean"] == 4
+    assert ours["process_first_s"] == 10 and tiny["process_later_s"]["n"] == 1
+    assert tiny["sha256"] == peers.find_peer(f"tiny={peer}").digest
+    assert compare.main(argv) == 0 and len(commands) == 4  # nothing is run twice
+    peer.write_text(PEER + "\n# changed")
+    assert compare.main(argv) == 0 and len(commands) == 6  # a changed peer is another one
+
+
+# All of them, within a budget
+
+
+def test_gpu_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    table = (
+        f"import pathlib; p = pathlib.Path({str(out / 'good')!r}); p.mkdir(); (p / 'table.md').write_text('figures')"
+    )
+    parts = [
+        gpu.Part("bad", ["-c", "raise SystemExit('broken')"], 60, needs=()),
+        gpu.Part("missing", ["-c", "pass"], 60, needs=("no_such_package",)),
+        gpu.Part("good", ["-c", table], 60, needs=()),
+        gpu.Part("hangs", ["-c", "import time; print('begun', flush=True); time.sleep(600)"], 600, needs=()),
+        gpu.Part("late", ["-c", "pass"], 60, needs=()),
+    ]
+    monkeypatch.setattr(gpu, "plan", lambda options: parts)
+    monkeypatch.setattr(gpu, "GRACE_S", 1.0)
+    monkeypatch.setattr(gpu, "LEAST_S", 2.0)
+    assert gpu.main(["--out", str(out), "--budget-s", "8"]) == 1
+    index = json.loads((out / "index.json").read_text())
+    assert index["took_s"] < 8
+    status = {part["name"]: part["status"] for part in index["parts"]}
+    assert status == {"bad": "failed", "missing": "left out", "good": "done", "hangs": "cut", "late": "left out"}
+    reasons = {part["name"]: part["reason"] for part in index["parts"]}
+    assert "broken" in reasons["bad"] and "no_such_package" in reasons["missing"] and "budget" in reasons["late"]
+    assert "figures" in (out / "report.md").read_text() and (out / "logs" / "hangs.txt").read_text() == "begun\n"
+
+
+def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
+    options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
+    parts = gpu.plan(options)
+    assert [part.name for part in parts] == ["tests", "loader", "swa30", "step", "compare", "schedules"]
+    modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
+               "schedules": schedules}  # fmt: skip
+    import tyro
+
+    for part in parts[1:]:
+        module = modules[part.arguments[1].removeprefix("bench.")]
+        read = tyro.cli(module.Options, args=part.arguments[2:])
+        assert read.quick and read.out == tmp_path / part.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
+def test_quick(name: str, tmp_path: Path) -> None:
+    bench = {"loader": loader, "step": step, "time_to_accuracy": time_to_accuracy}[name]
+    more = ["--data", "synthetic", "--vary", "lr_peak=0.5"] if name == "time_to_accuracy" else []
+    assert bench.main(["--quick", *more, "--out", str(tmp_path)]) == 0
+    table = results(tmp_path)
+    assert name != "time_to_accuracy" or (table["process_s"]["warm"]["mean"] > 0 and not table["failed"])
+
+
+@pytest.mark.slow
+def test_compare_with_real_processes(tmp_path: Path, peer: Path) -> None:
+    argv = ["--peer", f"tiny={peer}", "--data", "synthetic", "--subset", "200", "--rounds", "1", "--networks", "2"]
+    assert compare.main([*argv, "--set", "epochs=1 batch_size=50", "--out", str(tmp_path / "out")]) == 0
+    ours, tiny = results(tmp_path / "out")["table"]
+    assert ours["accuracy"]["n"] == 1 and tiny["accuracy"]["n"] == 2 and tiny["ratio_process"]["mean"] > 0
+
+
+@pytest.mark.slow
+def test_gpu_quick(tmp_path: Path) -> None:
+    assert gpu.main(["--quick", "--only", "tests", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
+    assert "images/s" in (tmp_path / "report.md").read_text()

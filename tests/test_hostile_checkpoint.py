@@ -1,0 +1,355 @@
+"""A run folder from a hostile hand: --resume ends with 2 and one line, runs nothing and changes nothing.
+
+FASTCIFAR_FUZZ_EXAMPLES sets the number of random mutations of each file (default 25).
+"""
+
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import zipfile
+
+import pytest
+import torch
+
+from fastcifar import checkpoint, entry
+from fastcifar.config import Config
+from tests.test_entry import base, call, here, stop_at  # noqa: F401
+
+EXAMPLES = int(os.environ.get("FASTCIFAR_FUZZ_EXAMPLES", "25"))
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The interrupted run, made by the first test that asks for it."""
+    return {}
+
+
+@pytest.fixture
+def run(call, base, monkeypatch, made, tmp_path, tmp_path_factory):  # noqa: F811
+    """A folder of its own with a run that was interrupted in its tail, at step 9 of 16."""
+    if not made:
+        out = tmp_path_factory.mktemp("made") / "r"
+        with monkeypatch.context() as patched:
+            stop_at(patched, signal.SIGTERM)
+            assert call(*base, "--out", str(out))[0] == 143
+            stop_at(patched, signal.SIGTERM)
+        made["r"] = out
+    shutil.copytree(made["r"], tmp_path / "r")
+    return tmp_path / "r"
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def assert_refused(call, run, told):  # noqa: F811
+    before = files(run)
+    code, out, err = call("--resume", str(run))
+    assert code == 2 and len(err) == 1 and err[0].startswith("error: ") and told in err[0], (code, err)
+    assert len(err[0]) < 1000 and files(run) == before
+
+
+def rewrite(run, change):
+    """checkpoint.pt with its content changed by `change(content)`."""
+    path = run / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content = change(content) or content
+    torch.save(content, path)
+
+
+def test_the_run_itself_goes_on(call, run):  # noqa: F811
+    assert call("--resume", str(run))[0] == 0
+
+
+# checkpoint.pt as a file
+
+
+class Spell:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_pickled_code_does_not_run(call, run, tmp_path):  # noqa: F811
+    proof = str(tmp_path / "it ran")
+    (run / "checkpoint.pt").write_bytes(pickle.dumps(Spell(proof)))
+    assert_refused(call, run, "checkpoint.pt: damaged or not a fastcifar checkpoint")
+    for place in ("state", "config", "schema"):
+        rewrite_with_spell(run, place, proof)
+        assert_refused(call, run, "checkpoint.pt: damaged or not a fastcifar checkpoint")
+    assert not os.path.exists(proof)
+
+
+def rewrite_with_spell(run, place, proof):
+    torch.save({"schema": 1, "config": {}, "digest": "", "state": {}, place: Spell(proof)}, run / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 1000, b"PK\x03\x04 no archive", b"{}", "cut", "half", "tail", "twice"])
+def test_a_damaged_file(call, run, damage):  # noqa: F811
+    path = run / "checkpoint.pt"
+    whole = path.read_bytes()
+    cuts = {"cut": whole[:-1], "half": whole[: len(whole) // 2], "tail": whole[100:], "twice": whole[:-50] + whole}
+    path.write_bytes(cuts.get(damage, damage))
+    if damage == "twice" and call("--resume", str(run))[0] == 0:
+        return  # a zip file counts from its end: there, this one is whole
+    assert_refused(call, run, "checkpoint.pt: damaged or not a fastcifar checkpoint")
+
+
+def test_a_flipped_bit_in_a_weight(call, run):  # noqa: F811
+    path = run / "checkpoint.pt"
+    whole = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["state"]["model"]["head.weight"].numpy().tobytes()
+    whole[whole.find(weight) + 5] ^= 1
+    path.write_bytes(whole)
+    assert_refused(call, run, "damaged")
+
+
+def test_a_file_that_unpacks_to_more_than_it_is(call, run):  # noqa: F811
+    path = run / "checkpoint.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(run / "new", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + b"\0" * 10**6)
+    os.replace(run / "new", path)
+    assert_refused(call, run, "damaged")
+
+
+def test_a_huge_tensor_declared(call, run):  # noqa: F811
+    path, packed = run / "checkpoint.pt", io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):  # a size of 8 or 24 becomes 2**40
+                data = data.replace(b"K\x08\x85", b"\x8a\x06" + (2**40).to_bytes(6, "little") + b"\x85")
+            new.writestr(name, data)
+    path.write_bytes(packed.getvalue())
+    assert_refused(call, run, "damaged")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
+def test_a_folder_in_place_of_a_file(call, run, name):  # noqa: F811
+    (run / name).unlink()
+    (run / name).mkdir()
+    code, _, err = call("--resume", str(run))
+    assert code == 2 and len(err) == 1 and name in err[0]
+
+
+# checkpoint.pt whose content lies
+
+
+def put(content, path, value):
+    *way, last = path.split(".")
+    for key in way:
+        content = content[int(key) if isinstance(content, list) else key]
+    content[int(last) if isinstance(content, list) else last] = value
+
+
+TOP = [
+    ("schema", 2, "has schema 2, this version reads schema 1"),
+    ("schema", "1", "has no known schema"),
+    ("schema", True, "has no known schema"),
+    ("schema", None, "has no known schema"),
+    ("state", [], "lacks config, digest or state"),
+    ("config", "swa30", "lacks config, digest or state"),
+    ("digest", b"abc", "lacks config, digest or state"),
+    ("digest", "of other images", "the images are not those it was trained on"),
+    ("config.seed", 1, "seed: 1 -> 0"),
+    ("config.epochs", NAN, "epochs is nan"),
+    ("config.batch_size", -5, "batch_size is -5"),
+    ("config.network", "resnet5000", "network is 'resnet5000'"),
+    ("config.warp", 9, "unknown setting 'warp'"),
+    ("config.seed", 10**5000, "checkpoint.pt"),
+]
+STATE = [
+    ("step", NAN, "state.step is of type float instead of int"),
+    ("step", True, "state.step is of type bool"),
+    ("step", -1, "step is not within this run's 16"),
+    ("step", 17, "step is not within this run's 16"),
+    ("step", 10**5000, "step is not within this run's 16"),
+    ("step", 16, "history has not the rows of 16 steps"),
+    ("step", 3, "mean.count is not within"),
+    ("mean.count", -1, "mean.count is not within"),
+    ("mean.count", 10, "mean.count is not within"),
+    ("mean.count", 1.0, "mean.count is of type float"),
+    ("mean.mean.head.weight", None, "head.weight"),
+    ("loss_scale", 0.0, "loss_scale is not one"),
+    ("loss_scale", NAN, "loss_scale is not a number"),
+    ("loss_scale", 1e30, "loss_scale is not one"),
+    ("loss_sum", torch.tensor(NAN), "loss_sum is not finite"),
+    ("loss_sum", torch.zeros(2), "loss_sum is float32 [2] instead of float32 []"),
+    ("model", {}, "model has other entries"),
+    ("model", [], "model is of type list"),
+    ("optimizers", [], "zip()"),
+    ("optimizers", 3, "optimizers"),
+    ("optimizers.0", [], "zip()"),
+    ("optimizers.0.0", torch.zeros(3), "optimizers.0.0 is float32 [3]"),
+    ("optimizers.0.0", [1], "no plain tensor"),
+    ("schedule.table", torch.zeros(16, 2), "schedule.table is float32"),
+    ("schedule.table", torch.zeros(10**6, 2, dtype=torch.float64), "schedule.table is float64 [1000000, 2]"),
+    ("schedule.table", torch.full((16, 2), 1e30, dtype=torch.float64), "not the one these settings make"),
+    ("schedule.more", 1, "schedule has other entries"),
+    ("history", {}, "history is no list of rows"),
+    ("history", [], "history has not the rows of 9 steps"),
+    ("history.0", 3, "history is no list of rows"),
+    ("history.0.step", 7, "history has not the rows of 9 steps"),
+    ("history.0.lr", "high", "history.0.lr is of type str"),
+    ("history.0.loss_train", NAN, "history.0.loss_train is not a number"),
+    ("history.0.more", 1, "history.0 has other entries"),
+    ("time_s", None, "time_s is of type NoneType"),
+    ("time_s.train", NAN, "time_s.train is not a number"),
+    ("extra", 1, "state has other entries"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "told"), TOP, ids=[f"{p}-{i}" for i, (p, _, _) in enumerate(TOP)])
+def test_a_head_that_lies(call, run, path, value, told):  # noqa: F811
+    rewrite(run, lambda content: put(content, path, value))
+    assert_refused(call, run, told)
+
+
+@pytest.mark.parametrize(("path", "value", "told"), STATE, ids=[f"{p}-{i}" for i, (p, _, _) in enumerate(STATE)])
+def test_a_state_that_lies(call, run, path, value, told):  # noqa: F811
+    if path == "mean.mean.head.weight":
+        rewrite(run, lambda content: put(content["state"]["mean"], "count", 1) or content["state"]["mean"].pop("mean.head.weight") and None)
+    else:
+        rewrite(run, lambda content: put(content["state"], path, value))
+    assert_refused(call, run, told)
+
+
+TENSORS = {
+    "of another shape": lambda t: torch.zeros(3, 3),
+    "of another type": lambda t: t.double(),
+    "not finite": lambda t: t.fill_(NAN),
+    "sparse": lambda t: t.flatten()[:, None].to_sparse(),
+    "without memory": lambda t: t.to("meta"),
+    "a number": lambda t: 0.5,
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_weight_that_lies(call, run, kind):  # noqa: F811
+    def change(content):
+        model = content["state"]["model"]
+        model["head.weight"] = TENSORS[kind](model["head.weight"])
+
+    rewrite(run, change)
+    assert_refused(call, run, "head.weight")
+
+
+def test_tensors_that_share_or_spare_memory_do_no_harm(call, run):  # noqa: F811
+    """A momentum of the right shape that is one number in memory, and weights that want gradients."""
+
+    def change(content):
+        momenta = content["state"]["optimizers"][0]
+        momenta[0] = torch.zeros(1).expand(momenta[0].shape)
+        model = content["state"]["model"]
+        model["head.weight"] = torch.nn.Parameter(model["head.weight"])
+
+    rewrite(run, change)
+    assert call("--resume", str(run))[0] == 0
+
+
+# config.json
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("\udcff", "cannot be read"),
+        (" " * (2 << 20), "cannot be read"),
+        ("[]", "no table of names and values"),
+        ("null", "no table of names and values"),
+        ('{"__class__": 1}', "unknown setting '__class__'"),
+        ('{"epochs": "30"}', "epochs is '30'"),
+        ('{"epochs": 1e999}', "epochs is inf"),
+        ('{"seed": 1' + "0" * 4000 + "}", "seed"),
+        ('{"seed": 1' + "0" * 6000 + "}", "config.json"),
+        ('{"milestones": [{}]}', "milestones"),
+        ('{"milestones": {}}', "milestones"),
+        ('{"batch_size": true}', "batch_size is True"),
+        ('{"network": []}', "network"),
+        ("{}", "seed|epochs|batch_size"),
+    ],
+    ids=range(17),
+)
+def test_settings_that_lie(call, run, text, told):  # noqa: F811
+    (run / "config.json").write_text(text, errors="surrogateescape")
+    before = files(run)
+    code, _, err = call("--resume", str(run))
+    assert code == 2 and len(err) == 1 and any(word in err[0] for word in told.split("|")), err
+    assert len(err[0]) < 6000 and files(run) == before
+
+
+@pytest.mark.parametrize("knobs", [{"epochs": 1e15}, {"extend_epochs": 1e15}, {"subset": 10**15}, {"batch_size": 10**15}])
+def test_settings_that_ask_for_too_much(call, run, knobs):  # noqa: F811
+    """With and without a checkpoint that says otherwise."""
+    config = json.loads((run / "config.json").read_text()) | {"resume": str(run)} | knobs
+    (run / "config.json").write_text(json.dumps(config))
+    for _ in range(2):
+        code, _, err = call("--resume", str(run))
+        assert code == 2 and len(err) == 1 or code in (0, 3) and "batch_size" in knobs, err
+        (run / "checkpoint.pt").unlink(missing_ok=True)
+
+
+# Random mutations
+
+
+def mutate(data, draw):
+    """Flips, overwrites, cuts, copies or doubles some bytes."""
+    data = bytearray(data)
+    for _ in range(draw.choice([1, 1, 2, 5])):
+        at, size = draw.randrange(len(data)), draw.choice([1, 2, 8, 64])
+        match draw.randrange(5):
+            case 0:
+                data[at] ^= 1 << draw.randrange(8)
+            case 1:
+                data[at : at + size] = draw.randbytes(size)
+            case 2:
+                del data[at : at + size * draw.choice([1, 100])]
+            case 3:
+                data[at:at] = data[:size]
+            case 4:
+                data[at : at + 1] = draw.choice([b"-1", b"NaN", b"1e999", b'"', b"{", b"]", b"\0", b"99999999"])
+        if not data:
+            break
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
+def test_mutated_files_are_read_or_refused(call, run, monkeypatch, name):  # noqa: F811
+    """Never a traceback: what can be read is resumed (training itself is left out here), the rest is refused."""
+    monkeypatch.setattr(entry, "train_and_report", lambda job, world: entry.start(job) and 0)
+    whole = (run / name).read_bytes()
+    accepted = 0
+    for seed in range(EXAMPLES):
+        (run / name).write_bytes(mutate(whole, random.Random(seed)))
+        code, _, err = call("--resume", str(run))
+        assert (code, len(err)) in ((0, 0), (2, 1)), (seed, err)
+        accepted += code == 0
+    (run / name).write_bytes(whole)
+    assert call("--resume", str(run))[0] == 0
+    assert accepted <= EXAMPLES if name == "config.json" else accepted <= max(2, EXAMPLES // 4)
+
+
+def test_mutated_contents_are_read_or_refused(run):
+    """Values of a checkpoint replaced at random, the file itself being whole."""
+    draw = random.Random(0)
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    for _ in range(EXAMPLES):
+        values = dict(content["config"])
+        values[draw.choice(list(values))] = draw.choice([None, -1, NAN, 1e999, "", [], {}, True, 10**30, b"x", [[1]]])
+        try:
+            assert isinstance(checkpoint.config_from(values, "here"), Config)
+        except checkpoint.CheckpointError as e:
+            assert "\n" not in str(e)

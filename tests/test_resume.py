@@ -1,0 +1,222 @@
+"""A run that was cut anywhere and resumed ends as the run that was not: bit for bit, times apart."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcifar import checkpoint, train
+from fastcifar.data import Dataset
+from fastcifar.schedules import own_rule
+from tests.conftest import make_dataset
+
+ROOT = Path(__file__).parent.parent
+STEPS = 24  # 3 epochs of 8 steps; the tail begins at step 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """So small a network is fastest on one thread, and a busy machine does not slow it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def deterministic(one_thread):
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(make_job, out, cuts=(), rule=None, **knobs):
+    """A run that is interrupted after each of the steps `cuts` and resumed; its Result."""
+    for i, cut in enumerate((*cuts, None)):
+        job = make_job(out=out, **knobs | ({"resume": str(out)} if i else {}))
+        out.mkdir(exist_ok=True)
+        if cut is None:
+            return train.train(job, rule)
+        job.stop = lambda job=job, cut=cut: signal.SIGTERM if job.progress.now >= cut else None
+        with pytest.raises(train.Interrupted) as stopped:
+            train.train(job, rule)
+        assert stopped.value.number == signal.SIGTERM
+        assert checkpoint.load(out / "checkpoint.pt")["state"]["step"] == cut
+    raise AssertionError
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k != "time_s"} for row in rows]
+
+
+def assert_same(a, b, out_a, out_b):
+    for x, y in (
+        (a.model.state_dict(), b.model.state_dict()),
+        *((checkpoint.load(o / "checkpoint.pt")["state"]["model"] for o in (out_a, out_b)),),
+    ):
+        assert x.keys() == y.keys()
+        assert [k for k in x if not torch.equal(x[k], y[k])] == []
+    assert without_times(a.history) == without_times(b.history)
+    for name in ("accuracy", "accuracy_raw", "accuracy_swa", "loss_last", "swa_recorded", "num_steps"):
+        assert a.summary[name] == b.summary[name]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The uninterrupted runs, each made once."""
+    made = {}
+
+    def get(make_job, **knobs):
+        key = json.dumps(knobs, sort_keys=True)
+        if key not in made:
+            out = tmp_path_factory.mktemp("whole")
+            made[key] = run(make_job, out, **knobs), out
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [(1,), (3,), (5,), (8,), (13,), (16,), (17,), (20,), (23,), (STEPS,), (2, 9, 18, STEPS)],
+    ids=lambda cuts: "cut after " + ",".join(map(str, cuts)),
+)
+def test_a_resumed_run_is_the_uninterrupted_one(make_job, deterministic, whole_run, tmp_path, cuts):
+    whole, whole_out = whole_run(make_job, deterministic=True)
+    again = run(make_job, tmp_path / "r", cuts, deterministic=True)
+    assert_same(again, whole, tmp_path / "r", whole_out)
+    lines = (tmp_path / "r/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == again.history
+    saved = checkpoint.load(tmp_path / "r/checkpoint.pt")["state"]
+    assert saved["step"] == STEPS and saved["history"] == again.history
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"optimizer": "muon"},
+        {"norm": "gn-ws"},
+        {"swa_start": None, "schedule": "multistep"},
+        {"swa_every": 3},
+        {"schedule": "plateau", "val_split": 0.25, "patience": 1, "epochs": 4},
+        {"epochs": 2.6, "low_res_px": 16, "low_res_until": 0.5, "cutout_px": 8},
+        {"eval_every": 2, "checkpoint_every": 2, "mirror": "random"},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_resume_under_other_settings(make_job, deterministic, whole_run, tmp_path, knobs):
+    whole, whole_out = whole_run(make_job, deterministic=True, **knobs)
+    again = run(make_job, tmp_path / "r", (4, 15), deterministic=True, **knobs)
+    assert_same(again, whole, tmp_path / "r", whole_out)
+
+
+def test_two_deterministic_runs_are_equal(make_job, deterministic, whole_run, tmp_path):
+    whole, whole_out = whole_run(make_job, deterministic=True)
+    again = run(make_job, tmp_path / "r", deterministic=True)
+    assert_same(again, whole, tmp_path / "r", whole_out)
+
+
+def test_a_schedule_of_ones_own_resumes(make_job, deterministic, tmp_path):
+    rule = own_rule(lambda epoch: 0.5**epoch)
+    a = run(make_job, tmp_path / "a", rule=rule)
+    b = run(make_job, tmp_path / "b", (11,), rule=rule)
+    assert_same(a, b, tmp_path / "a", tmp_path / "b")
+
+
+def test_a_checkpoint_holds_everything(make_job, tmp_path):
+    run(make_job, tmp_path / "r")
+    content = torch.load(tmp_path / "r/checkpoint.pt", weights_only=True)
+    assert set(content) == {"schema", "config", "digest", "state"}
+    assert content["schema"] == checkpoint.SCHEMA and content["digest"] == make_dataset().digest
+    assert set(content["state"]) == {"model", "optimizers", "loss_scale", "schedule", "mean", "loss_sum", "step",
+                                     "history", "time_s"}  # fmt: skip
+    assert content["state"]["mean"]["count"] == 1 and len(content["state"]["history"]) == 3
+    assert all(isinstance(m, torch.Tensor) for momenta in content["state"]["optimizers"] for m in momenta)
+
+
+def test_times_go_on(make_job, tmp_path):
+    job = make_job(out=tmp_path)
+    train.train(job)
+    again = make_job(out=tmp_path, resume=str(tmp_path))
+    train.train(again)
+    assert again.watch.time_s["train"] >= job.watch.time_s["train"] > 0
+
+
+# What `auto` came to
+
+
+def test_a_checkpoint_says_what_auto_came_to(make_job, tmp_path):
+    run(make_job, tmp_path / "r", scale="auto", precision="auto", epochs=1)
+    config = checkpoint.load(tmp_path / "r/checkpoint.pt")["config"]
+    assert config["scale"] == "small" and config["precision"] in ("bf16", "fp32")
+
+
+# What may not change
+
+
+@pytest.mark.parametrize("knob", [{"seed": 1}, {"lr_peak": 0.25}, {"epochs": 4}, {"batch_size": 16}, {"scale": "full"}])
+def test_what_changes_the_training_is_refused(make_job, tmp_path, knob):
+    run(make_job, tmp_path / "r", epochs=1)
+    (name, value), = knob.items()
+    with pytest.raises(checkpoint.CheckpointError, match=rf"may not change within a run: .*{name}: .* -> {value}"):
+        run(make_job, tmp_path / "r", **{"epochs": 1, "resume": str(tmp_path / "r"), **knob})
+
+
+def test_other_images_are_refused(make_job, tmp_path):
+    run(make_job, tmp_path / "r", epochs=1)
+    other: Dataset = make_dataset(seed=3)
+    with pytest.raises(checkpoint.CheckpointError, match="the images are not those it was trained on"):
+        run(make_job, tmp_path / "r", data_set=other, epochs=1, resume=str(tmp_path / "r"))
+
+
+def test_a_folder_without_a_run_is_refused(make_job, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint to resume from"):
+        run(make_job, tmp_path, resume=str(tmp_path / "nothing"))
+
+
+# Extension
+
+
+def test_an_extended_tail_is_that_of_a_longer_run(make_job, deterministic, tmp_path):
+    longer = run(make_job, tmp_path / "a", epochs=5, swa_start=2.0)
+    run(make_job, tmp_path / "b", epochs=3, swa_start=2.0)
+    knobs = {"epochs": 3, "swa_start": 2.0, "resume": str(tmp_path / "b"), "extend_epochs": 5}
+    extended = run(make_job, tmp_path / "b", (30,), **knobs)
+    assert_same(extended, longer, tmp_path / "b", tmp_path / "a")
+
+
+def test_an_extended_run_that_ended_inside_an_epoch(make_job, tmp_path):
+    run(make_job, tmp_path / "r", epochs=2.5, swa_start=2.0)
+    extended = run(make_job, tmp_path / "r", epochs=2.5, swa_start=2.0, resume=str(tmp_path / "r"), extend_epochs=4)
+    assert [row["step"] for row in extended.history] == [8, 16, 20, 24, 32]
+    assert all(0 < row["loss_train"] < 5 for row in extended.history)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"swa_start": None, "extend_epochs": 5}, "no averaging tail"),
+        ({"swa_start": 2.0, "extend_epochs": 2}, "shorter than the run it extends"),
+    ],
+)
+def test_an_extension_that_makes_no_sense_is_refused(make_job, tmp_path, knobs, told):
+    run(make_job, tmp_path / "r", swa_start=knobs["swa_start"])
+    with pytest.raises(ValueError, match=told):
+        run(make_job, tmp_path / "r", **knobs, resume=str(tmp_path / "r"))
+
+
+# SIGKILL
+
+
+def test_killed_runs_lose_nothing(tmp_path):
+    """The bench with three kills; its whole run has fifty."""
+    done = subprocess.run([sys.executable, "-m", "bench.kills", "--quick", "--out", str(tmp_path)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills = json.loads((tmp_path / "kills.json").read_text())["kills"]
+    assert len(kills) == 3 and all(kill["equal"] for kill in kills)
