@@ -30,7 +30,7 @@ class Config:
     epochs: float = 30.0
     """Passes over the training images; a fraction ends inside an epoch."""
     data: str = "auto"
-    """auto, cifar10, synthetic, or a path: folder or archive in the official layout, image folder or tar of one, .npz."""
+    """auto, cifar10, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
     cache_dir: str | None = None
     """Where decoded data sets are kept (default: $FASTCIFAR_CACHE, else ~/.cache/fastcifar)."""
     subset: int | None = None

@@ -143,7 +143,7 @@ def make_model(network: str, scale: str, num_classes: int, norm: str, seed: int)
             model: nn.Module = ResNet18(64 if scale == "full" else 16, num_classes, norm)
         else:
             model = ResNet9(WIDTHS[scale], num_classes, norm)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -13,8 +13,8 @@ from typing import Any, get_args
 from fastcifar.config import Config, Optimizer
 
 swa30 = Config()
-"""Our default, whose values are the defaults of Config: OneCycle with momentum cycling for two thirds of 30 epochs, then
-an averaging tail at a tenth of the peak; Muon on the filters; 24 pixels until 60% of the run."""
+"""Our default, whose values are the defaults of Config: OneCycle with momentum cycling for two thirds of 30 epochs,
+then an averaging tail at a tenth of the peak; Muon on the filters; 24 pixels until 60% of the run."""
 
 _source = replace(
     swa30, optimizer="sgd", momentum=0.9, weight_decay=5e-4, label_smoothing=0.0, mirror="random", crop_pad_px=4,
@@ -38,18 +38,16 @@ onecycle30 = replace(onecycle50, recipe="onecycle30", epochs=30.0)
 swa30_source = replace(onecycle30, recipe="swa30-source", swa_start=2 / 3, swa_lr=0.01)
 """OneCycle for 20 epochs, then 10 epochs at constant lr 0.01, averaged at the end of each. Source: about 94%."""
 
-_MUON: dict[str, Any] = {name: getattr(swa30, name) for name in (
-    "lr_peak", "swa_lr", "momentum", "momentum_min", "momentum_max", "weight_decay", "bias_lr_scale", "head_lr_scale"
-)}  # fmt: skip
-_SGD: dict[str, Any] = {"lr_peak": 2.0, "swa_lr": 0.2, "momentum": 0.9, "momentum_min": 0.85, "momentum_max": 0.95, "weight_decay": 5e-4,
-        "bias_lr_scale": 1.0, "head_lr_scale": 1.0}  # fmt: skip
-
-
+_SGD: dict[str, Any] = {
+    "lr_peak": 2.0, "swa_lr": 0.2, "momentum": 0.9, "momentum_min": 0.85, "momentum_max": 0.95, "weight_decay": 5e-4,
+    "bias_lr_scale": 1.0, "head_lr_scale": 1.0,
+}  # fmt: skip
+_MUON: dict[str, Any] = {name: getattr(swa30, name) for name in _SGD}
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 
 def with_optimizer(recipe: Config, optimizer: Optimizer) -> Config:
-    """A recipe under another optimizer, with the learning rates, momenta and decay that suit it (for batches of 500)."""
+    """A recipe under another optimizer, with the learning rates, momenta and decay that suit it (at batch 500)."""
     if (optimizer == "muon") == (recipe.optimizer == "muon"):
         return replace(recipe, optimizer=optimizer)
     return replace(recipe, optimizer=optimizer, **(_MUON if optimizer == "muon" else _SGD))

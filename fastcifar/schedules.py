@@ -141,7 +141,7 @@ class PlateauSchedule(Schedule):
 
 
 def make_schedule(config: Config, steps_per_epoch: int, rule: Rule | None = None) -> Schedule:
-    """The table of a whole run; `rule` overrides `config.schedule`. Rows before the tail are torch's, to the last bit."""
+    """The table of a whole run; `rule` overrides `config.schedule`. Rows before the tail are torch's own."""
     num_steps = count_steps(config.epochs, steps_per_epoch)
     tail_step = num_steps
     if config.swa_start is not None:
@@ -166,7 +166,7 @@ def _write_tail(table: torch.Tensor, tail_step: int, config: Config, steps_per_e
 
 
 def _cycle_rows(config: Config, rule: Rule, num_steps: int, steps_per_epoch: int) -> torch.Tensor:
-    """[num_steps, 2] f64, read off a throwaway optimizer while torch's scheduler is stepped as its documentation says."""
+    """[num_steps, 2] f64, read off a throwaway optimizer while torch's scheduler is stepped as documented."""
     if num_steps == 0:
         return torch.empty(0, 2, dtype=torch.float64)
     count = num_steps if rule.per == "step" else math.ceil(num_steps / steps_per_epoch)

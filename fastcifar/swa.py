@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 REFRESH_IMAGES = 10_000
-"""Training images that re-estimate the batch-norm statistics. Bounded so that the cost stays a small part of an epoch."""
+"""Training images that re-estimate the batch-norm statistics: bounded, to cost a small part of an epoch."""
 
 
 class RunningMean:

@@ -166,5 +166,5 @@ def test_a_recipe_knows_its_name_and_names_no_machine(name):
         assert getattr(config, knob) == getattr(Config(), knob), knob
 
 
-def test_the_default_recipe_exists():
-    assert Config().recipe in RECIPES
+def test_the_default_recipe_is_the_default_config():
+    assert RECIPES[Config().recipe] == Config()

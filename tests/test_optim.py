@@ -6,10 +6,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from conftest import make_config
 from torch import nn
 from torch.optim import SGD
 
-from fastcifar.config import Config
 from fastcifar.model import make_model
 from fastcifar.optim import APEX_HELP, Muon, make_optimizers, orthogonalize, parameter_groups, set_row
 
@@ -32,7 +32,7 @@ def with_gradients(model: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.mark.parametrize(("network", "norm"), KINDS)
 def test_every_trainable_parameter_is_held_once(network, norm, optimizer):
     model = make_model(network, "small", 10, norm, 0)
-    groups = [g for o in make_optimizers(model, Config(optimizer=optimizer)) for g in o.param_groups]
+    groups = [g for o in make_optimizers(model, make_config(optimizer=optimizer)) for g in o.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
@@ -40,7 +40,7 @@ def test_every_trainable_parameter_is_held_once(network, norm, optimizer):
 @pytest.mark.parametrize(("network", "norm"), KINDS)
 def test_decay_is_for_filters_and_head_alone(network, norm):
     model = make_model(network, "small", 10, norm, 0)
-    decayed = {id(p) for g in parameter_groups(model, Config(weight_decay=1e-3)) if g["weight_decay"]
+    decayed = {id(p) for g in parameter_groups(model, make_config(weight_decay=1e-3)) if g["weight_decay"]
                for p in g["params"]}  # fmt: skip
     for name, p in model.named_parameters():
         assert (id(p) in decayed) == (p.requires_grad and p.ndim > 1), name
@@ -50,7 +50,7 @@ def test_decay_is_for_filters_and_head_alone(network, norm):
 
 def test_set_row_reaches_every_group_with_its_scale():
     model = make_model("resnet9", "small", 10, "bn", 0)
-    optimizers = make_optimizers(model, Config(bias_lr_scale=8.0, head_lr_scale=0.5))
+    optimizers = make_optimizers(model, make_config(bias_lr_scale=8.0, head_lr_scale=0.5))
     set_row(optimizers, 0.1, 0.87)
     filters, head, small = optimizers[0].param_groups
     assert [g["lr"] for g in (filters, head, small)] == pytest.approx([0.1, 0.05, 0.8])
@@ -61,7 +61,9 @@ def test_set_row_reaches_every_group_with_its_scale():
 
 
 def test_with_muon_the_tables_momentum_is_muons():
-    optimizers = make_optimizers(make_model("resnet9", "small", 10, "bn", 0), Config(optimizer="muon", momentum=0.6))
+    optimizers = make_optimizers(
+        make_model("resnet9", "small", 10, "bn", 0), make_config(optimizer="muon", momentum=0.6)
+    )
     set_row(optimizers, 0.1, 0.87)
     muon, sgd = optimizers
     assert isinstance(muon, Muon) and isinstance(sgd, SGD)
@@ -75,7 +77,7 @@ def test_with_muon_the_tables_momentum_is_muons():
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_sgd_equals_the_nesterov_formula(momentum):
-    config = Config(weight_decay=0.01, momentum=momentum, bias_lr_scale=3.0)
+    config = make_config(weight_decay=0.01, momentum=momentum, bias_lr_scale=3.0)
     model = make_model("resnet9", "small", 10, "bn", 0)
     optimizers = make_optimizers(model, config)
     plain = {n: p.detach().double().clone() for n, p in model.named_parameters()}
@@ -96,7 +98,7 @@ def test_sgd_equals_the_nesterov_formula(momentum):
 
 def test_momentum_may_pass_through_zero_in_the_table():
     model = with_gradients(make_model("resnet9", "small", 10, "bn", 0))
-    optimizers = make_optimizers(model, Config(momentum=0.0))
+    optimizers = make_optimizers(model, make_config(momentum=0.0))
     weights = model.get_parameter("head.weight").detach().clone()
     for momentum in (0.9, 0.0, 0.9):
         set_row(optimizers, 0.1, momentum)
@@ -108,7 +110,7 @@ def test_momentum_may_pass_through_zero_in_the_table():
 def test_a_first_step_that_overflows_leaves_no_trace(deterministic):  # uninitialised memory is then filled with NaN
     model = with_gradients(make_model("resnet9", "small", 10, "bn", 0))
     twin = with_gradients(make_model("resnet9", "small", 10, "bn", 0))
-    (sgd,), (reference,) = (make_optimizers(m, Config(optimizer="sgd")) for m in (model, twin))
+    (sgd,), (reference,) = (make_optimizers(m, make_config(optimizer="sgd")) for m in (model, twin))
     before, scaler = {n: p.detach().clone() for n, p in model.named_parameters()}, torch.amp.GradScaler("cpu", 1.0)
     scaler.scale(torch.ones(()))
     model.get_parameter("head.weight").grad = torch.full((10, 64), float("inf"))
@@ -201,7 +203,7 @@ def install(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
 
 
 def use_apex() -> list[torch.optim.Optimizer]:
-    return make_optimizers(make_model("resnet9", "small", 10, "bn", 0), Config(optimizer="apex-sgd", momentum=0.8))
+    return make_optimizers(make_model("resnet9", "small", 10, "bn", 0), make_config(optimizer="apex-sgd", momentum=0.8))
 
 
 def assert_helpful(error: pytest.ExceptionInfo[ValueError]) -> None:

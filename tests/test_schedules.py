@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_config
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import SGD
@@ -102,7 +103,7 @@ TORCH: dict[str, tuple[dict[str, Any], str, Callable[[SGD, int, float], Any]]] =
 @pytest.mark.parametrize("name", TORCH)
 def test_rows_equal_torch(name, epochs, steps_per_epoch):
     knobs, per, build = TORCH[name]
-    config = Config(epochs=epochs, swa_start=None, **knobs)
+    config = make_config(epochs=epochs, swa_start=None, **knobs)
     num_steps = round(epochs * steps_per_epoch)
     optimizer = throwaway(config)
     expected = documented_loop(optimizer, build(optimizer, num_steps, epochs), per, steps_per_epoch, num_steps)
@@ -115,7 +116,7 @@ def test_rows_equal_torch(name, epochs, steps_per_epoch):
 @pytest.mark.parametrize(("epochs", "steps_per_epoch"), SIZES)
 @pytest.mark.parametrize("per", ["step", "epoch"])
 def test_own_rule_is_lambda_lr(per, epochs, steps_per_epoch):
-    config = Config(epochs=epochs, swa_start=None, lr_peak=0.3, momentum=0.8)
+    config = make_config(epochs=epochs, swa_start=None, lr_peak=0.3, momentum=0.8)
     optimizer = throwaway(config)
     scheduler = torch_schedulers.LambdaLR(optimizer, lambda i: 0.95**i)
     num_steps = round(epochs * steps_per_epoch)
@@ -125,7 +126,7 @@ def test_own_rule_is_lambda_lr(per, epochs, steps_per_epoch):
 
 
 def test_own_rule_overrides_the_schedule_of_the_config():
-    schedule = make_schedule(Config(epochs=4, swa_start=None, **PLATEAU), 2, own_rule(lambda epoch: 0.5**epoch))
+    schedule = make_schedule(make_config(epochs=4, swa_start=None, **PLATEAU), 2, own_rule(lambda epoch: 0.5**epoch))
     for epoch in range(4):
         schedule.end_epoch(2 * (epoch + 1), 0.1)
     assert schedule.table[:, 0].tolist() == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125]
@@ -133,7 +134,7 @@ def test_own_rule_overrides_the_schedule_of_the_config():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97])
 def test_onecycle_without_a_rise(count):
-    config = Config(epochs=1, swa_start=None, pct_start=0.0)
+    config = make_config(epochs=1, swa_start=None, pct_start=0.0)
     optimizer = throwaway(config)
     scheduler = torch_schedulers.OneCycleLR(optimizer, 1.0, total_steps=count, pct_start=0.0)
     expected = documented_loop(optimizer, scheduler, "step", count, count)
@@ -143,7 +144,7 @@ def test_onecycle_without_a_rise(count):
 @pytest.mark.parametrize("count", range(2, 200))
 def test_onecycle_whose_rise_is_one_step(count):
     """Where pct_start * steps rounds to 1 torch divides by zero; then a rise longer by next to nothing is meant."""
-    config = Config(epochs=1, swa_start=None, pct_start=1 / count)
+    config = make_config(epochs=1, swa_start=None, pct_start=1 / count)
     optimizer, pct_start = throwaway(config), config.pct_start
     if pct_start * count == 1:
         pct_start *= 1 + 1e-13
@@ -153,7 +154,7 @@ def test_onecycle_whose_rise_is_one_step(count):
 
 
 def test_onecycle_ends_where_it_should_and_not_past_it():
-    table = make_schedule(Config(epochs=10, swa_start=None, lr_peak=1.0), 9).table
+    table = make_schedule(make_config(epochs=10, swa_start=None, lr_peak=1.0), 9).table
     lr, momentum = table.T
     assert lr[0] == pytest.approx(1 / 25) and lr.max() == pytest.approx(1.0)
     assert lr[-1] == lr.min() == pytest.approx(1 / 25 / 1e4)
@@ -166,14 +167,14 @@ def test_onecycle_ends_where_it_should_and_not_past_it():
 
 @pytest.mark.parametrize("schedule", ["multistep", "step", "cosine", "restarts", "constant", "linear"])
 def test_momentum_is_the_configured_one_where_it_does_not_cycle(schedule):
-    table = make_schedule(Config(schedule=schedule, epochs=6, momentum=0.7, swa_start=None), 5).table
+    table = make_schedule(make_config(schedule=schedule, epochs=6, momentum=0.7, swa_start=None), 5).table
     assert (table[:, 1] == 0.7).all()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
 @pytest.mark.parametrize("schedule", ["onecycle", "cyclic"])
 def test_constructors_do_not_overwrite_a_momentum_that_does_not_cycle(schedule, momentum):
-    config = Config(schedule=schedule, epochs=6, momentum=momentum, cycle_momentum=False)
+    config = make_config(schedule=schedule, epochs=6, momentum=momentum, cycle_momentum=False)
     assert (make_schedule(config, 5).table[:, 1] == momentum).all()
 
 
@@ -183,7 +184,7 @@ def test_constructors_do_not_overwrite_a_momentum_that_does_not_cycle(schedule, 
 @pytest.mark.parametrize("strategy", ["cos", "linear"])
 @pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(30, 97), (3, 5), (7, 4), (4.5, 10)])
 def test_cycle_ends_at_swa_lr_without_a_jump(epochs, steps_per_epoch, strategy):
-    config = Config(epochs=epochs, swa_lr=0.2, lr_peak=1.0, anneal_strategy=strategy)
+    config = make_config(epochs=epochs, swa_lr=0.2, lr_peak=1.0, anneal_strategy=strategy)
     schedule = make_schedule(config, steps_per_epoch)
     assert schedule.tail_step == round(2 / 3 * epochs * steps_per_epoch)
     lr, momentum = schedule.table.T
@@ -193,18 +194,18 @@ def test_cycle_ends_at_swa_lr_without_a_jump(epochs, steps_per_epoch, strategy):
 
 
 def test_a_given_final_div_factor_holds_with_a_tail():
-    schedule = make_schedule(Config(epochs=6, final_div_factor=100.0), 5)
+    schedule = make_schedule(make_config(epochs=6, final_div_factor=100.0), 5)
     assert schedule.table[schedule.tail_step - 1, 0] == pytest.approx(1 / 25 / 100)
 
 
 def test_rows_before_the_tail_are_those_of_a_shorter_run():
-    with_tail = make_schedule(Config(epochs=30, final_div_factor=1e4), 7)
-    alone = make_schedule(Config(epochs=20, final_div_factor=1e4, swa_start=None), 7)
+    with_tail = make_schedule(make_config(epochs=30, final_div_factor=1e4), 7)
+    alone = make_schedule(make_config(epochs=20, final_div_factor=1e4, swa_start=None), 7)
     assert torch.equal(with_tail.table[: with_tail.tail_step], alone.table)
 
 
 def test_twenty_epochs_of_onecycle_then_ten_at_a_constant_rate():
-    config = Config(epochs=30, lr_peak=0.1, swa_start=20, swa_lr=0.01, final_div_factor=1e4)
+    config = make_config(epochs=30, lr_peak=0.1, swa_start=20, swa_lr=0.01, final_div_factor=1e4)
     schedule = make_schedule(config, 10)
     optimizer = throwaway(config)
     cycle = torch_schedulers.OneCycleLR(optimizer, 0.1, total_steps=200)
@@ -215,7 +216,7 @@ def test_twenty_epochs_of_onecycle_then_ten_at_a_constant_rate():
 
 
 def test_anneal_moves_linearly_over_epochs_not_over_calls():
-    config = Config(epochs=10, schedule="constant", lr_peak=1.0, swa_start=5, swa_lr=0.2, swa_anneal=2)
+    config = make_config(epochs=10, schedule="constant", lr_peak=1.0, swa_start=5, swa_lr=0.2, swa_anneal=2)
     lr = make_schedule(config, 4).table[:, 0]
     assert (lr[:20] == 1.0).all()
     assert lr[20:28].tolist() == pytest.approx([1.0 - 0.1 * k for k in range(1, 9)])
@@ -223,12 +224,12 @@ def test_anneal_moves_linearly_over_epochs_not_over_calls():
 
 
 def test_an_anneal_longer_than_the_tail_stops_on_its_way():
-    config = Config(epochs=4, schedule="constant", lr_peak=1.0, swa_start=3, swa_lr=0.0, swa_anneal=2)
+    config = make_config(epochs=4, schedule="constant", lr_peak=1.0, swa_start=3, swa_lr=0.0, swa_anneal=2)
     assert make_schedule(config, 2).table[-2:, 0].tolist() == pytest.approx([0.75, 0.5])
 
 
 def test_tail_momentum_can_be_set():
-    schedule = make_schedule(Config(epochs=6, swa_momentum=0.5), 5)
+    schedule = make_schedule(make_config(epochs=6, swa_momentum=0.5), 5)
     assert (schedule.table[schedule.tail_step :, 1] == 0.5).all()
     assert (schedule.table[: schedule.tail_step, 1] >= 0.85).all()
 
@@ -236,14 +237,14 @@ def test_tail_momentum_can_be_set():
 @pytest.mark.parametrize("name", TORCH)
 def test_any_schedule_takes_a_tail(name):
     knobs, _, _ = TORCH[name]
-    with_tail = make_schedule(Config(epochs=9, swa_start=6, swa_lr=0.03, **knobs), 4)
+    with_tail = make_schedule(make_config(epochs=9, swa_start=6, swa_lr=0.03, **knobs), 4)
     assert with_tail.tail_step == 24
     assert (with_tail.table[24:, 0] == 0.03).all()
     assert (with_tail.table[24:, 1] == with_tail.table[23, 1]).all()
 
 
 def test_a_run_that_is_all_tail():
-    schedule = make_schedule(Config(epochs=2, swa_start=0.0, swa_lr=0.03, momentum=0.7), 4)
+    schedule = make_schedule(make_config(epochs=2, swa_start=0.0, swa_lr=0.03, momentum=0.7), 4)
     assert schedule.tail_step == 0
     assert (schedule.table == torch.tensor([0.03, 0.7], dtype=torch.float64)).all()
 
@@ -261,7 +262,7 @@ def test_no_row_is_negative_infinite_or_above_the_peak(
     name, epochs, steps_per_epoch, swa_start, swa_anneal, lr_peak, pct_start
 ):
     knobs = TORCH[name][0] | {"lr_peak": lr_peak, "pct_start": pct_start}
-    config = Config(epochs=epochs, swa_start=swa_start, swa_anneal=swa_anneal, **knobs)
+    config = make_config(epochs=epochs, swa_start=swa_start, swa_anneal=swa_anneal, **knobs)
     schedule = make_schedule(config, steps_per_epoch)
     assert len(schedule.table) == count_steps(epochs, steps_per_epoch) >= 1
     assert 0 <= schedule.tail_step <= len(schedule.table)
@@ -293,7 +294,7 @@ def go_on(schedule: Schedule, steps_per_epoch: int, first_epoch: int, last_epoch
 
 
 def test_plateau_equals_torch_on_the_same_metrics():
-    schedule = make_schedule(Config(epochs=len(METRICS), swa_start=None, **PLATEAU), 3)
+    schedule = make_schedule(make_config(epochs=len(METRICS), swa_start=None, **PLATEAU), 3)
     assert (schedule.table[:, 0] == 0.1).all()  # all that is known beforehand
     go_on(schedule, 3, 0, len(METRICS))
     assert (schedule.table[:, 0] - torch_plateau_rows(3)).abs().max() < LARGEST_DIFFERENCE
@@ -302,7 +303,7 @@ def test_plateau_equals_torch_on_the_same_metrics():
 
 @pytest.mark.parametrize("cut", range(len(METRICS)))
 def test_plateau_goes_on_from_a_checkpoint(cut):
-    config = Config(epochs=len(METRICS), swa_start=None, **PLATEAU)
+    config = make_config(epochs=len(METRICS), swa_start=None, **PLATEAU)
     first, file = make_schedule(config, 3), io.BytesIO()
     go_on(first, 3, 0, cut)
     torch.save(first.state(), file)
@@ -314,14 +315,14 @@ def test_plateau_goes_on_from_a_checkpoint(cut):
 
 
 def test_plateau_leaves_the_tail_at_swa_lr():
-    schedule = make_schedule(Config(epochs=len(METRICS), swa_start=9, swa_lr=0.02, **PLATEAU), 3)
+    schedule = make_schedule(make_config(epochs=len(METRICS), swa_start=9, swa_lr=0.02, **PLATEAU), 3)
     go_on(schedule, 3, 0, len(METRICS))
     assert (schedule.table[:27, 0] - torch_plateau_rows(3)[:27]).abs().max() < LARGEST_DIFFERENCE
     assert (schedule.table[27:, 0] == 0.02).all()
 
 
 def test_an_anneal_after_plateau_starts_where_plateau_ended():
-    schedule = make_schedule(Config(epochs=len(METRICS), swa_start=9, swa_lr=0.0, swa_anneal=1, **PLATEAU), 4)
+    schedule = make_schedule(make_config(epochs=len(METRICS), swa_start=9, swa_lr=0.0, swa_anneal=1, **PLATEAU), 4)
     go_on(schedule, 4, 0, len(METRICS))
     last = schedule.table[35, 0].item()
     assert last < 0.1
@@ -337,14 +338,14 @@ def test_an_anneal_after_plateau_starts_where_plateau_ended():
 )
 def test_one_converter_from_epochs_to_steps(epochs, steps_per_epoch, steps):
     assert count_steps(epochs, steps_per_epoch) == steps
-    assert len(make_schedule(Config(epochs=epochs), steps_per_epoch).table) == steps
+    assert len(make_schedule(make_config(epochs=epochs), steps_per_epoch).table) == steps
 
 
 # A longer run
 
 
 def test_extending_keeps_all_rows_and_repeats_the_last():
-    config = Config(epochs=6, resume="run", extend_epochs=8)
+    config = make_config(epochs=6, resume="run", extend_epochs=8)
     short = make_schedule(config, 5)
     rows = short.table.clone()
     long = extend(short, config, 5)
@@ -354,24 +355,24 @@ def test_extending_keeps_all_rows_and_repeats_the_last():
 
 
 def test_without_extend_epochs_nothing_changes():
-    schedule = make_schedule(Config(epochs=6), 5)
-    assert extend(schedule, Config(epochs=6), 5) is schedule and len(schedule.table) == 30
+    schedule = make_schedule(make_config(epochs=6), 5)
+    assert extend(schedule, make_config(epochs=6), 5) is schedule and len(schedule.table) == 30
 
 
 def test_a_run_without_a_tail_is_not_extended():
-    config = Config(epochs=6, swa_start=None, resume="run", extend_epochs=8)
+    config = make_config(epochs=6, swa_start=None, resume="run", extend_epochs=8)
     with pytest.raises(ValueError, match="no averaging tail"):
         extend(make_schedule(config, 5), config, 5)
 
 
 def test_extending_to_less_is_refused():
-    config = Config(epochs=6, resume="run", extend_epochs=4)
+    config = make_config(epochs=6, resume="run", extend_epochs=4)
     with pytest.raises(ValueError, match="extend_epochs 4 is shorter"):
         extend(make_schedule(config, 5), config, 5)
 
 
 def test_an_extended_run_goes_on_from_a_checkpoint():
-    config = Config(epochs=6, resume="run", extend_epochs=8)
+    config = make_config(epochs=6, resume="run", extend_epochs=8)
     saved = extend(make_schedule(config, 5), config, 5)
     again = make_schedule(config, 5)
     again.load(saved.state())

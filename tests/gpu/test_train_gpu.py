@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_dataset
+from conftest import make_config, make_dataset
 from torch import Tensor, nn
 
 from fastcifar import machine
 from fastcifar.augment import EpochPlan, Executor
-from fastcifar.config import Config
 from fastcifar.job import Job, prepare
 from fastcifar.progress import Silent
 from fastcifar.train import Result, train
@@ -23,9 +22,9 @@ DATASET = make_dataset(2000, 500)
 def make_job(**knobs: Any) -> Job:
     plain: dict[str, Any] = {
         "device": "cuda", "scale": "full", "compile": "off", "augment": "torch", "batch_size": 100, "lr_peak": 0.2,
-        "epochs": 3, "optimizer": "sgd",
+        "epochs": 3,
     }  # fmt: skip
-    config = Config(**plain | knobs)
+    config = make_config(**plain | knobs)
     return prepare(config, DATASET, machine.choose(config), progress=Silent())
 
 
