@@ -21,7 +21,7 @@ TINY = (24, 8, 8, 8)
 """Channels of the network that these runs train, so that a run ends in a second or two."""
 FLAGS = [
     "--device", "cpu", "--precision", "fp32", "--scale", "small", "--compile", "off", "--augment", "torch",
-    "--deterministic", "--tta", "none", "--batch-size", "20", "--lr-peak", "0.05", "--swa-lr", "0.02",
+    "--deterministic", "--batch-size", "20",
 ]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class EpochPlan:
 
 
 def _generator(seed: int, epoch: int) -> np.random.Generator:
-    """Counter-based generator of an epoch's draws: neighbouring seeds and epochs share nothing (Philox: Salmon 2011)."""
+    """Counter-based generator of an epoch's draws: neighbouring seeds and epochs share nothing (Philox, 2011)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch + 1,))))
 
 

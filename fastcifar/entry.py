@@ -38,7 +38,7 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
         message, code = explain(e)
         if not message or "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {' '.join(message.split()) or e!r}", file=sys.stderr, flush=True)
+        print(f"error: {' '.join(message.split()) or repr(e)}", file=sys.stderr, flush=True)
         return code
     finally:
         distributed.leave()

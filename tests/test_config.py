@@ -72,8 +72,8 @@ BAD = [
     ("swa_start", 31.5),
     *(("milestones", value) for value in (0.5, "0.5", [0.5], (0.8, 0.5), (0.0, 0.5), (-1.0,), (float("nan"),),
                                           (float("inf"),), ("0.5",), (None,))),
-    ("momentum_min", 0.96),
-    ("momentum_max", 0.8),
+    ("momentum_min", 0.999),
+    ("momentum_max", 0.0),
     ("schedule", "plateau"),
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from fastcifar import entry, interrupt, train
 from fastcifar.checkpoint import load
 from fastcifar.files import held
 from fastcifar.folder import resume_command
+from fastcifar.progress import Lines
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,11 @@ def stop_at(monkeypatch, number, calls=1):
         return begin(*args)
 
     monkeypatch.setattr(train, "start", start)
+
+
+def stop_after(monkeypatch, last):
+    """SIGTERM arrives in a step of every run from now on."""
+    monkeypatch.setattr(Lines, "step", lambda self, step: os.kill(os.getpid(), signal.SIGTERM) if step == last else None)
 
 
 # A run and its folder
@@ -148,7 +154,7 @@ def test_an_extension_goes_on_by_resume_alone(call, base, tmp_path, monkeypatch)
 
 def test_what_changes_the_training_is_refused(call, base):
     assert call(*base, "--out", "r")[0] == 0
-    for flags, told in ((["--seed", "7"], "seed: 0 -> 7"), (["--lr-peak", "0.5"], "lr_peak: 0.05 -> 0.5"),
+    for flags, told in ((["--seed", "7"], "seed: 0 -> 7"), (["--lr-peak", "0.5"], "lr_peak: 0.12 -> 0.5"),
                         (["--schedule", "cosine"], "schedule: onecycle -> cosine")):  # fmt: skip
         code, _, err = call("--resume", "r", *flags)
         assert code == 2 and len(err) == 1 and told in err[0]
