@@ -45,20 +45,21 @@ def together(below: Path, name: str, size: int, argv: list[str]) -> list[int | N
     ])  # fmt: skip
 
 
-def losses(below: Path, sizes: tuple[int, ...] = (2, 4)) -> list[dict[str, Any]]:
+def losses(below: Path, optimizer: str, sizes: tuple[int, ...] = (2, 4)) -> list[dict[str, Any]]:
     """Largest differences to one process over 20 steps (a step per epoch, so metrics.jsonl has a loss for each)."""
     rows: list[dict[str, Any]] = []
     alone: dict[str, Any] = {}
     for size in (1, *sizes):
-        out = below / f"losses-{size}"
-        argv = [*flags(below), "--batch-size", "160", "--epochs", str(STEPS), "--out", str(out)]
+        out = below / f"losses-{optimizer}-{size}"
+        steps = ["--batch-size", "160", "--epochs", str(STEPS), "--optimizer", optimizer]
+        argv = [*flags(below), *steps, "--out", str(out)]
         codes = together(below, out.name, size, argv)
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         now: dict[str, Any] = {"metrics": metrics, "weights": load_file(out / "model.safetensors")}
         alone = alone or now
         pairs = list(zip(metrics, alone["metrics"], strict=True))
         rows.append({
-            "processes": size, "exit": codes, "steps": len(metrics),
+            "optimizer": optimizer, "processes": size, "exit": codes, "steps": len(metrics),
             "loss_difference": max(abs(a["loss_train"] - b["loss_train"]) for a, b in pairs),
             "accuracy_difference": max(abs(a["accuracy_test"] - b["accuracy_test"]) for a, b in pairs),
             "weight_difference": max(
@@ -118,10 +119,10 @@ class Torchrun:
 def resume_alone(below: Path, out: Path) -> dict[str, Any]:
     """A run of two processes goes on in one, up to the end of its epoch, where SIGTERM stops it again."""
     before = load(out / "checkpoint.pt")["state"]["step"]
-    process = processes.start(["--resume", str(out)], below / "alone.log")
-    went_on = processes.wait_until(lambda: load(out / "checkpoint.pt")["state"]["step"] > before, 60)
+    process = processes.start_real(["--resume", str(out)], below / "alone.log")
+    went_on = processes.wait_until(lambda: load(out / "checkpoint.pt")["state"]["step"] > before, 120)
     process.terminate()
-    return {"went_on": went_on, "exit": processes.join_all([process])[0]}
+    return {"went_on": went_on, "exit": process.wait(120)}
 
 
 def death(below: Path) -> dict[str, Any]:
@@ -141,11 +142,9 @@ def stop(below: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """What was measured, as Markdown."""
-    lines = [
-        "| processes | largest difference of a loss in 20 steps | of a weight | of an accuracy |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {row['processes']} | {row['loss_difference']:.2g} | {row['weight_difference']:.2g} | "
+    lines = ["| optimizer | processes | largest difference of a loss, 20 steps | of a weight | of an accuracy |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    lines += [f"| {row['optimizer']} | {row['processes']} | {row['loss_difference']:.2g} | {row['weight_difference']:.2g} | "
               f"{row['accuracy_difference']:.2g} |" for row in found["losses"]]  # fmt: skip
     lines += ["", f"--parallel seeds in 2 processes equal to one process: {found['seeds']['equal']}"]
     for what, said in (("death", "A rank killed"), ("stop", "SIGTERM to torchrun")):
@@ -162,12 +161,9 @@ def main() -> int:
     asked = parser.parse_args()
     below = asked.out / "runs"
     below.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
-        "date": utc_stamp(),
-        "versions": versions(),
-        "losses": losses(below),
-        "seeds": seeds(below),
-    }
+    found: dict[str, Any] = {"date": utc_stamp(), "versions": versions()}
+    found["losses"] = [row for optimizer in ("sgd", "muon") for row in losses(below, optimizer)]
+    found["seeds"] = seeds(below)
     if not asked.quick:
         found |= {"death": death(below), "stop": stop(below)}
     shutil.rmtree(below)

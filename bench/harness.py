@@ -75,7 +75,7 @@ class Rows:
 def state_of(config: Config, *more: Any) -> str:
     """What a figure depends on apart from its key, as a short digest: settings, machine, torch and commit."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("seed", "runs", "out", "target", "debug")}
-    facts = [settings, machine.choose(config).name, record.versions()["torch"], record.source_state()["commit"], *more]
+    facts = [settings, machine.choose(config).name, torch.__version__, record.source_state()["commit"], *more]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
 
 

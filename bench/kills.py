@@ -48,14 +48,12 @@ class Runs:
                 process.kill()
                 process.join()
             return process.exitcode or 0
-        command = [sys.executable, str(processes.ROOT / "train_fast.py"), *argv]
-        with log.open("ab") as words:
-            child = subprocess.Popen(command, stdout=words, stderr=words, env=processes.one_thread())
-            try:
-                return child.wait(kill_at_s)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                return child.wait()
+        child = processes.start_real(argv, log)
+        try:
+            return child.wait(kill_at_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.wait()
 
 
 def result(out: Path) -> dict[str, Any]:

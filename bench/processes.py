@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +78,13 @@ def ranks(size: int) -> list[dict[str, str]]:
         port = s.getsockname()[1]
     world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [{**world, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+
+
+def start_real(argv: Sequence[str], log: Path) -> subprocess.Popen:
+    """The same as a person would start it, with the network as it is shipped."""
+    with log.open("ab") as words:
+        command = [sys.executable, str(ROOT / "train_fast.py"), *argv]
+        return subprocess.Popen(command, stdout=words, stderr=words, env=one_thread())
 
 
 def one_thread() -> dict[str, str]:

@@ -200,6 +200,8 @@ class Config:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")
         if self.swa_momentum is not None and not 0 <= self.swa_momentum < 1:
             raise ValueError(f"swa_momentum is {self.swa_momentum}; it must be in [0, 1)")
+        if max(self.epochs, self.extend_epochs or 0) > 100_000:
+            raise ValueError(f"epochs is {max(self.epochs, self.extend_epochs or 0):g}; at most 100,000")
         if self.seed + self.runs > 2**63:
             raise ValueError(f"seed is {self.seed}; it must be below 2^63")
         if self.target is not None and not 0 < self.target < 1:

@@ -86,7 +86,7 @@ class State:
         """Plain containers and tensors. Learning rate and momentum are in the schedule's table only."""
         return {
             "model": self.model.state_dict(),
-            "optimizers": [[o.state.get(p, {}).get("momentum_buffer") for p in _weights(o)] for o in self.optimizers],
+            "optimizers": [[_momentum(o, p) for p in _weights(o)] for o in self.optimizers],
             "loss_scale": float(self.scaler.get_scale()),
             "schedule": self.schedule.state(),
             "mean": self.mean.state(),
@@ -102,8 +102,7 @@ class State:
         self.model.load_state_dict(tree["model"])
         for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
             for p, momentum in zip(_weights(optimizer), momenta, strict=True):
-                if momentum is not None:
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p).copy_(momentum)
+                optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
         self.schedule.load(tree["schedule"])
         self.mean.load(tree["mean"])
@@ -118,6 +117,12 @@ class State:
 
 def _weights(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
+    """Zero before the first step, from which torch goes on as from none."""
+    momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+    return torch.zeros_like(p) if momentum is None else momentum
 
 
 def skipped_steps(scale: float) -> int:
@@ -226,7 +231,7 @@ def _resume(job: Job, state: State) -> None:
 def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int, steps_per_epoch: int) -> None:
     """ValueError when a saved tree is not one that this run could have written at some step."""
     like = fresh.tree()
-    loose = ("optimizers", "history", "schedule")
+    loose = ("history", "schedule")
     checkpoint.check({**tree, **{k: like[k] for k in loose if k in tree}}, like, "state")
     step, count = tree["step"], tree["mean"]["count"]
     if not 0 <= step <= num_steps:
@@ -235,9 +240,6 @@ def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int, steps_per_ep
         raise ValueError(f"mean.count is not within its {step} steps")
     if not 0 < tree["loss_scale"] <= SCALER_START:
         raise ValueError("loss_scale is not one that training comes to")
-    momenta = [[None if m is None else p.detach() for p, m in zip(_weights(o), saved, strict=True)]
-               for o, saved in zip(fresh.optimizers, tree["optimizers"], strict=True)]  # fmt: skip
-    checkpoint.check(tree["optimizers"], momenta, "optimizers")
     _check_schedule(tree["schedule"], like["schedule"])
     _check_history(tree["history"], step, num_steps, steps_per_epoch)
 

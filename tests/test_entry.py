@@ -65,7 +65,7 @@ def stop_at(monkeypatch, number, calls=1):
 
 def stop_after(monkeypatch, last):
     """SIGTERM arrives in a step of every run from now on."""
-    monkeypatch.setattr(Lines, "step", lambda self, step: os.kill(os.getpid(), signal.SIGTERM) if step == last else None)
+    monkeypatch.setattr(Lines, "step", lambda _, step: step == last and os.kill(os.getpid(), signal.SIGTERM))
 
 
 # A run and its folder

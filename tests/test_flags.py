@@ -10,7 +10,7 @@ import pytest
 from fastcifar.checkpoint import CheckpointError
 from fastcifar.config import Config
 from fastcifar.flags import SMOKE_IMAGES, UsageError, parse
-from fastcifar.recipes import RECIPES
+from fastcifar.recipes import RECIPES, with_optimizer
 
 DEFAULT = RECIPES[Config().recipe]
 
@@ -24,6 +24,13 @@ def test_a_recipe_gives_the_defaults_of_all_other_flags(name):
     assert parse(["--recipe", name]) == RECIPES[name]
     assert parse([f"--recipe={name}", "--seed", "3"]) == replace(RECIPES[name], seed=3)
     assert parse(["--seed", "3", "--recipe", name]) == replace(RECIPES[name], seed=3)
+
+
+def test_an_optimizer_brings_the_rates_that_suit_it():
+    config = parse(["--optimizer", "sgd", "--momentum-max", "0.9"])
+    assert config == replace(with_optimizer(DEFAULT, "sgd"), momentum_max=0.9)
+    assert config.bias_lr_scale == 1.0 and config.lr_peak > DEFAULT.lr_peak
+    assert parse(["--optimizer", "muon"]) == DEFAULT
 
 
 def test_help_shows_every_flag_and_ends_well(capsys):
