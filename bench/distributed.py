@@ -144,8 +144,9 @@ def table(found: dict[str, Any]) -> str:
     """What was measured, as Markdown."""
     lines = ["| optimizer | processes | largest difference of a loss, 20 steps | of a weight | of an accuracy |",
              "|---|---|---|---|---|"]  # fmt: skip
-    lines += [f"| {row['optimizer']} | {row['processes']} | {row['loss_difference']:.2g} | {row['weight_difference']:.2g} | "
-              f"{row['accuracy_difference']:.2g} |" for row in found["losses"]]  # fmt: skip
+    for row in found["losses"]:
+        figures = [f"{row[f'{what}_difference']:.2g}" for what in ("loss", "weight", "accuracy")]
+        lines.append(f"| {row['optimizer']} | {row['processes']} | {' | '.join(figures)} |")
     lines += ["", f"--parallel seeds in 2 processes equal to one process: {found['seeds']['equal']}"]
     for what, said in (("death", "A rank killed"), ("stop", "SIGTERM to torchrun")):
         if row := found.get(what):

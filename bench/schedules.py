@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    rows = run_all(configs, dataset, options)
-    write_results(configs, rows, options)
-    print((options.out / "table.md").read_text())
-    return 0
+    with harness.stoppable() as stop:
+        run_all(configs, dataset, options)
+    write_results(configs, options)
+    return stop.code
 
 
 def configure(recipe: Config, options: Options) -> Config:
@@ -69,7 +69,7 @@ def configure(recipe: Config, options: Options) -> Config:
     )  # fmt: skip
 
 
-def run_all(configs: dict[str, Config], dataset: data.Dataset, options: Options) -> list[dict[str, Any]]:
+def run_all(configs: dict[str, Config], dataset: data.Dataset, options: Options) -> None:
     """All runs, seed by seed so that a bench stopped early has the same seeds of every recipe."""
     path = options.out / "runs.jsonl"
     rows = harness.read_rows(path)
@@ -82,15 +82,19 @@ def run_all(configs: dict[str, Config], dataset: data.Dataset, options: Options)
             rows.append({**result.summary, "history": result.history})
             record.write_lines(path, rows)
             print(f"{name} seed {seed}: {result.summary['accuracy']:.2%}", flush=True)
-    return [row for row in rows if configs.get(row["recipe"]) and configs[row["recipe"]].epochs == row["epochs"]]
 
 
-def write_results(configs: dict[str, Config], rows: list[dict[str, Any]], options: Options) -> None:
-    """table.md, table.json, learning_rates.png and accuracies.png."""
+def write_results(configs: dict[str, Config], options: Options) -> None:
+    """table.md, table.json, learning_rates.png and accuracies.png of the recipes that have runs."""
+    rows = harness.read_rows(options.out / "runs.jsonl")
+    ran = {(row["recipe"], row["epochs"]) for row in rows}
+    configs = {name: c for name, c in configs.items() if (name, c.epochs) in ran}
+    if not configs:
+        return
     table: list[dict[str, Any]] = []
     histories = {}
     for name, config in configs.items():
-        mine = [row for row in rows if row["recipe"] == name]
+        mine = [row for row in rows if (row["recipe"], row["epochs"]) == (name, config.epochs)]
         histories[name] = [row["history"] for row in mine]
         stats = {k: record.interval([row[k] for row in mine if row[k] is not None])
                  for k in ("accuracy_raw", "accuracy_swa", "accuracy_tta")}  # fmt: skip
@@ -112,6 +116,7 @@ def write_results(configs: dict[str, Config], rows: list[dict[str, Any]], option
     curves = {n: preview(replace(c, subset=None), rows[0]["n_train"]) for n, c in configs.items()}
     plots.draw_schedules(options.out / "learning_rates.png", curves)
     plots.draw_accuracies(options.out / "accuracies.png", histories)
+    print((options.out / "table.md").read_text())
 
 
 if __name__ == "__main__":

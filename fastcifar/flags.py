@@ -119,12 +119,16 @@ def _tyro(argv: Sequence[str], default: Config, prog: str, description: str) -> 
 
 
 def _one_line(box: str) -> str:
-    """The message of tyro's box, without the box and its hints."""
-    inside = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    message = []
-    for line in inside:
-        if set(line) <= {"─"}:
-            break
-        message.append(line)
-    text = " ".join(message).replace("Error parsing Config: ", "").replace("Error parsing ", "")
+    """The message of tyro's box, without the box, its title and its hints."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if line.startswith(("╭", "╰")) or set(text) <= {"─", "-"}:  # a border, or the rule before a hint
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    said = [" ".join(section) for section in sections if section]
+    if "╭" not in box:  # where the terminal's encoding is ASCII there is no box, and the title is a section
+        said = said[1:]
+    text = (said or [""])[0].replace("Error parsing Config: ", "").replace("Error parsing ", "")
     return f"{text} (see --help)"

@@ -66,11 +66,11 @@ def train(job: Job, rule: Rule | None = None) -> Result:
         call = distributed.data_parallel(forward, job.world, job.machine.device)
     while state.step < job.num_steps:
         epoch, first = divmod(state.step, spe)
-        plan = draw_plan(config, job.num_train, epoch).part(job.world.rank, job.world.size)
-        plan = plan.steps(first, min(spe, job.num_steps - epoch * spe))
         rows, signal = table.tolist(), None
         model.train()
         with watch("train"):
+            plan = draw_plan(config, job.num_train, epoch).part(job.world.rank, job.world.size)
+            plan = plan.steps(first, min(spe, job.num_steps - epoch * spe))
             for x, y in job.executor.epoch(plan, side_at(config, epoch)):
                 set_row(state.optimizers, *rows[state.step])
                 with _autocast(job.machine):

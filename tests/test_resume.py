@@ -162,7 +162,7 @@ def test_a_checkpoint_says_what_auto_came_to(make_job, tmp_path):
 @pytest.mark.parametrize("knob", [{"seed": 1}, {"lr_peak": 0.25}, {"epochs": 4}, {"batch_size": 16}, {"scale": "full"}])
 def test_what_changes_the_training_is_refused(make_job, tmp_path, knob):
     run(make_job, tmp_path / "r", epochs=1)
-    (name, value), = knob.items()
+    ((name, value),) = knob.items()
     with pytest.raises(checkpoint.CheckpointError, match=rf"may not change within a run: .*{name}: .* -> {value}"):
         run(make_job, tmp_path / "r", **{"epochs": 1, "resume": str(tmp_path / "r"), **knob})
 
