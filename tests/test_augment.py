@@ -245,4 +245,5 @@ def test_executor_shrinks_where_asked():
 def test_side_is_low_first():
     config = Config(epochs=4, low_res_px=16, low_res_until=0.5)
     assert [side_at(config, epoch) for epoch in range(4)] == [16, 16, 32, 32]
-    assert side_at(Config(), 0) == 32
+    assert side_at(Config(low_res_until=0.0), 0) == 32
+    assert side_at(Config(epochs=1, low_res_px=16, low_res_until=0.6), 0) == 32  # no epoch lies wholly before its end
