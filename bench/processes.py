@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -42,11 +43,16 @@ def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
     return path
 
 
-def start(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> BaseProcess:
-    """The command line in a new process, its words in a file. One thread: bits must not depend on the machine."""
+def forkserver() -> ForkServerContext:
+    """Where warm processes come from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.processes", "matplotlib.pyplot"])
-    process = context.Process(target=_main, args=(list(argv), str(log), dict(env or {})))
+    return context
+
+
+def start(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> BaseProcess:
+    """The command line in a new process, its words in a file. One thread: bits must not depend on the machine."""
+    process = forkserver().Process(target=_main, args=(list(argv), str(log), dict(env or {})))
     process.start()
     return process
 
