@@ -230,6 +230,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize("kind", TENSORS)
 def test_a_weight_that_lies(call, run, kind):  # noqa: F811
     def change(content):
