@@ -3,9 +3,9 @@
     python -m bench.kills --out records/kills [--kills 50] [--real 3] [--quick]
 
 Each of `kills` runs (a small network, twelve epochs, the last four an averaging tail) is ended by SIGKILL at an instant
-drawn evenly over the length of a run, then resumed to its end. Its final weights, raw and averaged, must equal those of
-a run that was never disturbed bit for bit, and so must its metrics, times apart. The last `real` of them go through
-train_fast.py as a person would start it, imports included. Writes kills.json and kills.md.
+drawn evenly between the first trace of its folder and its end, then resumed to its end. Its final weights, raw and
+averaged, must equal those of a run that was never disturbed bit for bit, and so must its metrics, times apart. The last
+`real` of them go through train_fast.py as a person would start it. Writes kills.json and kills.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +35,24 @@ class Runs:
     """Starts runs below a folder: warm ones with the tiny network, or real ones by the command line."""
 
     def __init__(self, below: Path, real: bool) -> None:
-        self.below, self.real = below, real
+        self.below, self.real, self.watch = below, real, Stopwatch()
         self.flags = [*processes.FLAGS, "--data", str(processes.write_images(below / "images.npz")),
                       "--cache-dir", str(below / "cache"), "--epochs", str(EPOCHS)]  # fmt: skip
 
-    def go(self, argv: list[str], kill_at_s: float | None = None) -> int:
-        """The exit code of a run to its end or to its kill: -9."""
-        log = self.below / "log.txt"
-        if not self.real:
-            process = processes.start(argv, log)
-            process.join(kill_at_s)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-            return process.exitcode or 0
-        child = processes.start_real(argv, log)
-        try:
-            return child.wait(kill_at_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return child.wait()
+    def go(self, argv: list[str], out: Path | None = None, kill_at_s: float | None = None) -> int:
+        """The exit code of a run to its end, or to its kill so long after the folder `out` appeared."""
+        log, pause = self.below / "log.txt", threading.Event()
+        child = processes.start_real(argv, log) if self.real else processes.start(argv, log)
+        if out:
+            processes.wait_until(out.exists, 120)
+        with self.watch("since its folder"):
+            if kill_at_s is not None:
+                pause.wait(kill_at_s)
+                child.kill()
+            if isinstance(child, subprocess.Popen):
+                return child.wait()
+            child.join()
+            return child.exitcode or 0
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def kill_once(runs: Runs, at_s: float, expected: dict[str, Any]) -> dict[str, An
     out = runs.below / "killed"
     shutil.rmtree(out, ignore_errors=True)
     fresh = [*runs.flags, "--out", str(out)]
-    if runs.go(fresh, at_s) == 0:
+    if runs.go(fresh, out, at_s) == 0:
         came_to, code = "had ended", 0
     else:
         came_to = where(out)
@@ -105,15 +104,14 @@ def kill_once(runs: Runs, at_s: float, expected: dict[str, Any]) -> dict[str, An
 
 def measure(below: Path, kills: int, real: bool, seed: int) -> list[dict[str, Any]]:
     """An undisturbed run (its second one gives the length: the first fills the cache), then the kills."""
-    runs, draw, watch = Runs(below, real), random.Random(seed), Stopwatch()
+    runs, draw, rows = Runs(below, real), random.Random(seed), []
     for name in ("first", "undisturbed"):
-        with watch(name):
-            if code := runs.go([*runs.flags, "--out", str(below / name)]):
-                raise SystemExit(f"the undisturbed run ended with {code}: see {below / 'log.txt'}")
-    expected = result(below / "undisturbed")
-    rows = []
+        runs.watch = Stopwatch()
+        if code := runs.go([*runs.flags, "--out", str(below / name)], below / name):
+            raise SystemExit(f"the undisturbed run ended with {code}: see {below / 'log.txt'}")
+    length_s, expected = runs.watch.time_s["since its folder"], result(below / "undisturbed")
     for i in range(kills):
-        rows.append(kill_once(runs, draw.random() * watch.time_s["undisturbed"], expected))
+        rows.append(kill_once(runs, draw.random() * length_s, expected))
         print(f"{i + 1}/{kills}", rows[-1], flush=True)
     return rows
 
