@@ -1,0 +1,20 @@
+"""Every schedule and recipe trains by its name on the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from fastcifar import entry
+from fastcifar.recipes import RECIPES
+from fastcifar.schedules import RULES
+
+SETTINGS = ["--data", "synthetic", "--subset", "100", "--batch-size", "50", "--epochs", "2", "--device", "cpu"]
+CASES = [["--schedule", name, *(["--val-split", "0.1"] if name == "plateau" else [])] for name in RULES]
+CASES += [["--recipe", name] for name in RECIPES] + [["--norm", "gn-ws"], ["--optimizer", "sgd"]]
+
+
+@pytest.mark.parametrize("flags", CASES, ids=" ".join)
+def test_it_runs_by_name(flags: list[str], tmp_path: Path, tiny_network: None) -> None:
+    out = tmp_path / "run"
+    assert entry.main([*SETTINGS, *flags, "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]) == entry.DONE
+    assert (out / "summary.json").exists() and (out / "curves.png").exists()
