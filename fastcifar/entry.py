@@ -80,8 +80,10 @@ def run(config: Config, signals: Signals | None = None) -> int:
     watch.time_s["import"] = process_age_s()
     config = replace(config, scale=chosen.scale, precision=chosen.precision)  # type: ignore[arg-type]
     writes = world.leads and not config.dry_run
-    out = folder.claim(config) if writes else None
+    out = folder.choose(config) if writes else None
     with held(out) if out else contextlib.nullcontext():
+        if out:
+            folder.claim(out, config)
         with watch("data"):
             dataset = distributed.first_on_each_machine(world, lambda: data.load(config, progress=world.leads))
             together = world if config.parallel == "data" else World(local_rank=world.local_rank)

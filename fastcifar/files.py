@@ -44,10 +44,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing into the folder; ValueError when another one does. Ends with the process.
-
-    Part files in it were then left by a process that was killed: they are removed.
-    """
+    """Keeps other processes from training in the folder; ValueError when another one does. Ends with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -56,8 +53,6 @@ def held(folder: Path) -> Iterator[None]:
             raise ValueError(f"{folder}: another process trains in it; wait for it, or choose another folder") from e
         except OSError:  # a file system without locks
             pass
-        for part in folder.glob(".*.part"):
-            part.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)

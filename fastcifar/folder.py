@@ -16,23 +16,32 @@ from fastcifar.timing import utc_stamp
 RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors")
 
 
-def claim(config: Config) -> Path:
-    """The folder of a run that begins or goes on, config.json written. ValueError when it holds another run's results;
-    a folder where a run was stopped before its first checkpoint is free to be used again. OSError: cannot be written.
-    """
+def choose(config: Config) -> Path:
+    """The folder of a run that begins or goes on; made if it is missing. OSError when it cannot be."""
     if config.resume:
-        out = Path(config.resume)
-        _check_settings(out / "checkpoint.pt", config)
-        if config.extend_epochs:  # so that the extension, too, goes on by --resume alone
-            record.write_config(out, config)
-        return out
-    out = Path(config.out) if config.out else _new_folder(config)
+        return Path(config.resume)
+    if config.out is None:
+        return _new_folder(config)
+    out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; choose a folder")
-    if any((out / name).exists() for name in RESULTS):
-        raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another folder")
-    record.write_config(out, config)
+    out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def claim(out: Path, config: Config) -> None:
+    """Makes the folder, held by this process, that of the run: config.json written, parts of files of a killed process
+    removed. ValueError when it has results of another run; one that was stopped before its first checkpoint has none.
+    """
+    if config.resume:
+        _check_settings(out / "checkpoint.pt", config)
+    elif any((out / name).exists() for name in RESULTS):
+        raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another folder")
+    if not config.resume or config.extend_epochs:  # so that an extension, too, goes on by --resume alone
+        record.write_config(out, config)
+    for name in ("config.json", "curves.png", *RESULTS):
+        for part in out.glob(f".{name}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def _check_settings(path: Path, config: Config) -> None:

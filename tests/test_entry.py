@@ -103,9 +103,10 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(call, base, tmp_p
         patched.setattr(train, "_save", lambda *args, **kwargs: None)
         assert call(*base, "--out", out)[0] == 143
     (tmp_path / out / ".checkpoint.pt.0123abcd.part").write_bytes(b"left by a kill")
+    (tmp_path / out / ".mine.part").touch()
     code, _, err = call(*(base if flags[0] == "--out" else []), *flags)
     assert (code, err) == (0, []) and load(tmp_path / out / "checkpoint.pt")["state"]["step"] == 16
-    assert not list((tmp_path / out).glob(".*"))
+    assert [p.name for p in (tmp_path / out).glob(".*")] == [".mine.part"]
 
 
 @pytest.mark.parametrize("out", ["x.txt", "x.txt/r", "/proc/r"])
@@ -120,6 +121,7 @@ def test_two_processes_do_not_train_in_one_folder(call, base, tmp_path):
     with held(tmp_path / "r"):
         code, _, err = call(*base, "--out", "r")
     assert code == 2 and len(err) == 1 and "r: another process trains in it" in err[0]
+    assert not list((tmp_path / "r").iterdir())
     assert call(*base, "--out", "r")[0] == 0
 
 
