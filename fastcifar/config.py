@@ -53,6 +53,8 @@ class Config:
     """Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it faster, else fp32."""
     compile: Compile = "auto"
     """torch.compile mode; auto: on where it pays back within the run."""
+    cuda_graph: bool = True
+    """Record the step once and replay it, where that can be: on a CUDA card, with Muon, not in fp16, one process."""
     augment: Literal["auto", "dali", "torch"] = "auto"
     """Who executes the augmentation plan."""
     deterministic: bool = False

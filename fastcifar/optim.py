@@ -42,16 +42,19 @@ class Muon(Optimizer):
 
     def __init__(self, params: Any, lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             filters = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad for p in filters]
-            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in filters]
+            buffers = [self.state[p]["momentum_buffer"] for p in filters]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
-            updates = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+            updates = torch._foreach_mul(buffers, group["momentum"])
+            torch._foreach_add_(updates, grads)
             same_shape = defaultdict(list)
             for p, update in zip(filters, updates, strict=True):
                 same_shape[p.shape].append((p, update))
@@ -113,8 +116,8 @@ def _apex_sgd() -> Any:
         raise ValueError(APEX_HELP) from e
 
 
-def set_row(optimizers: list[Optimizer], lr: float, momentum: float) -> None:
-    """Writes a row of the schedule's table into all groups."""
+def set_row(optimizers: list[Optimizer], lr: float | Tensor, momentum: float | Tensor) -> None:
+    """Writes a row of the schedule's table into all groups: numbers, or tensors of no dimension on the device."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]

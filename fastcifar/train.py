@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar import checkpoint, distributed, evaluate, record
 from fastcifar.augment import DeviceData, draw_plan, side_at, test_batches
 from fastcifar.config import Config
 from fastcifar.job import Job, State, skipped_steps, start
-from fastcifar.machine import Machine
-from fastcifar.optim import set_row
 from fastcifar.progress import epoch_line
 from fastcifar.schedules import Rule, Schedule
+from fastcifar.step import autocast, make_step
 from fastcifar.swa import REFRESH_IMAGES, refresh_batch_norm
 
 EVAL_BATCH = 1000
@@ -60,28 +58,20 @@ def train(job: Job, rule: Rule | None = None) -> Result:
     state = start(job, rule)
     if state.history:
         _write(job, "metrics.jsonl", lambda path: record.write_lines(path, state.history))
-    model, table = state.model, state.schedule.table
+    model = state.model
     with watch("compile"):
         forward = warm_up(job, model)
-        call = distributed.data_parallel(forward, job.world, job.machine.device)
+        step = make_step(job, state, distributed.data_parallel(forward, job.world, job.machine.device))
     while state.step < job.num_steps:
         epoch, first = divmod(state.step, spe)
-        rows, signal = table.tolist(), None
+        signal = None
         model.train()
+        step.begin_epoch()
         with watch("train"):
             plan = draw_plan(config, job.num_train, epoch).part(job.world.rank, job.world.size)
             plan = plan.steps(first, min(spe, job.num_steps - epoch * spe))
             for x, y in job.executor.epoch(plan, side_at(config, epoch)):
-                set_row(state.optimizers, *rows[state.step])
-                with _autocast(job.machine):
-                    logits = call(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-                state.scaler.scale(loss).backward()
-                for optimizer in state.optimizers:
-                    state.scaler.step(optimizer)
-                    optimizer.zero_grad(set_to_none=True)
-                state.scaler.update()
-                state.loss_sum += loss.detach()
+                step(x, y)
                 state.step += 1
                 job.progress.step(state.step)
                 if _records(state, config, spe, job.num_steps):
@@ -128,7 +118,7 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
             x = torch.randn(batch, 3, side, side, generator=gen).to(device, job.machine.dtype)
             x = x.contiguous(memory_format=torch.channels_last)
             model.train(training)
-            with torch.set_grad_enabled(training), _autocast(job.machine):
+            with torch.set_grad_enabled(training), autocast(job.machine):
                 logits = model(x)
             if training:
                 logits.sum().backward()
@@ -151,15 +141,11 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
     return model
 
 
-def _autocast(machine: Machine) -> torch.autocast:
-    return torch.autocast(machine.device.type, machine.dtype, enabled=machine.precision != "fp32")
-
-
 def _accuracy(job: Job, model: nn.Module, data: DeviceData, tta: str = "none", may_stop: bool = False) -> float:
     """Over the images of all processes together."""
     model.eval()
     batches = test_batches(data, min(EVAL_BATCH, len(data.labels)))
-    with _autocast(job.machine):
+    with autocast(job.machine):
         right = evaluate.count_right(model, _until_stopped(job, batches) if may_stop else batches, tta)
     counts = distributed.total(torch.stack([right, torch.tensor(len(data.labels), device=right.device)]), job.world)
     return counts[0].item() / counts[1].item()
@@ -202,7 +188,8 @@ def _end_epoch(job: Job, state: State, model: nn.Module) -> None:
 def _save(job: Job, state: State, must: bool) -> None:
     """Writes checkpoint.pt, unless the weights are ruined: then the good one before is kept, and Diverged tells."""
     world = job.world
-    state.loss_sum = distributed.total(state.loss_sum, world) / world.size  # so that any number of processes can go on
+    # Their mean, so that any number of processes can go on; in place, as a recorded step adds to this very tensor.
+    state.loss_sum.copy_(distributed.total(state.loss_sum, world) / world.size)
     if not state.is_finite():
         lr = state.schedule.table[state.step - 1, 0].item()
         raise Diverged(f"weights or loss are not finite at step {state.step}, learning rate {lr:g}: lower --lr-peak")
@@ -243,7 +230,7 @@ def _finish(job: Job, state: State) -> Result:
     config, watch = job.config, job.watch
     final, has_tail = state.model, state.mean.count > 0
     if has_tail:
-        with watch("swa"), _autocast(job.machine):
+        with watch("swa"), autocast(job.machine):
             final = state.mean.averaged(state.model)
             final._compiled_call_impl = None
             refresh_batch_norm(final, _refresh_batches(job, final))

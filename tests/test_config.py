@@ -11,7 +11,7 @@ from fastcifar.recipes import RECIPES
 # A new knob is a decision: whoever adds one adds it here, and says in the change what it is worth.
 KNOBS = """
     recipe epochs data cache_dir subset val_split smoke scale network norm
-    device precision compile augment deterministic batch_size
+    device precision compile cuda_graph augment deterministic batch_size
     crop_pad_px mirror cutout_px low_res_px low_res_until
     optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
     schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor

@@ -18,7 +18,7 @@ LEVELS = (
     "config files interrupt timing",
     "augment checkpoint dali data distributed download evaluate formats machine model optim plots progress recipes "
     "record schedules sources swa synthetic",
-    "flags folder job memory train",
+    "flags folder job memory step train",
     "__main__ bench cli entry train_fast",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
@@ -30,7 +30,9 @@ WITHIN_A_LEVEL = {
     ("plots", "schedules"),
     ("sources", "formats"),
     ("memory", "job"),
+    ("step", "job"),
     ("train", "job"),
+    ("train", "step"),
     ("__main__", "cli"),
     ("bench", "bench"),
     ("bench", "entry"),

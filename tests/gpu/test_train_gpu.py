@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fastcifar import machine
 from fastcifar.augment import EpochPlan, Executor
-from fastcifar.job import Job, prepare
+from fastcifar.job import Job, prepare, start
 from fastcifar.progress import Silent
+from fastcifar.step import GraphedStep, make_step
 from fastcifar.train import Result, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
@@ -120,3 +121,22 @@ def test_compiled_run_trains_as_the_plain_one():
     assert compiled.summary["compile"] == "default"
     assert compiled.history[0]["loss_train"] == pytest.approx(plain.history[0]["loss_train"], rel=0.1)
     assert not any("_orig_mod" in key for key in compiled.model.state_dict())
+
+
+@pytest.mark.parametrize("tail", [2 / 3, None])
+def test_a_recorded_step_trains_as_the_plain_one(tail):
+    """Two image sides, a tail and evaluations between the replays; in fp32, so that rounding does not hide a fault."""
+    knobs: dict[str, Any] = {"precision": "fp32", "optimizer": "muon", "lr_peak": 0.05, "low_res_px": 24,
+                             "low_res_until": 0.4, "swa_start": tail, "swa_every": 2}  # fmt: skip
+    plain, recorded = train(make_job(cuda_graph=False, **knobs)), train(make_job(**knobs))
+    losses = [[row["loss_train"] for row in result.history] for result in (plain, recorded)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert plain.history[-1]["lr"] == recorded.history[-1]["lr"]
+
+
+def test_a_step_is_recorded_and_not_given_up():
+    job = make_job(precision="bf16", optimizer="muon")
+    said: list[str] = []
+    job.progress.say = said.append  # type: ignore[method-assign]
+    state = start(job)
+    assert type(make_step(job, state, state.model)) is GraphedStep, said

@@ -1,0 +1,109 @@
+"""The recorded step does what the plain one does: proved on the CPU by a recorder that repeats the work itself."""
+
+import copy
+
+import pytest
+import torch
+
+from fastcifar import step, train
+from fastcifar.job import start
+from fastcifar.step import GraphedStep, Step, can_be_recorded, make_step
+
+MUON = {"optimizer": "muon", "lr_peak": 0.1, "bias_lr_scale": 5.0, "head_lr_scale": 5.0, "low_res_px": 24,
+        "low_res_until": 0.4, "swa_lr": 0.02}  # fmt: skip
+
+
+def again(work):
+    return work
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Runs take the recorded step, on the CPU; the list gets one entry per recording."""
+    recordings = []
+
+    def recorder(work):
+        recordings.append(work)
+        return work
+
+    monkeypatch.setattr(train, "make_step", lambda job, state, forward: GraphedStep(job, state, forward, recorder))
+    return recordings
+
+
+def assert_same(a, b):
+    """Weights and metrics. Tensors of fp32 in the place of numbers of f64 round the rates, so not bit for bit."""
+    for name, value in a.model.state_dict().items():
+        assert torch.allclose(value, b.model.state_dict()[name], rtol=1e-3, atol=1e-4), name
+    losses = [[row["loss_train"] for row in result.history] for result in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    rates = [[(row["lr"], row["momentum"]) for row in result.history] for result in (a, b)]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("knobs", [{}, {"swa_start": None}, {"epochs": 2.5, "low_res_until": 0.9}],
+                         ids=["tail", "no-tail", "fraction"])  # fmt: skip
+def test_a_recorded_run_equals_a_plain_one(make_job, deterministic, recorded, monkeypatch, knobs):
+    fast = train.train(make_job(**MUON | knobs))
+    monkeypatch.setattr(train, "make_step", Step)
+    plain = train.train(make_job(**MUON | knobs))
+    assert len(recorded) == 2  # one per side, not one per step
+    assert_same(fast, plain)
+
+
+def test_a_recorded_run_is_resumed(make_job, deterministic, recorded, tmp_path):
+    whole = train.train(make_job(**MUON))
+    job = make_job(**MUON, out=tmp_path)
+    job.stop = lambda: 15 if job.progress.now >= 11 else None
+    with pytest.raises(train.Interrupted):
+        train.train(job)
+    resumed = train.train(make_job(**MUON, out=tmp_path, resume=str(tmp_path)))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_recording_leaves_the_state_as_it_was(make_job):
+    job = make_job(**MUON)
+    state = start(job)
+    state.model.eval()
+    before = copy.deepcopy(state.tree())
+    GraphedStep(job, state, state.model, again)
+    after = state.tree()
+    assert not state.model.training
+    assert after["step"] == before["step"] == 0 and after["loss_sum"] == before["loss_sum"]
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+    for mine, theirs in zip(before["optimizers"], after["optimizers"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_rates_are_read_where_the_run_goes_on(make_job):
+    """Not from row 0, and anew in each epoch: the plateau rule rewrites rows to come."""
+    job = make_job(**MUON)
+    state = start(job)
+    graphed = GraphedStep(job, state, state.model, again)
+    seen = []
+    state.step = 5
+    state.schedule.table[6, 0] = 0.0123
+    graphed.begin_epoch()
+    graphed.update = lambda x, y: seen.append(float(state.optimizers[0].param_groups[0]["lr"]))  # type: ignore[method-assign]
+    x, y = torch.zeros(32, 3, 24, 24), torch.zeros(32, dtype=torch.long)
+    graphed(x, y)
+    graphed(x, y)
+    assert seen == pytest.approx([state.schedule.table[5, 0].item(), 0.0123])
+
+
+def test_what_cannot_be_recorded_is_not(make_job):
+    """Not on a CPU, whatever the other settings."""
+    assert not can_be_recorded(make_job(**MUON))
+    assert type(make_step(make_job(**MUON), None, None)) is Step  # type: ignore[arg-type]
+
+
+def test_a_recording_that_fails_costs_one_line(make_job, monkeypatch):
+    def fails():
+        raise RuntimeError("operation not permitted when\nstream is capturing")
+
+    monkeypatch.setattr(step, "CudaGraphs", fails)
+    monkeypatch.setattr(step, "can_be_recorded", lambda job: True)
+    job = make_job(**MUON)
+    assert type(make_step(job, start(job), None)) is Step  # type: ignore[arg-type]
+    (line,) = job.progress.lines
+    assert "stream is capturing" in line and "going on without it" in line and "\n" not in line
