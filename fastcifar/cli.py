@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from fastcifar import flags, plots
+from fastcifar import checkpoint, flags, plots
+from fastcifar.config import Config
 from fastcifar.entry import preview
 from fastcifar.machine import choose
 from fastcifar.model import make_model
@@ -105,11 +106,38 @@ def load_model(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
         if facts.pop("format", None) != MODEL_FORMAT:
             raise ValueError("not written by this version of fastcifar")
         facts = {k: json.loads(v) for k, v in facts.items()}
+        _check_facts(facts)
+        if tensors["head.weight"].shape[:1] != (len(facts["classes"]),):  # before a network of that size is made
+            raise ValueError("not as many classes as outputs")
         model = make_model(facts["network"], facts["scale"], len(facts["classes"]), facts["norm"], seed=0)
+        checkpoint.check(tensors, dict(model.state_dict()), "weights")
         model.load_state_dict(tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{path}: not a whole fastcifar model ({str(e).splitlines()[0][:120]})") from e
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
+        told = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        raise ValueError(f"{path}: not a whole fastcifar model ({told}); give --run another one") from e
     return model.eval(), facts
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """ValueError when what stands beside the weights cannot be what a run wrote."""
+    config = Config(network=facts["network"], scale=facts["scale"], norm=facts["norm"])
+    if config.scale == "auto":
+        raise ValueError("scale is 'auto'")
+    names = facts["classes"]
+    if not isinstance(names, list) or not all(isinstance(n, str) and n and n.isprintable() for n in names):
+        raise ValueError("classes is no list of names")
+    if len(set(names)) != len(names):
+        raise ValueError("two classes of one name")
+    for name in ("mean", "std"):
+        values = facts[name]
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
+        ):
+            raise ValueError(f"{name} is no list of three numbers within 0 and 1")
+    if min(facts["std"]) == 0:
+        raise ValueError("std is 0")
 
 
 def read_image(path: Path) -> torch.Tensor:
