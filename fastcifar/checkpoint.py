@@ -22,7 +22,7 @@ from fastcifar.files import write_atomically
 SCHEMA = 1
 FREE_ON_RESUME = frozenset({
     "out", "resume", "extend_epochs", "debug", "dry_run", "plot_schedule", "target", "cache_dir", "data", "device",
-    "compile", "cuda_graph", "augment", "tta", "checkpoint_every", "recipe", "parallel",
+    "compile", "cuda_graph", "augment", "tta", "tta_share", "checkpoint_every", "recipe", "parallel",
 })  # fmt: skip
 """Settings that may differ between a run and its continuation: they do not change what is trained (the data set
 is compared by its checksum, not by its path)."""

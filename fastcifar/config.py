@@ -147,6 +147,8 @@ class Config:
     """Record the weights every so many steps of the tail; None: at the end of each epoch."""
     tta: Literal["none", "flip", "flip-shift"] = "flip"
     """Test-time views: the image and its mirror; flip-shift adds both shifted by a pixel."""
+    tta_share: float = 1.0
+    """Share of the test images that get the views: those of which the network is least sure."""
 
     # This run
     seed: int = 0
@@ -206,6 +208,8 @@ class Config:
             raise ValueError(f"epochs is {max(self.epochs, self.extend_epochs or 0):g}; at most 100,000")
         if self.seed + self.runs > 2**63:
             raise ValueError(f"seed is {self.seed}; it must be below 2^63")
+        if not 0 < self.tta_share <= 1:
+            raise ValueError(f"tta_share is {self.tta_share}; it must be in (0, 1]")
         if self.target is not None and not 0 < self.target < 1:
             raise ValueError(f"target is {self.target}; give the accuracy as a fraction, such as 0.94")
         if self.momentum_min > self.momentum_max:

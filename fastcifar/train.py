@@ -114,6 +114,8 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
         gen = torch.Generator().manual_seed(0)
         shapes = [(True, job.batch_size // job.world.size, side) for side in sorted({job.config.low_res_px, 32})]
         evaluated = {min(EVAL_BATCH, len(data.labels)) for data in (job.watched, job.test)}
+        if job.config.tta != "none":
+            evaluated |= {evaluate.count_unsure(batch, job.config.tta_share) for batch in evaluated}
         for training, batch, side in [*shapes, *((False, batch, 32) for batch in sorted(evaluated))]:
             x = torch.randn(batch, 3, side, side, generator=gen).to(device, job.machine.dtype)
             x = x.contiguous(memory_format=torch.channels_last)
@@ -141,14 +143,15 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
     return model
 
 
-def _accuracy(job: Job, model: nn.Module, data: DeviceData, tta: str = "none", may_stop: bool = False) -> float:
-    """Over the images of all processes together."""
+def _accuracies(job: Job, model: nn.Module, data: DeviceData, tta: str = "none", may_stop: bool = False) -> list[float]:
+    """Plain, and with the views of `tta`; over the images of all processes together."""
     model.eval()
     batches = test_batches(data, min(EVAL_BATCH, len(data.labels)))
+    batches = _until_stopped(job, batches) if may_stop else batches
     with autocast(job.machine):
-        right = evaluate.count_right(model, _until_stopped(job, batches) if may_stop else batches, tta)
-    counts = distributed.total(torch.stack([right, torch.tensor(len(data.labels), device=right.device)]), job.world)
-    return counts[0].item() / counts[1].item()
+        right = evaluate.count_right(model, batches, tta, job.config.tta_share)
+    counts = distributed.total(torch.cat([right, right.new_tensor([len(data.labels)])]), job.world).tolist()
+    return [count / counts[-1] for count in counts[:-1]]
 
 
 def _end_epoch(job: Job, state: State, model: nn.Module) -> None:
@@ -166,7 +169,7 @@ def _end_epoch(job: Job, state: State, model: nn.Module) -> None:
     last = state.step == job.num_steps
     if last or (epoch + 1) % config.eval_every == 0:
         with job.watch("eval"):
-            value = _accuracy(job, model, job.watched)
+            value, _ = _accuracies(job, model, job.watched)
         state.schedule.end_epoch(state.step, value)
     on_test = {"accuracy_test": None, "accuracy_val": value} if config.val_split else {"accuracy_test": value}
     tail = state.step > state.schedule.tail_step
@@ -236,13 +239,16 @@ def _finish(job: Job, state: State) -> Result:
             refresh_batch_norm(final, _refresh_batches(job, final))
     watch.time_s["eval_final"] = -watch.so_far("eval")
     with watch("eval"):
-        best = _accuracy(job, final, job.test, config.tta, may_stop=True) if config.tta != "none" else None
+        plain, best = _accuracies(job, final, job.test, config.tta, may_stop=True)
     watch.time_s["eval_final"] += watch.so_far("eval")
+    raw = state.history[-1].get("accuracy_test")  # the last epoch's, unless that one looked at held-out images
     with watch("eval"):
-        raw = _accuracy(job, state.model, job.test, may_stop=True)
-        averaged = _accuracy(job, final, job.test, may_stop=True) if has_tail else None
-    accuracy = next(a for a in (best, averaged, raw) if a is not None)
-    summary = _summary(job, state, accuracy, raw, averaged, best)
+        if raw is None:
+            raw = plain if final is state.model else _accuracies(job, state.model, job.test, may_stop=True)[0]
+    averaged = plain if has_tail else None
+    with_views = best if config.tta != "none" else None
+    accuracy = next(a for a in (with_views, averaged, raw) if a is not None)
+    summary = _summary(job, state, accuracy, raw, averaged, with_views)
     result = Result(final, summary, state.history, state.schedule)
     if job.out and job.world.leads:
         write_model(job.out / "model.safetensors", job, result)

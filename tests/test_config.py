@@ -16,7 +16,7 @@ KNOBS = """
     optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
     schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
     milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
-    swa_start swa_lr swa_anneal swa_momentum swa_every tta
+    swa_start swa_lr swa_anneal swa_momentum swa_every tta tta_share
     seed runs parallel target out resume extend_epochs eval_every checkpoint_every plot_schedule dry_run debug
 """
 
@@ -62,6 +62,8 @@ BAD = [
                              "target")),
     *((name, 1) for name in ("pct_start", "momentum", "momentum_min", "momentum_max", "label_smoothing", "val_split",
                              "factor", "target", "swa_momentum")),
+    ("tta_share", 0),
+    ("tta_share", 1.1),
     *((name, 94) for name in ("target", "val_split", "pct_start")),
     ("gamma", 1.5),
     ("seed", 2**64),

@@ -32,15 +32,15 @@ def test_padding_of_the_last_batch_is_not_counted(batch_size):
     assert {len(x) for x, _, _ in batches} == {batch_size}  # one shape: one compiled graph
     seen = torch.cat([number_of(x)[:real] for x, _, real in batches])
     assert seen.tolist() == list(range(NUM))  # none dropped, none twice
-    assert evaluate.count_right(knows_all, augment.test_batches(data, batch_size)) == NUM
+    assert evaluate.count_right(knows_all, augment.test_batches(data, batch_size)).tolist() == [NUM, NUM]
 
 
 @pytest.mark.parametrize("batch_size", [4, 23, 50])
 def test_only_right_answers_count(batch_size):
     right = evaluate.count_right(lambda x: torch.tensor([[0.0, 1.0, 0.0]]).expand(len(x), 3),
                                  augment.test_batches(make_data(), batch_size))  # fmt: skip
-    assert right.dtype == torch.int64 and right.ndim == 0
-    assert right == (np.arange(NUM) % 3 == 1).sum()
+    assert right.dtype == torch.int64
+    assert right.tolist() == [(np.arange(NUM) % 3 == 1).sum()] * 2
 
 
 def test_no_gradient_is_recorded():
@@ -64,8 +64,8 @@ def test_flip_is_the_mean_of_an_image_and_its_mirror():
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mirrored = torch.tensor(x.numpy()[..., ::-1].copy())
     expected = (weighted_sum(x) + weighted_sum(mirrored)) / 2
-    torch.testing.assert_close(evaluate.VIEWS["flip"](weighted_sum, x), expected)
-    torch.testing.assert_close(evaluate.VIEWS["none"](weighted_sum, x), weighted_sum(x), rtol=0, atol=0)
+    torch.testing.assert_close(evaluate.with_views(weighted_sum, x, "flip")[1], expected)
+    assert all(torch.equal(logits, weighted_sum(x)) for logits in evaluate.with_views(weighted_sum, x, "none"))
 
 
 def test_flip_shift_weighs_six_views():
@@ -75,13 +75,26 @@ def test_flip_shift_weighs_six_views():
         for side in (1, -1):
             view = torch.tensor(np.ascontiguousarray(shifted(x.numpy(), by)[..., ::side]))
             expected += weight / 2 * weighted_sum(view)
-    torch.testing.assert_close(evaluate.VIEWS["flip-shift"](weighted_sum, x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(evaluate.with_views(weighted_sum, x, "flip-shift")[1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tta", ["flip", "flip-shift"])
+def test_only_unsure_images_get_views(tta):
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, some = evaluate.with_views(weighted_sum, x, tta, share=0.3)
+    _, every = evaluate.with_views(weighted_sum, x, tta)
+    assert torch.equal(plain, weighted_sum(x))
+    unsure = (plain[:, 0] - plain[:, 1]).abs().argsort()[:3]  # 0.3 of 8, rounded up
+    viewed = torch.zeros(8, dtype=torch.bool).index_fill(0, unsure, True)
+    torch.testing.assert_close(some[viewed], every[viewed])
+    assert torch.equal(some[~viewed], plain[~viewed]) and not torch.allclose(some[viewed], plain[viewed])
 
 
 @pytest.mark.parametrize("tta", evaluate.VIEWS)
-def test_views_keep_channels_last(tta):
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_views_keep_channels_last(tta, share):
     def checked(x):
         assert x.is_contiguous(memory_format=torch.channels_last)
         return weighted_sum(x)
 
-    evaluate.count_right(checked, augment.test_batches(make_data(), 8), tta)
+    evaluate.count_right(checked, augment.test_batches(make_data(), 8), tta, share)

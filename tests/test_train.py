@@ -166,7 +166,7 @@ def test_accuracy_is_measured_when_asked_and_at_the_end(make_job):
 
 def test_plateau_drops_the_rate_of_epochs_to_come(make_job, monkeypatch):
     job = make_job(epochs=6, schedule="plateau", val_split=0.1, patience=0, factor=0.5, swa_start=None, lr_peak=0.4)
-    monkeypatch.setattr(train_module, "_accuracy", lambda *args, **more: 0.3)  # never better
+    monkeypatch.setattr(train_module, "_accuracies", lambda *args, **more: [0.3, 0.3])  # never better
     with recorded_steps(monkeypatch) as rows:
         train(job)
     per_epoch = [lr for lr, _ in rows[:: job.steps_per_epoch]]
