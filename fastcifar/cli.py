@@ -15,8 +15,8 @@ import tyro
 from fastcifar import checkpoint, flags, plots
 from fastcifar.config import Config
 from fastcifar.entry import preview
+from fastcifar.job import network
 from fastcifar.machine import choose
-from fastcifar.model import make_model
 from fastcifar.record import MODEL_FORMAT, versions
 
 
@@ -106,10 +106,10 @@ def load_model(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
         if facts.pop("format", None) != MODEL_FORMAT:
             raise ValueError("not written by this version of fastcifar")
         facts = {k: json.loads(v) for k, v in facts.items()}
-        _check_facts(facts)
+        config = _config_of(facts)
         if tensors["head.weight"].shape[:1] != (len(facts["classes"]),):  # before a network of that size is made
             raise ValueError("not as many classes as outputs")
-        model = make_model(facts["network"], facts["scale"], len(facts["classes"]), facts["norm"], seed=0)
+        model = network(config, len(facts["classes"]))
         checkpoint.check(tensors, dict(model.state_dict()), "weights")
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
@@ -118,9 +118,9 @@ def load_model(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     return model.eval(), facts
 
 
-def _check_facts(facts: dict[str, Any]) -> None:
-    """ValueError when what stands beside the weights cannot be what a run wrote."""
-    config = Config(network=facts["network"], scale=facts["scale"], norm=facts["norm"])
+def _config_of(facts: dict[str, Any]) -> Config:
+    """The network's settings; ValueError when what stands beside the weights cannot be what a run wrote."""
+    config = Config(network=facts["network"], scale=facts["scale"], norm=facts["norm"], activation=facts["activation"])
     if config.scale == "auto":
         raise ValueError("scale is 'auto'")
     names = facts["classes"]
@@ -138,6 +138,7 @@ def _check_facts(facts: dict[str, Any]) -> None:
             raise ValueError(f"{name} is no list of three numbers within 0 and 1")
     if min(facts["std"]) == 0:
         raise ValueError("std is 0")
+    return config
 
 
 def read_image(path: Path) -> torch.Tensor:

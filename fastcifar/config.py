@@ -45,6 +45,8 @@ class Config:
     """Network: the fast default or the classic baseline."""
     norm: Literal["bn", "gn-ws"] = "bn"
     """Batch norm, or group norm with weight standardisation."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Non-linearity after each norm."""
 
     # On which machine, how
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"

@@ -16,8 +16,8 @@ from fastcifar.dali import DaliUnavailable
 from fastcifar.distributed import World
 from fastcifar.files import held
 from fastcifar.interrupt import Signals, Stopped
-from fastcifar.job import Job, prepare, start
-from fastcifar.model import WIDTHS, count_parameters, make_model, train_flop
+from fastcifar.job import Job, network, prepare, start
+from fastcifar.model import WIDTHS, count_parameters, train_flop
 from fastcifar.progress import Silent, make_progress
 from fastcifar.schedules import make_schedule
 from fastcifar.timing import Stopwatch, matrix_flop_per_s, process_age_s
@@ -191,7 +191,7 @@ def preview(config: Config, num_train: int = 50_000) -> tuple[Any, int]:
 
 def plan(job: Job) -> dict[str, Any]:
     """What --dry-run prints: what would run on what, and how much work it is."""
-    model = make_model(job.config.network, job.machine.scale, len(job.dataset.classes), job.config.norm, 0)
+    model = network(job.config, len(job.dataset.classes))
     return {
         "recipe": job.config.recipe, "dataset": job.dataset.name, "n_train": job.num_train,
         "n_test": len(job.dataset.y_test), "scale": job.machine.scale, "epochs": job.config.epochs,
@@ -205,7 +205,7 @@ def plan(job: Job) -> dict[str, Any]:
 def banner(job: Job) -> str:
     """What runs on what, and why."""
     config, chosen, why = job.config, job.machine, job.machine.why
-    model = make_model(config.network, chosen.scale, len(job.dataset.classes), config.norm, 0)
+    model = network(config, len(job.dataset.classes))
 
     def reason(name: str) -> str:
         return f" ({why[name]})" if name in why else ""
@@ -222,7 +222,7 @@ def banner(job: Job) -> str:
         f"{job.train_pflop:.3g} PFLOP of training",
     ]
     if chosen.scale == "small" and config.network == "resnet9":
-        full = make_model(config.network, "full", len(job.dataset.classes), config.norm, 0)
+        full = network(replace(config, scale="full"), len(job.dataset.classes))
         pflop = job.train_pflop * train_flop(full) / job.flop_per_image[32]
         hours = pflop * 1e15 / matrix_flop_per_s(chosen.device, chosen.dtype) / 3600
         lines.append(f"         --scale full (widths {', '.join(map(str, WIDTHS['full']))}) would take "

@@ -157,13 +157,18 @@ def prepare(config: Config, dataset: Dataset, machine: Machine, world: World | N
     test = mine(dataset.x_test, dataset.y_test)
     train_data = on_device(dataset.x_train, dataset.y_train, config.crop_pad_px)
     executor, machine = _executor(config, machine, train_data)
-    model = make_model(config.network, machine.scale, len(dataset.classes), config.norm, config.seed)
+    model = network(config, len(dataset.classes))
     return Job(
         config=config, machine=machine, dataset=dataset, world=world, num_train=num_train,
         executor=executor, test=test, watched=mine(*held) if held else test,
         steps_per_epoch=num_train // batch, flop_per_image={s: train_flop(model, s) for s in {config.low_res_px, 32}},
         **{"watch": Stopwatch(machine.device), **more},
     )  # fmt: skip
+
+
+def network(config: Config, num_classes: int) -> nn.Module:
+    """A job's network before its first step; `config.scale` must be decided."""
+    return make_model(config.network, config.scale, num_classes, config.norm, config.seed, config.activation)
 
 
 def _executor(config: Config, machine: Machine, data: DeviceData) -> tuple[Executor, Machine]:
@@ -182,8 +187,7 @@ def _executor(config: Config, machine: Machine, data: DeviceData) -> tuple[Execu
 def start(job: Job, rule: Rule | None = None) -> State:
     """The state before the first step, or the one `config.resume` holds. CheckpointError when that does not fit."""
     config, device = job.config, job.machine.device
-    model = make_model(config.network, job.machine.scale, len(job.dataset.classes), config.norm, config.seed)
-    model = model.to(device)
+    model = network(config, len(job.dataset.classes)).to(device)
     if isinstance(model, ResNet9):
         rows = torch.linspace(0, job.num_train - 1, min(5000, job.num_train)).long()  # of all classes, also if sorted
         images = torch.as_tensor(job.dataset.x_train[rows.numpy()]).float() / 255

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fastcifar.job import Job
-from fastcifar.model import make_model
+from fastcifar.job import Job, network
 
 
 def ran_out(error: BaseException) -> bool:
@@ -34,8 +33,7 @@ def batch_that_fits(job: Job) -> int | None:
 
 
 def _one_step(job: Job, batch: int) -> None:
-    model = make_model(job.config.network, job.machine.scale, len(job.dataset.classes), job.config.norm, 0)
-    model = model.to(job.machine.device).train()
+    model = network(job.config, len(job.dataset.classes)).to(job.machine.device).train()
     side = max(32, job.config.low_res_px)
     x = torch.zeros(batch, 3, side, side, device=job.machine.device, dtype=job.machine.dtype)
     with torch.autocast(x.device.type, x.dtype, enabled=job.machine.precision != "fp32"):

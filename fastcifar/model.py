@@ -10,6 +10,7 @@ residual convolution, identity-initialised filters, norms without a scale of the
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,7 @@ WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64)}
 The stem holds the strongest principal directions of 2x2x3 patches, each with both signs: at most 24.
 """
 LOGIT_SCALE = 4.0
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -55,8 +57,9 @@ class Stage(nn.Module):
     Inside, not after: filters of fixed norm (Muon) lost 3 points to a residual that is added after the norm (LOG.md).
     """
 
-    def __init__(self, c_in: int, c_out: int, norm: str) -> None:
+    def __init__(self, c_in: int, c_out: int, norm: str, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.conv1, self.norm1 = conv(c_in, c_out, norm), make_norm(c_out, norm)
         self.conv2, self.norm2 = conv(c_out, c_out, norm), make_norm(c_out, norm)
         if norm == "bn":
@@ -64,25 +67,26 @@ class Stage(nn.Module):
                 nn.init.dirac_(layer.weight.data[: min(layer.weight.shape[:2])])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return F.relu(self.norm2(x + self.conv2(x)))
+        x = self.activation(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return self.activation(self.norm2(x + self.conv2(x)))
 
 
 class ResNet9(nn.Module):
     """x [B, 3, S, S] -> logits [B, K]; S = 32, or at least 16 in the low-resolution part of a run."""
 
-    def __init__(self, widths: tuple[int, ...], num_classes: int, norm: str) -> None:
+    def __init__(self, widths: tuple[int, ...], num_classes: int, norm: str, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.stem = nn.Conv2d(3, widths[0], kernel_size=2)
         self.stem.weight.requires_grad = False
         nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
-        self.stages = nn.Sequential(*(Stage(i, o, norm) for i, o in pairwise(widths)))
+        self.stages = nn.Sequential(*(Stage(i, o, norm, activation) for i, o in pairwise(widths)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight)
         self.logit_scale = LOGIT_SCALE / widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))  # [B, C0, S-1, S-1]
+        x = self.activation(self.stem(x))  # [B, C0, S-1, S-1]
         x = self.stages(x)  # [B, C, 3, 3] for S = 32
         x = x.amax(dim=(2, 3))  # [B, C]
         return self.head(x).float() * self.logit_scale
@@ -103,8 +107,9 @@ class ResNet9(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, arXiv:1512.03385)."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, norm: str) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int, norm: str, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.conv1, self.norm1 = conv(c_in, c_out, norm, stride=stride), make_norm(c_out, norm)
         self.conv2, self.norm2 = conv(c_out, c_out, norm), make_norm(c_out, norm)
         self.shortcut: nn.Module = nn.Identity()
@@ -112,37 +117,39 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(conv(c_in, c_out, norm, kernel=1, stride=stride), make_norm(c_out, norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = self.activation(self.norm1(self.conv1(x)))
+        return self.activation(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResNet18(nn.Module):
     """The classic baseline for 32x32 images: 3x3 stem without pooling, four stages of two blocks; 3.33 GFLOP."""
 
-    def __init__(self, width: int, num_classes: int, norm: str) -> None:
+    def __init__(self, width: int, num_classes: int, norm: str, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.stem, self.norm = conv(3, width, norm), make_norm(width, norm)
         widths, blocks, c_in = [width, 2 * width, 4 * width, 8 * width], [], width
         for i, c_out in enumerate(widths):
-            blocks += [BasicBlock(c_in, c_out, 1 if i == 0 else 2, norm), BasicBlock(c_out, c_out, 1, norm)]
+            blocks += [BasicBlock(c_in, c_out, 1 if i == 0 else 2, norm, activation)]
+            blocks += [BasicBlock(c_out, c_out, 1, norm, activation)]
             c_in = c_out
         self.stages = nn.Sequential(*blocks)
         self.head = nn.Linear(c_in, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x)))
+        x = self.activation(self.norm(self.stem(x)))
         x = self.stages(x).mean(dim=(2, 3))
         return self.head(x).float()
 
 
-def make_model(network: str, scale: str, num_classes: int, norm: str, seed: int) -> nn.Module:
+def make_model(network: str, scale: str, num_classes: int, norm: str, seed: int, activation: str = "relu") -> nn.Module:
     """The network in fp32 on the CPU, channels_last, initialised from `seed` alone (no global generator is touched)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if network == "resnet18":
-            model: nn.Module = ResNet18(64 if scale == "full" else 16, num_classes, norm)
+            model: nn.Module = ResNet18(64 if scale == "full" else 16, num_classes, norm, activation)
         else:
-            model = ResNet9(WIDTHS[scale], num_classes, norm)
+            model = ResNet9(WIDTHS[scale], num_classes, norm, activation)
     return model.to(memory_format=torch.channels_last)
 
 

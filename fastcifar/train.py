@@ -257,10 +257,10 @@ def _finish(job: Job, state: State) -> Result:
 
 def write_model(path: Path, job: Job, result: Result) -> None:
     """The weights the run stands for, with what a reader of images needs: class names and normalisation."""
-    data = job.dataset
+    data, config = job.dataset, job.config
     facts = {
-        "classes": data.classes, "mean": data.mean, "std": data.std, "dataset": data.name,
-        "network": job.config.network, "norm": job.config.norm, "scale": job.machine.scale,
+        "classes": data.classes, "mean": data.mean, "std": data.std, "dataset": data.name, "network": config.network,
+        "norm": config.norm, "activation": config.activation, "scale": job.machine.scale,
         "accuracy": result.summary["accuracy"],
     }  # fmt: skip
     record.write_model(path, result.model, facts)

@@ -10,7 +10,7 @@ from fastcifar.recipes import RECIPES
 
 # A new knob is a decision: whoever adds one adds it here, and says in the change what it is worth.
 KNOBS = """
-    recipe epochs data cache_dir subset val_split smoke scale network norm
+    recipe epochs data cache_dir subset val_split smoke scale network norm activation
     device precision compile cuda_graph augment deterministic batch_size
     crop_pad_px mirror cutout_px low_res_px low_res_until
     optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
@@ -38,8 +38,8 @@ def test_positional_values_are_refused():
 OF_KIND = {
     kind: [f.name for f in fields(Config) if f.type in (kind, f"{kind} | None")] for kind in ("int", "float", "bool")
 }
-CHOICES = ["scale", "network", "norm", "device", "precision", "compile", "augment", "mirror", "optimizer", "schedule",
-           "anneal_strategy", "cyclic_mode", "tta", "parallel"]  # fmt: skip
+CHOICES = ["scale", "network", "norm", "activation", "device", "precision", "compile", "augment", "mirror",
+           "optimizer", "schedule", "anneal_strategy", "cyclic_mode", "tta", "parallel"]  # fmt: skip
 FREE_TEXT = ["recipe", "data", "cache_dir", "out", "resume"]
 NUMBERS = OF_KIND["int"] + OF_KIND["float"]
 

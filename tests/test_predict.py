@@ -15,13 +15,13 @@ from fastcifar.model import make_model
 
 NAMES = ["airplane", "cat", "dog"]
 FACTS = {"classes": NAMES, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "dataset": "toy", "network": "resnet9",
-         "norm": "bn", "scale": "small", "accuracy": 0.9}  # fmt: skip
+         "norm": "bn", "activation": "gelu", "scale": "small", "accuracy": 0.9}  # fmt: skip
 
 
 @pytest.fixture
 def model_file(tmp_path, tiny_network):
     """model.safetensors of a run, with a network of a few channels."""
-    record.write_model(tmp_path / "model.safetensors", make_model("resnet9", "small", 3, "bn", 0), FACTS)
+    record.write_model(tmp_path / "model.safetensors", make_model("resnet9", "small", 3, "bn", 0, "gelu"), FACTS)
     return tmp_path / "model.safetensors"
 
 
@@ -43,7 +43,7 @@ def test_an_image_gets_the_classes_of_the_run_best_first(model_file, image, caps
 def test_the_network_is_the_one_that_was_written(model_file):
     model, facts = cli.load_model(model_file)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert facts == FACTS and torch.equal(model(x), make_model("resnet9", "small", 3, "bn", 0).eval()(x))
+    assert facts == FACTS and torch.equal(model(x), make_model("resnet9", "small", 3, "bn", 0, "gelu").eval()(x))
 
 
 def rewrite(path, facts=None, **tensors):
@@ -62,7 +62,7 @@ def rewrite(path, facts=None, **tensors):
         ("classes", json.dumps([str(i) for i in range(100_000)])), ("mean", "[0, 0]"), ("mean", '["a", 0, 0]'),
         ("mean", "null"), ("mean", "[NaN, 0, 0]"), ("std", "[0, 0.1, 0.1]"), ("std", "[1e999, 1, 1]"), ("std", "{}"),
         ("network", '"resnet1000"'), ("network", "[]"), ("network", '"resnet18"'), ("scale", '"auto"'), ("scale", "{}"),
-        ("scale", '"full"'), ("norm", "1"), ("format", "999"), ("std", "\\x00"), ("std", ""),
+        ("scale", '"full"'), ("norm", "1"), ("activation", '"exp"'), ("format", "999"), ("std", "\\x00"), ("std", ""),
     ],
 )  # fmt: skip
 def test_facts_that_lie(model_file, image, capsys, name, value):
