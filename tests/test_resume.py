@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from bench import processes
 from fastcifar import checkpoint, train
 from fastcifar.data import Dataset
 from fastcifar.schedules import own_rule
@@ -220,3 +222,21 @@ def test_killed_runs_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     kills = json.loads((tmp_path / "kills.json").read_text())["kills"]
     assert len(kills) == 3 and all(kill["equal"] for kill in kills)
+
+
+# Two at once
+
+
+def test_two_trainings_at_once_on_an_empty_cache(tmp_path):
+    """Both write the decoded images and both train on whole ones: as a third run that finds them there."""
+    flags = [*processes.FLAGS, "--data", str(processes.write_images(tmp_path / "images.npz")), "--epochs", "2"]
+    flags += ["--cache-dir", str(tmp_path / "cache")]
+
+    def begin(name):
+        return processes.start([*flags, "--out", str(tmp_path / name)], tmp_path / f"{name}.log")
+
+    assert processes.join_all([begin("a"), begin("b")]) == [0, 0], (tmp_path / "a.log").read_text()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert processes.join_all([begin("c")]) == [0] and "decoding" not in (tmp_path / "c.log").read_text()
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for k in a)
