@@ -33,7 +33,7 @@ class Options:
     """Seeds of each: 0, 1, ..."""
     data: str = "auto"
     """As in train_fast.py."""
-    scale: Literal["auto", "full", "small"] = "auto"
+    scale: Literal["auto", "full", "small", "wide"] = "auto"
     """As in train_fast.py."""
     epochs: float | None = None
     """Epochs of every recipe; None: each its own."""

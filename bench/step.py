@@ -50,7 +50,7 @@ class Options:
     -nchw (eager, channels first). Default: what makes sense on the device."""
     recipe: str = "swa30"
     """Whose network and optimizer."""
-    scale: Literal["auto", "full", "small"] = "auto"
+    scale: Literal["auto", "full", "small", "wide"] = "auto"
     """As in train_fast.py."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As in train_fast.py."""

@@ -39,8 +39,8 @@ class Config:
     """Fraction of the training images held out; per-epoch accuracy (and plateau) then uses them, not the test set."""
     smoke: bool = False
     """One epoch on 2,000 images: checks that everything works here."""
-    scale: Literal["auto", "full", "small"] = "auto"
-    """Width of the network: full on a GPU; small ends the default run in minutes on 2 CPU cores."""
+    scale: Literal["auto", "full", "small", "wide"] = "auto"
+    """Size of the network: full on a GPU; small ends the default run in minutes on 2 CPU cores; wide for accuracy."""
     network: Literal["resnet9", "resnet18"] = "resnet9"
     """Network: the fast default or the classic baseline."""
     norm: Literal["bn", "gn-ws"] = "bn"

@@ -17,11 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64)}
-"""Channels of stem and three stages of resnet9: 0.71 GFLOP per image, or 0.05 to end in minutes on 2 CPU cores.
+WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64), "wide": (24, 128, 384, 512)}
+"""Channels of stem and three stages of resnet9: 0.71 GFLOP per image, 0.05 to end in minutes on 2 CPU cores, or 2.7
+for the last points (the widths and depth of airbench96).
 
 The stem holds the strongest principal directions of 2x2x3 patches, each with both signs: at most 24.
 """
+DEPTHS = {"full": (1, 1, 1), "small": (1, 1, 1), "wide": (2, 2, 2)}
+"""Residual convolutions of the three stages."""
 LOGIT_SCALE = 4.0
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -42,6 +45,13 @@ def conv(c_in: int, c_out: int, norm: str, kernel: int = 3, stride: int = 1) -> 
     return kind(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
+def start_as_identity(layer: nn.Conv2d) -> nn.Conv2d:
+    """Its first filters pass the channels on as they are (airbench); standardised ones cannot."""
+    if not isinstance(layer, StandardizedConv2d):
+        nn.init.dirac_(layer.weight.data[: min(layer.weight.shape[:2])])
+    return layer
+
+
 def make_norm(channels: int, norm: str) -> nn.Module:
     """Batch norm with its scale fixed at 1 (hlb-CIFAR10: the next filter can scale) or group norm of 8 groups."""
     if norm == "gn-ws":
@@ -51,36 +61,47 @@ def make_norm(channels: int, norm: str) -> nn.Module:
     return layer
 
 
-class Stage(nn.Module):
-    """[B, C_in, H, W] -> [B, C, H/2, W/2]: convolution, pool, norm; then a residual convolution inside the second norm.
+class Residual(nn.Module):
+    """[B, C, H, W] -> the same: a residual convolution inside the norm.
 
     Inside, not after: filters of fixed norm (Muon) lost 3 points to a residual that is added after the norm (LOG.md).
     """
 
-    def __init__(self, c_in: int, c_out: int, norm: str, activation: str) -> None:
+    def __init__(self, channels: int, norm: str, activation: str) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.conv1, self.norm1 = conv(c_in, c_out, norm), make_norm(c_out, norm)
-        self.conv2, self.norm2 = conv(c_out, c_out, norm), make_norm(c_out, norm)
-        if norm == "bn":
-            for layer in (self.conv1, self.conv2):  # identity on the first channels (airbench)
-                nn.init.dirac_(layer.weight.data[: min(layer.weight.shape[:2])])
+        self.conv, self.norm = start_as_identity(conv(channels, channels, norm)), make_norm(channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return self.activation(self.norm2(x + self.conv2(x)))
+        return self.activation(self.norm(x + self.conv(x)))
+
+
+class Stage(nn.Module):
+    """[B, C_in, H, W] -> [B, C, H/2, W/2]: convolution, pool, norm; then residual convolutions."""
+
+    def __init__(self, c_in: int, c_out: int, depth: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.conv, self.norm = start_as_identity(conv(c_in, c_out, norm)), make_norm(c_out, norm)
+        self.residuals = nn.Sequential(*(Residual(c_out, norm, activation) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residuals(self.activation(self.norm(F.max_pool2d(self.conv(x), 2))))
 
 
 class ResNet9(nn.Module):
     """x [B, 3, S, S] -> logits [B, K]; S = 32, or at least 16 in the low-resolution part of a run."""
 
-    def __init__(self, widths: tuple[int, ...], num_classes: int, norm: str, activation: str) -> None:
+    def __init__(
+        self, widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int, norm: str, activation: str
+    ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.stem = nn.Conv2d(3, widths[0], kernel_size=2)
         self.stem.weight.requires_grad = False
         nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
-        self.stages = nn.Sequential(*(Stage(i, o, norm, activation) for i, o in pairwise(widths)))
+        stages = zip(pairwise(widths), depths, strict=True)
+        self.stages = nn.Sequential(*(Stage(i, o, depth, norm, activation) for (i, o), depth in stages))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight)
         self.logit_scale = LOGIT_SCALE / widths[-1]
@@ -147,9 +168,9 @@ def make_model(network: str, scale: str, num_classes: int, norm: str, seed: int,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if network == "resnet18":
-            model: nn.Module = ResNet18(64 if scale == "full" else 16, num_classes, norm, activation)
+            model: nn.Module = ResNet18({"small": 16, "full": 64, "wide": 128}[scale], num_classes, norm, activation)
         else:
-            model = ResNet9(WIDTHS[scale], num_classes, norm, activation)
+            model = ResNet9(WIDTHS[scale], DEPTHS[scale], num_classes, norm, activation)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -150,7 +150,7 @@ def test_initialisation_depends_on_the_seed_alone(network, norm):
 def test_residual_filters_begin_as_the_identity():
     model = make_model("resnet9", "small", 10, "bn", 0)
     for stage in model.stages:  # type: ignore[union-attr]
-        for layer in (stage.conv1, stage.conv2):
+        for layer in (stage.conv, *(residual.conv for residual in stage.residuals)):
             c = layer.in_channels
             x = images(2)[:, :1].expand(2, c, 32, 32) * torch.arange(1, c + 1).view(1, c, 1, 1)
             passed = min(c, layer.out_channels)
