@@ -97,6 +97,26 @@ def test_flop_per_image():
     assert train_flop(make_model("resnet18", "full", 10, "bn", 0)) == pytest.approx(3.33e9, rel=2e-3)
 
 
+def test_depth_is_the_number_of_residual_convolutions():
+    wide = make_model("resnet9", "wide", 10, "bn", 0)
+    assert [len(stage.residuals) for stage in wide.stages] == [2, 2, 2]  # type: ignore[union-attr]
+    assert train_flop(wide) == pytest.approx(2.71e9, rel=2e-3)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("network", ["resnet9", "resnet18"])
+def test_the_activation_is_the_one_asked_for(network, activation):
+    """In every place, told by its value at -1."""
+    model = make_model(network, "small", 10, "bn", 0, activation)
+    seen = []
+    for module in model.modules():
+        if getattr(module, "activation", None):
+            module.activation = lambda x, of=module.activation: seen.append(of(torch.tensor([-1.0]))) or of(x)
+    model(images(2))
+    expected = {"relu": 0.0, "gelu": -0.1587, "silu": -0.2689}[activation]
+    assert len(seen) >= 7 and torch.cat(seen).tolist() == pytest.approx([expected] * len(seen), abs=1e-4)
+
+
 def test_flop_counted_by_hand():
     """2 * H * W * C_out * C_in * k * k per convolution forward; backward as much for the weights and for the input."""
     model = make_model("resnet9", "small", 10, "bn", 0)
