@@ -89,11 +89,17 @@ def plan(options: argparse.Namespace) -> list[Part]:
         Part("tests", tests, 120, needs=("pytest",)),
         bench("loader", 90, "--repeats", "5", "--workers", str(min(8, os.cpu_count() or 1))),
     ]
-    recipes = [r for r in ("swa30", "speed") if r in RECIPES][: 1 if options.quick else None]
-    parts += [bench("time_to_accuracy", 200, "--recipe", r, "--runs", "5", *data, folder=r) for r in recipes]
-    parts.append(bench("step", 150))
+    fast, *others = ("swa30",) if options.quick else ("speedrun94", "swa30", "accurate96")
+
+    def time_to_accuracy(recipe: str, runs: int) -> Part:
+        return bench("time_to_accuracy", 200, "--recipe", recipe, "--runs", str(runs), *data, folder=recipe)
+
+    parts.append(time_to_accuracy(fast, 20))
     if options.peers:
-        parts.append(bench("compare", 300, "--peer", *options.peers, "--rounds", "2", "--networks", "3", *data))
+        parts.append(bench("compare", 300, "--recipe", fast, "--peer", *options.peers, "--rounds", "2", "--networks",
+                           "3", *data))  # fmt: skip
+    parts.append(bench("step", 150))
+    parts += [time_to_accuracy(recipe, 5) for recipe in others]
     compared = ("swa30", "onecycle30") if options.quick else tuple(RECIPES)
     parts.append(bench("schedules", 600, "--runs", "1", *data, "--recipes", *compared))
     return parts

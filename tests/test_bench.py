@@ -15,6 +15,7 @@ from bench import compare, floors, gpu, harness, loader, schedules, step, time_t
 from fastcifar import data, machine, record
 from fastcifar.config import Config
 from fastcifar.model import make_model, train_flop
+from fastcifar.recipes import RECIPES
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +265,7 @@ def test_gpu_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch
 def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
     options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
     parts = gpu.plan(options)
-    assert [part.name for part in parts] == ["tests", "loader", "swa30", "step", "compare", "schedules"]
+    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "step", "schedules"]
     modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
                "schedules": schedules}  # fmt: skip
     import tyro
@@ -273,6 +274,9 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
         module = modules[part.arguments[1].removeprefix("bench.")]
         read = tyro.cli(module.Options, args=part.arguments[2:])
         assert read.quick and read.out == tmp_path / part.name
+    options.quick = False
+    recipes = {"speedrun94", "swa30", "accurate96"}
+    assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
 
 
 @pytest.mark.slow

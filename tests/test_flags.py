@@ -99,7 +99,10 @@ def test_smoke_is_an_epoch_on_few_images():
         ("--swa-start never", "--swa-start"),
         ("--milestones 0.8 0.2", "milestones"),
         ("--milestones x", "--milestones"),
-        ("--scale huge", "invalid choice 'huge' for argument '--scale'. Expected one of ('auto', 'full', 'small')"),
+        (
+            "--scale huge",
+            "invalid choice 'huge' for argument '--scale'. Expected one of ('auto', 'full', 'small', 'wide')",
+        ),
         ("--optimizer adam", "--optimizer"),
         ("--schedule plateau", "add --val-split 0.1"),
         ("--recipe nope", f"recipe 'nope' is unknown; known: {', '.join(RECIPES)}"),

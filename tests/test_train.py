@@ -243,7 +243,7 @@ def test_batch_norm_is_refreshed_on_images_of_an_epoch_to_come(make_job):
     result = train(job)
     assert torch.equal(plans[-1].index, draw_plan(job.config, 256, 3).index)
     counts = [m.num_batches_tracked for m in result.model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert counts == [8] * 6 and not result.model.training
+    assert counts == [8] * 7 and not result.model.training
 
 
 def test_raw_and_averaged_weights_differ_and_keep_plain_keys(make_job, tmp_path):
