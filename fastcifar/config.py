@@ -142,7 +142,7 @@ class Config:
     swa_lr: float = 0.012
     """Learning rate in the tail."""
     swa_anneal: float = 0.0
-    """Epochs over which the learning rate moves linearly from the cycle's last value to swa_lr."""
+    """Way from the cycle's last learning rate to swa_lr, linear (fraction of the run below 1, else epochs)."""
     swa_momentum: float | None = None
     """Momentum in the tail; None: the cycle's last value."""
     swa_every: int | None = 5

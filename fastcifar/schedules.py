@@ -158,7 +158,7 @@ def make_schedule(config: Config, steps_per_epoch: int, rule: Rule | None = None
 def _write_tail(table: torch.Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
     """Joins the averaging tail on to the cycle's last row, in place."""
     last_lr, last_momentum = table[tail_step - 1].tolist() if tail_step else (config.swa_lr, config.momentum)
-    anneal_steps = round(config.swa_anneal * steps_per_epoch)
+    anneal_steps = round(config.at(config.swa_anneal) * steps_per_epoch)
     for t in range(tail_step, len(table)):  # k-th of the anneal steps is k / anneal_steps of the way
         way = min(1.0, (t - tail_step + 1) / anneal_steps) if anneal_steps else 1.0
         table[t, 0] = config.swa_lr if way == 1.0 else last_lr + (config.swa_lr - last_lr) * way

@@ -249,6 +249,12 @@ def test_a_run_that_is_all_tail():
     assert (schedule.table == torch.tensor([0.03, 0.7], dtype=torch.float64)).all()
 
 
+def test_anneal_below_one_is_a_fraction_of_the_run():
+    knobs = {"epochs": 20, "schedule": "constant", "lr_peak": 1.0, "swa_start": 0.75, "swa_lr": 0.0}
+    fraction, epochs = (make_schedule(make_config(swa_anneal=a, **knobs), 5).table for a in (0.15, 3))
+    assert torch.equal(fraction, epochs) and fraction[-1, 0] == 0 and (fraction[:, 0] > 0).sum() == 75 + 14
+
+
 @given(
     name=st.sampled_from(sorted(TORCH)),
     epochs=st.floats(0.01, 40),
