@@ -164,7 +164,7 @@ def test_a_config_survives_plain_containers():
 def test_a_recipe_knows_its_name_and_names_no_machine(name):
     config = RECIPES[name]
     assert config.recipe == name
-    for knob in ("device", "precision", "compile", "augment", "scale", "out", "resume", "seed", "runs", "data"):
+    for knob in ("device", "precision", "compile", "cuda_graph", "augment", "out", "resume", "seed", "runs", "data"):
         assert getattr(config, knob) == getattr(Config(), knob), knob
 
 
