@@ -185,7 +185,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "fl
     figure = Figure(figsize=(2 + 4.2 * columns, 0.6 + lines * (1.0 + 0.42 * tallest)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axis, (name, values, marks) in zip(axes, panels, strict=False):
+    for i, (axis, (name, values, marks)) in enumerate(zip(axes, panels, strict=False)):
         axis.set_xscale("log" if log else "linear")
         axis.margins(x=0.08)
         for y, (label, numbers) in enumerate(values.items()):
@@ -199,7 +199,8 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "fl
                 axis.plot(stats["ci95"], [y, y], color="tab:blue", linewidth=2, alpha=0.7)
             if numbers:
                 axis.plot(stats["mean"], y, "|", color="tab:blue", markersize=13, markeredgewidth=2)
-        axis.set_yticks(range(len(values)), labels=list(values))
+        named = i % columns == 0 or list(values) != list(panels[i - 1][1])  # else the panel to the left has them
+        axis.set_yticks(range(len(values)), labels=list(values) if named else [])
         axis.set(title=name, ylim=(len(values) - 0.5, -0.5))
         axis.grid(alpha=0.3, axis="x")
     for axis in axes[len(panels) :]:
