@@ -13,9 +13,9 @@ from unittest import mock
 
 from fastcifar.checkpoint import config_from, differences
 from fastcifar.config import Config
+from fastcifar.data import SMOKE_IMAGES
 from fastcifar.recipes import OPTIMIZERS, RECIPES, with_optimizer
 
-SMOKE_IMAGES = 2_000
 MAX_CONFIG_BYTES = 1 << 20
 
 

@@ -2,7 +2,7 @@
 
 "Source" figures are those of the experiments fastcifar grew out of, on the official CIFAR-10 with their ResNet.
 "Here" is the table in RECORDS.md: raw weights after 6 epochs of the small network on 25,000 images of the JPEG copy
-(the same images with JPEG loss), three seeds, with the network as it was then (RECORDS.md); the source's lengths have not
+(the same images with JPEG loss), three seeds, with the network as it was then; the source's lengths have not
 been run here yet.
 """
 
