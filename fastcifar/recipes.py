@@ -25,8 +25,8 @@ speedrun94 = replace(
     swa_start=0.85, swa_lr=0.017, tta="flip-shift", tta_share=0.25, eval_every=100,
 )  # fmt: skip
 """As few epochs and as little arithmetic as come near airbench94's accuracy: 6.4 epochs, 0.198 PFLOP; SiLU, batch
-1,000, the tail at a tenth of the peak over the last 15%, views for the least sure quarter of the test images. Here: 90.2
-on all images (one seed), where airbench94_muon has 90.7 after 8 epochs and 0.283 PFLOP."""
+1,000, the tail at a tenth of the peak over the last 15%, views for the least sure quarter of the test images. Here:
+90.2 on all images (one seed), where airbench94_muon has 90.7 after 8 epochs and 0.283 PFLOP."""
 
 accurate96 = replace(
     speedrun94, recipe="accurate96", epochs=36.0, scale="wide", crop_pad_px=4, cutout_px=12, lr_peak=0.12,
