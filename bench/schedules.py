@@ -65,6 +65,7 @@ def configure(recipe: Config, options: Options) -> Config:
     """A recipe under the bench's settings; one checkpoint-free run without side effects."""
     return replace(
         recipe, data=options.data, scale=options.scale, subset=options.subset, checkpoint_every=0,
+        eval_every=1,
         epochs=recipe.epochs if options.epochs is None else options.epochs,
     )  # fmt: skip
 

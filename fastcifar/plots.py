@@ -101,8 +101,9 @@ def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]
     figure, axes = _figure(1, 9, 6)
     axis = axes[0][0]
     for i, (name, runs) in enumerate(histories.items()):
-        values = 100 * torch.tensor([[row["accuracy_test"] for row in run] for run in runs])  # [runs, epochs]
-        epochs = torch.arange(1, values.shape[1] + 1)
+        measured = [e for e, row in enumerate(runs[0]) if row["accuracy_test"] is not None]
+        values = 100 * torch.tensor([[run[e]["accuracy_test"] for e in measured] for run in runs])  # [runs, measured]
+        epochs = torch.tensor(measured) + 1
         axis.plot(epochs, values.mean(0), "o-", markersize=3, color=f"C{i}", label=name)
         axis.fill_between(epochs, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
     axis.set(xlabel="epoch", title="test accuracy of the raw weights (mean and range over seeds)")

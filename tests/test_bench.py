@@ -279,6 +279,15 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
     assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
 
 
+def test_schedules_quick(tmp_path: Path, tiny_network: None) -> None:
+    """Recipes that measure themselves only at their end are drawn too."""
+    recipes = ["swa30", "speedrun94", "onecycle30"]
+    argv = ["--quick", "--data", "synthetic", "--recipes", *recipes, "--scale", "small", "--out", str(tmp_path)]
+    assert schedules.main(argv) == 0
+    assert [row["recipe"] for row in results(tmp_path)["table"]] == recipes
+    assert all((tmp_path / name).stat().st_size for name in ("accuracies.png", "learning_rates.png", "table.md"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
 def test_quick(name: str, tmp_path: Path) -> None:
