@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import signal
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -200,7 +201,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "fl
             if numbers:
                 axis.plot(stats["mean"], y, "|", color="tab:blue", markersize=13, markeredgewidth=2)
         named = i % columns == 0 or list(values) != list(panels[i - 1][1])  # else the panel to the left has them
-        axis.set_yticks(range(len(values)), labels=list(values) if named else [])
+        axis.set_yticks(range(len(values)), labels=[textwrap.fill(v, 44) for v in values] if named else [])
         axis.set(title=name, ylim=(len(values) - 0.5, -0.5))
         axis.grid(alpha=0.3, axis="x")
     for axis in axes[len(panels) :]:
