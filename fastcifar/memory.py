@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastcifar.job import Job, network
+from fastcifar.step import autocast
 
 
 def ran_out(error: BaseException) -> bool:
@@ -36,6 +37,6 @@ def _one_step(job: Job, batch: int) -> None:
     model = network(job.config, len(job.dataset.classes)).to(job.machine.device).train()
     side = max(32, job.config.low_res_px)
     x = torch.zeros(batch, 3, side, side, device=job.machine.device, dtype=job.machine.dtype)
-    with torch.autocast(x.device.type, x.dtype, enabled=job.machine.precision != "fp32"):
+    with autocast(job.machine):
         logits = model(x.contiguous(memory_format=torch.channels_last))
     F.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64, device=x.device)).backward()

@@ -29,6 +29,12 @@ def autocast(machine: Machine) -> torch.autocast:
     return torch.autocast(machine.device.type, machine.dtype, enabled=machine.precision != "fp32")
 
 
+def noise(machine: Machine, batch: int, side: int, generator: torch.Generator) -> Tensor:
+    """[B, 3, S, S] channels_last as a run's batches are, random: zeros would have no variance to divide by."""
+    x = torch.randn(batch, 3, side, side, generator=generator).to(machine.device, machine.dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class Step:
     """x [B, 3, S, S], y [B] -> new weights, at the row of the schedule's table that `state.step` says."""
 
@@ -70,11 +76,8 @@ class GraphedStep(Step):
         self.table = torch.zeros(job.num_steps, 2, device=device)
         self.next = torch.zeros(1, dtype=torch.long, device=device)
         self.y = torch.zeros(job.batch_size, dtype=torch.long, device=device)
-        self.x: dict[int, Tensor] = {}
-        noise = torch.Generator().manual_seed(0)  # zeros would have no variance to divide by
-        for side in sorted({job.config.low_res_px, 32}):
-            x = torch.randn(job.batch_size, 3, side, side, generator=noise).to(device, job.machine.dtype)
-            self.x[side] = x.contiguous(memory_format=torch.channels_last)
+        generator, sides = torch.Generator().manual_seed(0), sorted({job.config.low_res_px, 32})
+        self.x = {side: noise(job.machine, job.batch_size, side, generator) for side in sides}
         self._rehearse()
         self.replays = {side: recorder(partial(self.at_next_row, side)) for side in self.x}
 

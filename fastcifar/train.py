@@ -21,7 +21,7 @@ from fastcifar.config import Config
 from fastcifar.job import Job, State, skipped_steps, start
 from fastcifar.progress import epoch_line
 from fastcifar.schedules import Rule, Schedule
-from fastcifar.step import autocast, make_step
+from fastcifar.step import autocast, make_step, noise
 from fastcifar.swa import REFRESH_IMAGES, refresh_batch_norm
 
 EVAL_BATCH = 1000
@@ -117,8 +117,7 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
         if job.config.tta != "none":
             evaluated |= {evaluate.count_unsure(batch, job.config.tta_share) for batch in evaluated}
         for training, batch, side in [*shapes, *((False, batch, 32) for batch in sorted(evaluated))]:
-            x = torch.randn(batch, 3, side, side, generator=gen).to(device, job.machine.dtype)
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = noise(job.machine, batch, side, gen)
             model.train(training)
             with torch.set_grad_enabled(training), autocast(job.machine):
                 logits = model(x)

@@ -30,6 +30,7 @@ WITHIN_A_LEVEL = {
     ("plots", "schedules"),
     ("sources", "formats"),
     ("memory", "job"),
+    ("memory", "step"),
     ("step", "job"),
     ("train", "job"),
     ("train", "step"),
