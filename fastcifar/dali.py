@@ -10,7 +10,6 @@ fp32 and rounds once, while it computes single images (HWC) to fp16 in fp16.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -31,14 +30,6 @@ class DaliUnavailable(RuntimeError):
     def __init__(self, error: BaseException) -> None:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         super().__init__(f"DALI does not run here: {reason.rstrip('.')[:200]}; {ADVICE}")
-
-
-def available() -> bool:
-    """Whether DALI is installed; it is not imported, so whether it runs is known only once an executor exists."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package named nvidia at all
-        return False
 
 
 class DaliExecutor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"training diverged: {error}", DIVERGED
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return f"{what}; make room or choose another folder (a run with a checkpoint goes on by --resume)", BAD_INPUT
+        remedy = "make room or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose"
+        return f"{what}; {remedy} another folder (a run with a checkpoint goes on by --resume)", BAD_INPUT
     if isinstance(error, (ValueError, DaliUnavailable)):  # usage, data, checkpoint, settings that do not fit together
         return str(error), BAD_INPUT
     if memory.ran_out(error):

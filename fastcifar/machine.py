@@ -73,13 +73,13 @@ def choose(config: Config, local_rank: int = 0) -> Machine:
 
     augment = config.augment
     if augment == "auto":
-        augment = "dali" if on_gpu and _has_dali() else "torch"
+        augment = "dali" if on_gpu and has_dali() else "torch"
         why["augment"] = "DALI on the card" if augment == "dali" else ("no DALI here" if on_gpu else "CPU")
     return Machine(device, precision, compile_mode, augment, scale, why)
 
 
-def _has_dali() -> bool:
-    """Whether DALI is installed; whether it runs here is known only once a pipeline is built."""
+def has_dali() -> bool:
+    """Whether DALI is installed; it is not imported, so whether it runs is known only once an executor exists."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:  # no package named nvidia at all

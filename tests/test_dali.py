@@ -11,9 +11,10 @@ import torch
 
 from fastcifar.augment import EpochPlan, TorchExecutor, draw_plan, to_device
 from fastcifar.config import Config
-from fastcifar.dali import DaliExecutor, DaliUnavailable, available
+from fastcifar.dali import DaliExecutor, DaliUnavailable
+from fastcifar.machine import has_dali
 
-needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # Same fp32 arithmetic, rounded once at the end. In fp32 the constants differ in their last bit (DALI is given std, we
@@ -136,7 +137,7 @@ def test_not_installed(monkeypatch, module):
     for name in [name for name in sys.modules if name == "nvidia" or name.startswith("nvidia.dali")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    assert not available()
+    assert not has_dali()
     with pytest.raises(DaliUnavailable, match="DALI does not run here") as error:
         pair(num=4)
     assert_one_line(error)

@@ -171,6 +171,7 @@ def test_a_read_only_disk_is_told(call, base, tmp_path):  # noqa: F811
         for out in (disk, disk / "r"):
             code, _, err = call(*base, "--out", str(out))
             assert code == 2 and len(err) == 1 and str(out) in err[0] and "choose another folder" in err[0]
+            assert "make room" not in err[0]  # there is plenty
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", disk], check=True)

@@ -6,12 +6,13 @@ import torch
 
 from fastcifar.augment import TorchExecutor, draw_plan, to_device
 from fastcifar.config import Config
-from fastcifar.dali import DaliExecutor, available
+from fastcifar.dali import DaliExecutor
+from fastcifar.machine import has_dali
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card"),
-    pytest.mark.skipif(not available(), reason="DALI is not installed"),
+    pytest.mark.skipif(not has_dali(), reason="DALI is not installed"),
 ]
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
