@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import compare, floors, gpu, harness, loader, schedules, step, time_to_accuracy
+from bench import floors, harness, loader, step, time_to_accuracy
 from fastcifar import data, machine, record
 from fastcifar.config import Config
 from fastcifar.model import make_model, train_flop
-from fastcifar.recipes import RECIPES
 
 
 @pytest.fixture(autouse=True)
@@ -232,73 +231,3 @@ def test_a_cold_process_finds_no_caches(tmp_path: Path, monkeypatch: pytest.Monk
     assert kept["time_s"]["FASTCIFAR_CACHE"] == "/mine"  # fetching images again would measure the network
     program.write_text("raise SystemExit('no room')")
     assert "no room" in time_to_accuracy.run_process([], caches, "cold")["error"]
-
-
-# All of them, within a budget
-
-
-def test_gpu_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out"
-    table = (
-        f"import pathlib; p = pathlib.Path({str(out / 'good')!r}); p.mkdir(); (p / 'table.md').write_text('figures')"
-    )
-    parts = [
-        gpu.Part("bad", ["-c", "raise SystemExit('broken')"], 60, needs=()),
-        gpu.Part("missing", ["-c", "pass"], 60, needs=("no_such_package",)),
-        gpu.Part("good", ["-c", table], 60, needs=()),
-        gpu.Part("hangs", ["-c", "import time; print('begun', flush=True); time.sleep(600)"], 600, needs=()),
-        gpu.Part("late", ["-c", "pass"], 60, needs=()),
-    ]
-    monkeypatch.setattr(gpu, "plan", lambda options: parts)
-    monkeypatch.setattr(gpu, "GRACE_S", 1.0)
-    monkeypatch.setattr(gpu, "LEAST_S", 2.0)
-    assert gpu.main(["--out", str(out), "--budget-s", "8"]) == 1
-    index = json.loads((out / "index.json").read_text())
-    assert index["took_s"] < 8
-    status = {part["name"]: part["status"] for part in index["parts"]}
-    assert status == {"bad": "failed", "missing": "left out", "good": "done", "hangs": "cut", "late": "left out"}
-    reasons = {part["name"]: part["reason"] for part in index["parts"]}
-    assert "broken" in reasons["bad"] and "no_such_package" in reasons["missing"] and "budget" in reasons["late"]
-    assert "figures" in (out / "report.md").read_text() and (out / "logs" / "hangs.txt").read_text() == "begun\n"
-
-
-def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
-    options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
-    parts = gpu.plan(options)
-    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "step", "schedules"]
-    modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
-               "schedules": schedules}  # fmt: skip
-    import tyro
-
-    for part in parts[1:]:
-        module = modules[part.arguments[1].removeprefix("bench.")]
-        read = tyro.cli(module.Options, args=part.arguments[2:])
-        assert read.quick and read.out == tmp_path / part.name
-    options.quick = False
-    recipes = {"speedrun94", "swa30", "accurate96"}
-    assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
-
-
-def test_schedules_quick(tmp_path: Path, tiny_network: None) -> None:
-    """Recipes that measure themselves only at their end are drawn too."""
-    recipes = ["swa30", "speedrun94", "onecycle30"]
-    argv = ["--quick", "--data", "synthetic", "--recipes", *recipes, "--scale", "small", "--out", str(tmp_path)]
-    assert schedules.main(argv) == 0
-    assert [row["recipe"] for row in results(tmp_path)["table"]] == recipes
-    assert all((tmp_path / name).stat().st_size for name in ("accuracies.png", "learning_rates.png", "table.md"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
-def test_quick(name: str, tmp_path: Path) -> None:
-    bench = {"loader": loader, "step": step, "time_to_accuracy": time_to_accuracy}[name]
-    more = ["--data", "synthetic", "--vary", "lr_peak=0.5"] if name == "time_to_accuracy" else []
-    assert bench.main(["--quick", *more, "--out", str(tmp_path)]) == 0
-    table = results(tmp_path)
-    assert name != "time_to_accuracy" or (table["process_s"]["warm"]["mean"] > 0 and not table["failed"])
-
-
-@pytest.mark.slow
-def test_gpu_quick(tmp_path: Path) -> None:
-    assert gpu.main(["--quick", "--only", "tests", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
-    assert "images/s" in (tmp_path / "report.md").read_text()
