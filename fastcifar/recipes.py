@@ -23,8 +23,9 @@ speedrun94 = replace(
     low_res_until=0.3, pct_start=0.1, momentum_min=0.55, momentum_max=0.7, swa_start=0.8, tta="flip-shift",
     tta_share=0.25, eval_every=100,
 )  # fmt: skip
-"""The fewest epochs that are meant to reach airbench94's accuracy: 7.5, of which two at 22 pixels, 0.239 PFLOP; SiLU,
-batch 500, the tail at a tenth of the peak over the last fifth, views for the least sure quarter of the test images."""
+"""As few epochs and as little arithmetic as reach airbench94's accuracy: 7.5 epochs, two of them at 22 pixels, 0.239
+PFLOP; SiLU, batch 500, the tail at a tenth of the peak over the last fifth, views for the least sure quarter of the test
+images. Here: 90.75 on all images (three seeds), where airbench94_muon has 90.6 after 8 epochs and 0.283 PFLOP."""
 
 accurate96 = replace(
     speedrun94, recipe="accurate96", epochs=36.0, scale="wide", crop_pad_px=4, cutout_px=12, batch_size=1000,
