@@ -24,7 +24,7 @@ speedrun94 = replace(
     tta_share=0.25, eval_every=100,
 )  # fmt: skip
 """As few epochs and as little arithmetic as reach airbench94's accuracy: 7.5 epochs, two of them at 22 pixels, 0.239
-PFLOP; SiLU, batch 500, the tail at a tenth of the peak over the last fifth, views for the least sure quarter of the test
+PFLOP; SiLU, batch 500, the tail at a tenth of the peak over the last fifth, views for the least sure quarter of the
 images. Here: 90.75 on all images (three seeds), where airbench94_muon has 90.6 after 8 epochs and 0.283 PFLOP."""
 
 accurate96 = replace(
