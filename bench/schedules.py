@@ -105,7 +105,7 @@ def write_results(configs: dict[str, Config], options: Options) -> None:
     head = {**harness.facts(next(iter(configs.values()))), "dataset": rows[0]["dataset"], "n_train": rows[0]["n_train"],
             "runs": options.runs}  # fmt: skip
     record.write_json(options.out / "table.json", {**head, "table": table})
-    header = ("recipe", "schedule", "epochs", "raw weights %", "averaged %", "with mirrored views %", "n", "train s")
+    header = ("recipe", "schedule", "epochs", "raw weights %", "averaged %", "with views %", "n", "train s")
     lines = [
         (e["recipe"], e["schedule"], f"{e['epochs']:g}", *(harness.percent(e[k]) for k in
          ("accuracy_raw", "accuracy_swa", "accuracy_tta")), e["accuracy_raw"]["n"], f"{e['time_s']['mean']:.0f}")
