@@ -51,7 +51,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: Schedule, s
     if points:
         accuracy_axis.plot(*zip(*points, strict=True), mark, markersize=3, color="tab:green", label="raw weights")
     end = num_steps / per_epoch
-    for key, label, marker in (("accuracy_swa", "averaged weights", "*"), ("accuracy_tta", "with test-time views", "P")):
+    for key, label, marker in (("accuracy_swa", "averaged weights", "*"), ("accuracy_tta", "with views", "P")):
         if summary.get(key) is not None:
             accuracy_axis.plot(end, 100 * summary[key], marker, markersize=11, label=f"{label} {summary[key]:.2%}",
                                clip_on=False, zorder=3)  # fmt: skip
