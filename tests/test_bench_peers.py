@@ -154,7 +154,6 @@ def test_compare(tmp_path: Path, peer: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert compare.main(argv) == 0 and len(commands) == 6  # a changed peer is another one
 
 
-@pytest.mark.slow
 def test_compare_with_real_processes(tmp_path: Path, peer: Path) -> None:
     argv = ["--peer", f"tiny={peer}", "--data", "synthetic", "--subset", "200", "--rounds", "1", "--networks", "2"]
     assert compare.main([*argv, "--set", "epochs=1 batch_size=50", "--out", str(tmp_path / "out")]) == 0

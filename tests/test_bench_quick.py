@@ -62,7 +62,6 @@ def test_schedules_quick(tmp_path: Path, tiny_network: None) -> None:
     assert all((tmp_path / name).stat().st_size for name in ("accuracies.png", "learning_rates.png", "table.md"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
 def test_quick(name: str, tmp_path: Path) -> None:
     bench = {"loader": loader, "step": step, "time_to_accuracy": time_to_accuracy}[name]
@@ -72,7 +71,6 @@ def test_quick(name: str, tmp_path: Path) -> None:
     assert name != "time_to_accuracy" or (table["process_s"]["warm"]["mean"] > 0 and not table["failed"])
 
 
-@pytest.mark.slow
 def test_gpu_quick(tmp_path: Path) -> None:
     assert gpu.main(["--quick", "--only", "tests", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
     assert "images/s" in (tmp_path / "report.md").read_text()
