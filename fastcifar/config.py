@@ -45,7 +45,7 @@ class Config:
     """Network: the fast default or the classic baseline."""
     norm: Literal["bn", "gn-ws"] = "bn"
     """Batch norm, or group norm with weight standardisation."""
-    activation: Literal["relu", "gelu", "silu"] = "relu"
+    activation: Literal["relu", "gelu", "silu"] = "silu"
     """Non-linearity after each norm."""
 
     # On which machine, how
@@ -65,7 +65,7 @@ class Config:
     """Images per optimizer step."""
 
     # Augmentation
-    crop_pad_px: int = 2
+    crop_pad_px: int = 4
     """Reflect-pad by this many pixels, then crop at random."""
     mirror: Literal["alternating", "random", "none"] = "alternating"
     """Left-right mirror: random side in the first epoch and the other side each next epoch; or random each time."""
@@ -89,7 +89,7 @@ class Config:
     """Learning rate of biases relative to the schedule."""
     head_lr_scale: float = 175.0
     """Learning rate of the classifier relative to the schedule."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.2
     """Probability mass given to the other classes."""
 
     # Schedule, in torch.optim.lr_scheduler's terms
@@ -147,9 +147,9 @@ class Config:
     """Momentum in the tail; None: the cycle's last value."""
     swa_every: int | None = 5
     """Record the weights every so many steps of the tail; None: at the end of each epoch."""
-    tta: Literal["none", "flip", "flip-shift"] = "flip"
+    tta: Literal["none", "flip", "flip-shift"] = "flip-shift"
     """Test-time views: the image and its mirror; flip-shift adds both shifted by a pixel."""
-    tta_share: float = 1.0
+    tta_share: float = 0.25
     """Share of the test images that get the views: those of which the network is least sure."""
 
     # This run

@@ -22,7 +22,7 @@ PLAIN: dict[str, Any] = {
     "optimizer": "sgd", "lr_peak": 1.0, "momentum": 0.9, "weight_decay": 5e-4, "bias_lr_scale": 1.0,
     "head_lr_scale": 1.0, "label_smoothing": 0.1, "low_res_px": 32, "low_res_until": 0.0, "pct_start": 0.3,
     "momentum_min": 0.85, "momentum_max": 0.95, "anneal_strategy": "cos", "div_factor": 25.0, "swa_lr": 0.2,
-    "swa_every": None, "tta": "none",
+    "swa_every": None, "tta": "none", "tta_share": 1.0, "activation": "relu", "crop_pad_px": 2,
 }  # fmt: skip
 """Nesterov SGD and torch's own OneCycle: a recipe that is tuned anew changes no test of the machinery."""
 

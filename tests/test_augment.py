@@ -81,7 +81,7 @@ def test_every_crop_and_side_equally_often(pad_px):
 
 
 def test_cutout_centres_are_uniform_and_free_of_the_crop():
-    drawn = plans(8)
+    drawn = plans(8, crop_pad_px=2)
     assert_uniform(torch.stack([p.cutout_y for p in drawn]), 32)
     assert_uniform(torch.stack([p.cutout_x for p in drawn]), 32)
     assert_uniform(torch.stack([p.cutout_y % 4 * 5 + p.offset_y for p in drawn]), 20)
@@ -216,10 +216,10 @@ def test_cutout_square(cutout_px):
 def test_batches_stay_as_they_are_while_the_next_are_made():
     images, labels = random_images(60)
     executor = TorchExecutor(on_cpu(images, labels, 2))
-    plan = draw_plan(Config(batch_size=20), 60, 0)
+    plan = draw_plan(Config(crop_pad_px=2, batch_size=20), 60, 0)
     kept = list(executor.epoch(plan))
     copies = [(x.clone(), y.clone()) for x, y in kept]
-    list(executor.epoch(draw_plan(Config(batch_size=20), 60, 1)))
+    list(executor.epoch(draw_plan(Config(crop_pad_px=2, batch_size=20), 60, 1)))
     assert all(torch.equal(a, b) for k, c in zip(kept, copies, strict=True) for a, b in zip(k, c, strict=True))
 
 
@@ -237,7 +237,8 @@ def test_shrink_halves_by_averaging_and_keeps_layout(dtype):
 
 def test_executor_shrinks_where_asked():
     images, labels = random_images(20)
-    executor, plan = TorchExecutor(on_cpu(images, labels, 2)), draw_plan(Config(batch_size=10), 20, 0)
+    executor = TorchExecutor(on_cpu(images, labels, 2))
+    plan = draw_plan(Config(crop_pad_px=2, batch_size=10), 20, 0)
     for (small, _), (x, _) in zip(executor.epoch(plan, side_px=24), executor.epoch(plan), strict=True):
         assert torch.equal(small, shrink(x, 24))
 

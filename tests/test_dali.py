@@ -39,8 +39,8 @@ def pair(pad_px: int = 2, dtype: torch.dtype = torch.float16, cutout_px: int = 0
     return DaliExecutor(data, cutout_px, prefetch), TorchExecutor(data, cutout_px)
 
 
-def plan_of(epoch: int, num: int = 400, batch_size: int = 100, **knobs) -> EpochPlan:
-    return draw_plan(Config(batch_size=batch_size, mirror="random", **knobs), num, epoch)
+def plan_of(epoch: int, num: int = 400, batch_size: int = 100, crop_pad_px: int = 2) -> EpochPlan:
+    return draw_plan(Config(batch_size=batch_size, mirror="random", crop_pad_px=crop_pad_px), num, epoch)
 
 
 @needs_dali
