@@ -21,9 +21,8 @@ WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64), "wide": (24, 12
 """Channels of stem and three stages of resnet9: 0.74 GFLOP per image, 0.05 to end in minutes on 2 CPU cores, or 2.7
 for the last points (the widths and depth of airbench96).
 
-The stem holds the strongest principal directions of 3x3x3 patches, each with both signs: at most 54.
+The stem holds the strongest principal directions of 2x2x3 patches, each with both signs: at most 24.
 """
-STEM_PX = 3
 DEPTHS = {"full": (2, 2, 3), "small": (2, 2, 3), "wide": (3, 3, 3)}
 """Convolutions of the three stages; where there are three, the last two are a residual block."""
 LOGIT_SCALE = 4.0
@@ -91,7 +90,7 @@ class ResNet9(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.stem = nn.Conv2d(3, widths[0], kernel_size=STEM_PX)
+        self.stem = nn.Conv2d(3, widths[0], kernel_size=2)
         self.stem.weight.requires_grad = False
         nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
         stages = zip(pairwise(widths), depths, strict=True)
@@ -101,21 +100,21 @@ class ResNet9(nn.Module):
         self.logit_scale = LOGIT_SCALE / widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.stem(x))  # [B, C0, S-2, S-2]
+        x = self.activation(self.stem(x))  # [B, C0, S-1, S-1]
         x = self.stages(x)  # [B, C, 3, 3] for S = 32
         x = x.amax(dim=(2, 3))  # [B, C]
         return self.head(x).float() * self.logit_scale
 
     @torch.no_grad()
     def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Sets the stem from normalised images [N, 3, H, W] f32: its outputs become uncorrelated.
+        """Sets the stem from normalised images [N, 3, H, W] f32: its outputs on 2x2 patches become uncorrelated.
 
         PCA whitening of patches as a first layer: Page 2019 ("How to train your ResNet 8"), both signs: airbench.
         """
-        patches = F.unfold(images, STEM_PX).transpose(1, 2).flatten(0, 1).double().cpu()  # [patches, 27]
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double().cpu()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         strongest = (vectors.T / (values[:, None] + eps).sqrt())[-(len(self.stem.weight) // 2) :]  # eigh sorts upwards
-        filters = strongest.view(-1, 3, STEM_PX, STEM_PX)
+        filters = strongest.view(-1, 3, 2, 2)
         self.stem.weight.copy_(torch.cat([filters, -filters]))
 
 

@@ -114,7 +114,7 @@ def test_a_residual_block_passes_its_input_on():
 
 def test_flop_of_the_wide_network():
     wide = make_model("resnet9", "wide", 10, "bn", 0)
-    assert train_flop(wide) == pytest.approx(2.70e9, rel=2e-3)
+    assert train_flop(wide) == pytest.approx(2.71e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -218,10 +218,10 @@ def natural_images(num: int) -> torch.Tensor:
 def test_whitened_stem_gives_uncorrelated_outputs_of_unit_variance():
     model, x = make_model("resnet9", "full", 10, "bn", 0), natural_images(200)
     assert isinstance(model, ResNet9)
-    before = np.corrcoef(F.unfold(x, 3).transpose(1, 2).reshape(-1, 27).numpy().T)
-    assert np.abs(before - np.eye(27)).max() > 0.5  # there is something to whiten
+    before = np.corrcoef(F.unfold(x, 2).transpose(1, 2).reshape(-1, 12).numpy().T)
+    assert np.abs(before - np.eye(12)).max() > 0.5  # there is something to whiten
     model.whiten(x, eps=0.0)
-    outputs = model.stem(x).detach().permute(0, 2, 3, 1).reshape(-1, 24).double()  # [N * 30 * 30, 24]
+    outputs = model.stem(x).detach().permute(0, 2, 3, 1).reshape(-1, 24).double()  # [N * 31 * 31, 24]
     second_moment = (outputs.T @ outputs / len(outputs)).numpy()
     np.testing.assert_allclose(second_moment[:12, :12], np.eye(12), atol=1e-3)
     np.testing.assert_allclose(second_moment[:12, 12:], -np.eye(12), atol=1e-3)  # each direction with both signs
