@@ -51,6 +51,8 @@ def explain(error: Exception) -> tuple[str, int]:
     """What went wrong, where and what to do, and the exit code; no message for what is a mistake of this program."""
     if isinstance(error, train.Diverged):
         return f"training diverged: {error}", DIVERGED
+    if isinstance(error, BrokenPipeError):
+        return "what read this output has ended; send it to a file (a checkpoint goes on by --resume)", BAD_INPUT
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         remedy = "make room or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose"

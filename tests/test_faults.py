@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -158,6 +159,17 @@ def test_what_cannot_be_saved_is_not_called_saved(call, base, monkeypatch, small
     code, out, err = call(*base, "--out", str(disk / "r"))
     assert code == 2 and len(err) == 1 and "checkpoint.pt" in err[0]
     assert not any("interrupted and saved" in line for line in out)
+
+
+def test_output_that_nobody_reads_is_told(base):  # noqa: F811
+    """As under `| head`: the reader is gone, which is no fault of the folder."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(processes.ROOT / "train_fast.py"), *base, "--dry-run"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert "read this output" in ended.stderr and "another folder" not in ended.stderr
 
 
 def test_a_read_only_disk_is_told(call, base, tmp_path):  # noqa: F811
