@@ -31,6 +31,11 @@ __all__ = ["DataError", "Dataset", "cache_folder", "hold_out", "load", "take_sub
 SMOKE_IMAGES = 2_000
 _ARRAYS: dict[str, Any] = {"x_train": np.uint8, "y_train": np.int64, "x_test": np.uint8, "y_test": np.int64}
 _MAX_HEADER = 1 << 20  # bytes of a cache file's first line
+CIFAR10_CONTENT = {
+    "train": "6c3d94351344c6460973c9795f4a4fcc19984b1b894a9b39889a02e380f4d4d3",
+    "test": "7742db831caeba84ea1d4663e0d07ca1879cbb76e501e036935be5fd5506749b",
+}
+"""`content_digest` of the published CIFAR-10, labels numbered by class name in alphabetical order as there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class Dataset:
     """Images and labels in memory, C-contiguous. Compare two by their digest."""
 
     name: str
-    """cifar10 (the published files, by checksum), synthetic, or what the user's file or folder is called."""
+    """cifar10 (recognised by its content), synthetic, or what the user's file or folder is called."""
     classes: tuple[str, ...]
     x_train: np.ndarray  # uint8 [N, H, W, C]
     y_train: np.ndarray  # int64 [N], 0..K-1
@@ -184,8 +189,26 @@ def _synthetic(config: Config, wanted: int | None, progress: bool) -> Dataset:
 def _build(raw: sources.Raw, name: str) -> Dataset:
     arrays = raw[1:5]
     mean, std = _mean_std(raw.x_train)
-    name = "cifar10" if raw.official else name
+    name = "cifar10" if raw.official or is_cifar10(raw) else name
     return Dataset(name, raw.classes, *arrays, mean=mean, std=std, digest=_digest(raw.classes, arrays))
+
+
+def is_cifar10(raw: sources.Raw) -> bool:
+    """Whether the images and labels are those of CIFAR-10, whatever the container and the order they came in."""
+    splits = {"train": (raw.x_train, raw.y_train), "test": (raw.x_test, raw.y_test)}
+    if len(raw.y_train) != 50_000 or len(raw.y_test) != 10_000:
+        return False
+    return all(content_digest(*splits[name]) == digest for name, digest in CIFAR10_CONTENT.items())
+
+
+def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256 over the sorted SHA-256 digests of each image's pixels and label: the same in every order.
+
+    images: uint8 [N, H, W, C], C-contiguous. labels: int64 [N], hashed as 8 bytes, little-endian.
+    """
+    pairs = zip(images, labels.astype("<i8"), strict=True)
+    digests = sorted(hashlib.sha256(image.tobytes() + label.tobytes()).digest() for image, label in pairs)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _mean_std(images: np.ndarray) -> tuple[Any, Any]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from fastcifar.config import Config
 from fastcifar.data import DataError, Dataset, hold_out, load, take_subset
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -605,27 +603,3 @@ def test_hold_out_is_stratified_disjoint_and_seeded():
     assert not np.array_equal(x_val, hold_out(whole, 0.2, seed=4)[1])
     with pytest.raises(DataError, match="val_split"):
         hold_out(whole, 0.01, seed=0)
-
-
-# The real images
-
-
-@pytest.fixture(scope="session")
-def real_cache(tmp_path_factory) -> str:
-    return os.environ.get("FASTCIFAR_TEST_CACHE") or str(tmp_path_factory.mktemp("real"))
-
-
-@pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL.name} is not next to the project")
-def test_real_images_are_read_right_and_start_fast_from_the_cache(real_cache):
-    config = Config(data=str(REAL), cache_dir=real_cache)
-    first = load(config, progress=False)
-    assert first.name == "cifar10-jpeg" and first.classes == CIFAR10
-    assert first.x_train.shape == (50_000, 32, 32, 3) and first.x_test.shape == (10_000, 32, 32, 3)
-    assert set(np.bincount(first.y_train)) == {5_000} and set(np.bincount(first.y_test)) == {1_000}
-    assert np.allclose(first.mean, (0.4913, 0.4821, 0.4465), atol=6e-5, rtol=0)
-    assert np.allclose(first.std, (0.2452, 0.2428, 0.2606), atol=6e-5, rtol=0)
-    start = time.monotonic()
-    assert load(config, progress=False).digest == first.digest
-    assert time.monotonic() - start < 5  # 0.5 s alone; the limit is for a machine that is busy
-    assert replace(first).digest == first.digest
