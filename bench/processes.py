@@ -23,7 +23,7 @@ TINY = (24, 8, 8, 8)
 """Channels of the network that these runs train, so that a run ends in a second or two."""
 FLAGS = [
     "--device", "cpu", "--precision", "fp32", "--scale", "small", "--compile", "off", "--augment", "torch",
-    "--deterministic", "--batch-size", "20",
+    "--deterministic", "--batch-size", "20", "--checkpoint-every", "1",
 ]  # fmt: skip
 
 

@@ -3,9 +3,10 @@
     python -m bench.step --scale full --batch 500 --variants bf16 bf16-compiled
 
 Parts are timed with the device idle at both ends, so their sum is more than a step; the step itself runs without waits
-inside. Beside every part stands its floor: FLOP over the measured rate of a matrix product in that dtype, or bytes over
-the measured rate of a copy, whichever is longer. The last columns come from the real training loop, once with its
-loader and once with one batch over and over: their difference is what the loader costs (goal: at most 3%).
+inside, and as in training: recorded as a CUDA graph where that can be. Beside every part stands its floor: FLOP over
+the measured rate of a matrix product in that dtype, or bytes over the measured rate of a copy, whichever is longer. The
+last columns come from the real training loop, once with its loader and once with one batch over and over: their
+difference is what the loader costs (goal: at most 3%).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fastcifar.data import Dataset
 from fastcifar.job import Job, prepare, start
 from fastcifar.optim import set_row
 from fastcifar.progress import Silent
+from fastcifar.step import make_step
 from fastcifar.timing import Stopwatch
 from fastcifar.train import train, warm_up
 
@@ -145,7 +147,8 @@ def time_variant(job: Job, dataset: Dataset, name: str) -> dict[str, Any]:
     """A repeat of a variant: its parts, its step, and both steps of the real loop, in ms."""
     nchw = name.endswith("-nchw")
     parts = run_steps(job, nchw, apart=True)
-    row = {"parts_ms": {p: parts[p] for p in PARTS}, "step_ms": run_steps(job, nchw, apart=False)["step"]}
+    whole = run_steps(job, nchw=True, apart=False) if nchw else run_recorded_steps(job)
+    row = {"parts_ms": {p: parts[p] for p in PARTS}, "step_ms": whole["step"]}
     if not nchw:  # the loop is channels_last
         for key, executor in (("train_ms", job.executor), ("train_fixed_ms", FixedBatch(job))):
             run = replace(job, executor=executor, watch=Stopwatch(job.machine.device), progress=Silent())
@@ -204,6 +207,29 @@ def run_steps(job: Job, nchw: bool, apart: bool) -> dict[str, float]:
     if apart:
         return {name: 1e3 * statistics.median(s[name] for s in seconds[uncounted:]) for name in PARTS}
     return {"step": 1e3 * watch.time_s["step"] / len(counted)}
+
+
+def run_recorded_steps(job: Job) -> dict[str, float]:
+    """ms per step of the training loop's own step, over one epoch; the first steps are not counted."""
+    state = start(job)
+    quiet = replace(job, progress=Silent())
+    step = make_step(quiet, state, warm_up(quiet, state.model))
+    state.model.train()
+    step.begin_epoch()
+    plan, watch = draw_plan(job.config, job.num_train, 0), Stopwatch(job.machine.device)
+    uncounted, batches = min(NOT_COUNTED, len(plan) - 1), job.executor.epoch(plan)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            step(*next(batches))
+            state.step += 1
+
+    run(uncounted)
+    with watch("step"):
+        run(len(plan) - uncounted)
+    for _ in batches:
+        pass
+    return {"step": 1e3 * watch.time_s["step"] / (len(plan) - uncounted)}
 
 
 def write_results(done: list[dict[str, Any]], head: dict[str, Any], options: Options) -> None:

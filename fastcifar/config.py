@@ -16,7 +16,7 @@ Compile = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 
 _NOT_NEGATIVE = (
     "crop_pad_px", "cutout_px", "low_res_until", "lr_peak", "momentum", "weight_decay", "bias_lr_scale",
-    "head_lr_scale", "eta_min", "base_lr", "patience", "end_factor", "swa_lr", "swa_anneal", "checkpoint_every", "seed",
+    "head_lr_scale", "eta_min", "base_lr", "patience", "end_factor", "swa_lr", "swa_anneal", "seed",
 )  # fmt: skip
 
 
@@ -169,8 +169,9 @@ class Config:
     """With --resume: go on to this many epochs."""
     eval_every: int = 1
     """Measure test accuracy after every so many epochs (and at the end)."""
-    checkpoint_every: int = 1
-    """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end."""
+    checkpoint_every: int | None = None
+    """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end; None: at the end
+    of an epoch, once half a minute of training has passed since the last."""
     plot_schedule: bool = False
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = False
@@ -208,6 +209,8 @@ class Config:
             raise ValueError(f"swa_momentum is {self.swa_momentum}; it must be in [0, 1)")
         if max(self.epochs, self.extend_epochs or 0) > 100_000:
             raise ValueError(f"epochs is {max(self.epochs, self.extend_epochs or 0):g}; at most 100,000")
+        if self.checkpoint_every is not None and self.checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}; it must be at least 0")
         if self.seed + self.runs > 2**63:
             raise ValueError(f"seed is {self.seed}; it must be below 2^63")
         if not 0 < self.tta_share <= 1:

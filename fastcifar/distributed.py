@@ -156,9 +156,9 @@ class JoinedBatchNorm2d(nn.BatchNorm2d):
         mean = parts[:, 1].mean(0)
         var = parts[:, 0].mean(0) + parts[:, 1].var(0, correction=0)
         with torch.no_grad():
-            seen, count = self.num_batches_tracked.add_(1), size * x.numel() / x.shape[1]  # type: ignore[union-attr]
-            step = 1 / float(seen) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, step)  # type: ignore[union-attr]
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), step)  # type: ignore[union-attr]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            count, step = size * x.numel() / x.shape[1], self.momentum
+            self.running_mean.lerp_(mean, step)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(var * (count / max(count - 1, 1)), step)  # type: ignore[union-attr, arg-type]
         scale = torch.rsqrt(var + self.eps) * self.weight
         return ((wide - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)

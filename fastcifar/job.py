@@ -1,11 +1,10 @@
-"""A run before its first step: what is trained where (`Job`, fixed) and all that changes while training (`State`).
+"""A run before its first step: what is trained where (`Job`, fixed), and its first `State`.
 
 Shapes: B images of a step, N training images, K classes; steps and epochs count from 0.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fastcifar import checkpoint, distributed
 from fastcifar.augment import DeviceData, Executor, TorchExecutor, side_at, to_device
@@ -25,12 +23,14 @@ from fastcifar.machine import Machine
 from fastcifar.model import ResNet9, make_model, train_flop
 from fastcifar.optim import make_optimizers
 from fastcifar.progress import Lines, Progress
-from fastcifar.schedules import Rule, Schedule, count_steps, extend, make_schedule
+from fastcifar.schedules import Rule, count_steps, extend, make_schedule
+from fastcifar.state import SCALER_START, State
 from fastcifar.swa import RunningMean
 from fastcifar.timing import Stopwatch
 
-SCALER_START = 2.0**12
-"""First loss scale in fp16. It only ever falls, by halves: so the number of skipped steps can be read off it."""
+CHECKPOINT_AFTER_S = 30.0
+"""Seconds of training between two checkpoints, unless --checkpoint-every says how many epochs: a run of seconds, such
+as speedrun94 on a card, is not held up by writing 31 MB to the disk after each of its epochs."""
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Job:
     num_train: int
     steps_per_epoch: int
     flop_per_image: dict[int, float]  # by image side
+    stem_filters: Tensor | None  # whitening filters of the training images, the same for every seed; None: no such stem
     watch: Stopwatch
     progress: Progress = field(default_factory=Lines)
     stop: Callable[[], int | None] = lambda: None
@@ -67,67 +68,6 @@ class Job:
         whole, steps_left = divmod(self.num_steps, self.steps_per_epoch)
         images = [per_epoch] * whole + [steps_left * self.batch_size]
         return sum(n * self.flop_per_image[side_at(self.config, e)] for e, n in enumerate(images) if n) / 1e15
-
-
-@dataclass
-class State:
-    """Everything that changes while training, and so everything a checkpoint holds."""
-
-    model: nn.Module
-    optimizers: list[Optimizer]
-    scaler: torch.amp.GradScaler
-    schedule: Schedule
-    mean: RunningMean
-    loss_sum: Tensor  # over the steps of this epoch
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)  # metrics rows
-
-    def tree(self) -> dict[str, Any]:
-        """Plain containers and tensors. Learning rate and momentum are in the schedule's table only."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": [[_momentum(o, p) for p in _weights(o)] for o in self.optimizers],
-            "loss_scale": float(self.scaler.get_scale()),
-            "schedule": self.schedule.state(),
-            "mean": self.mean.state(),
-            "loss_sum": self.loss_sum,
-            "step": self.step,
-            "history": self.history,
-        }
-
-    @torch.no_grad()
-    def load(self, tree: dict[str, Any], num_steps: int, steps_per_epoch: int) -> None:
-        """Goes on from `tree()`. ValueError, with nothing loaded, when a part of it is not what this run writes."""
-        _check_tree(tree, self, num_steps, steps_per_epoch)
-        self.model.load_state_dict(tree["model"])
-        for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
-            for p, momentum in zip(_weights(optimizer), momenta, strict=True):
-                optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
-        self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
-        self.schedule.load(tree["schedule"])
-        self.mean.load(tree["mean"])
-        self.loss_sum.copy_(tree["loss_sum"])
-        self.step, self.history = tree["step"], tree["history"]
-
-    def is_finite(self) -> bool:
-        """Whether weights and loss are; waits for the device."""
-        norms = torch._foreach_norm(list(self.model.parameters()))
-        return bool(torch.stack([*norms, self.loss_sum]).sum().isfinite())
-
-
-def _weights(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
-    """Zero before the first step, from which torch goes on as from none."""
-    momentum = optimizer.state.get(p, {}).get("momentum_buffer")
-    return torch.zeros_like(p) if momentum is None else momentum
-
-
-def skipped_steps(scale: float) -> int:
-    """How many steps fp16 overflow has skipped, read off the loss scale."""
-    return round(math.log2(SCALER_START / scale))
 
 
 def prepare(config: Config, dataset: Dataset, machine: Machine, world: World | None = None, **more: Any) -> Job:
@@ -158,12 +98,47 @@ def prepare(config: Config, dataset: Dataset, machine: Machine, world: World | N
     train_data = on_device(dataset.x_train, dataset.y_train, config.crop_pad_px)
     executor, machine = _executor(config, machine, train_data)
     model = network(config, len(dataset.classes))
+    stem_filters = model.whitening_filters(_sample(dataset, machine.device)) if isinstance(model, ResNet9) else None
     return Job(
         config=config, machine=machine, dataset=dataset, world=world, num_train=num_train,
         executor=executor, test=test, watched=mine(*held) if held else test,
         steps_per_epoch=num_train // batch, flop_per_image={s: train_flop(model, s) for s in {config.low_res_px, 32}},
+        stem_filters=stem_filters,
         **{"watch": Stopwatch(machine.device), **more},
     )  # fmt: skip
+
+
+def _sample(dataset: Dataset, device: torch.device) -> Tensor:
+    """Up to 5,000 normalised training images [N, 3, 32, 32] f32, of all classes, also where they lie sorted."""
+    num_train = len(dataset.y_train)
+    rows = torch.linspace(0, num_train - 1, min(5000, num_train)).long()
+    images = torch.as_tensor(dataset.x_train[rows.numpy()]).to(device).float() / 255
+    mean, std = (torch.tensor(v, device=device) for v in (dataset.mean, dataset.std))
+    return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+def checkpoint_is_due(config: Config, epoch: int, since_last_s: float) -> bool:
+    """At the end of an epoch: as often as asked, or once training for CHECKPOINT_AFTER_S would be lost."""
+    if config.checkpoint_every is None:
+        return since_last_s >= CHECKPOINT_AFTER_S
+    return config.checkpoint_every > 0 and (epoch + 1) % config.checkpoint_every == 0
+
+
+def can_be_recorded(job: Job) -> bool:
+    """Whether a CUDA graph can hold the step: nothing in it may be decided or read by the host.
+
+    Not the loss scaling of fp16; not gradients that are shared between processes; not what torch.compile records by
+    itself; not apex, whose kernel takes momentum as a number.
+    """
+    machine = job.machine
+    return (
+        job.config.cuda_graph
+        and machine.device.type == "cuda"
+        and job.config.optimizer != "apex-sgd"
+        and machine.precision != "fp16"
+        and job.world.size == 1
+        and machine.compile in ("off", "default")
+    )
 
 
 def network(config: Config, num_classes: int) -> nn.Module:
@@ -188,14 +163,12 @@ def start(job: Job, rule: Rule | None = None) -> State:
     """The state before the first step, or the one `config.resume` holds. CheckpointError when that does not fit."""
     config, device = job.config, job.machine.device
     model = network(config, len(job.dataset.classes)).to(device)
-    if isinstance(model, ResNet9):
-        rows = torch.linspace(0, job.num_train - 1, min(5000, job.num_train)).long()  # of all classes, also if sorted
-        images = torch.as_tensor(job.dataset.x_train[rows.numpy()]).float() / 255
-        mean, std = torch.tensor(job.dataset.mean), torch.tensor(job.dataset.std)
-        model.whiten(((images - mean) / std).permute(0, 3, 1, 2))
+    if job.stem_filters is not None:
+        with torch.no_grad():
+            model.stem.weight.copy_(job.stem_filters)  # type: ignore[union-attr, operator]
     distributed.join_batch_norms(model, job.world)
     state = State(
-        model=model, optimizers=make_optimizers(model, config), mean=RunningMean(model),
+        model=model, optimizers=make_optimizers(model, config, can_be_recorded(job)), mean=RunningMean(model),
         scaler=torch.amp.GradScaler(device.type, SCALER_START, growth_interval=2**31 - 1,
                                     enabled=job.machine.precision == "fp16"),
         schedule=make_schedule(config, job.steps_per_epoch, rule), loss_sum=torch.zeros((), device=device),
@@ -230,45 +203,3 @@ def _resume(job: Job, state: State) -> None:
     state.schedule = extend(state.schedule, config, job.steps_per_epoch)
     for phase, spent in time_s.items():  # times of the whole run, not of its last part
         job.watch.time_s[phase] += spent
-
-
-def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int, steps_per_epoch: int) -> None:
-    """ValueError when a saved tree is not one that this run could have written at some step."""
-    like = fresh.tree()
-    loose = ("history", "schedule")
-    checkpoint.check({**tree, **{k: like[k] for k in loose if k in tree}}, like, "state")
-    step, count = tree["step"], tree["mean"]["count"]
-    if not 0 <= step <= num_steps:
-        raise ValueError(f"step is not within this run's {num_steps}")
-    if not 0 <= count <= step:
-        raise ValueError(f"mean.count is not within its {step} steps")
-    if not 0 < tree["loss_scale"] <= SCALER_START:
-        raise ValueError("loss_scale is not one that training comes to")
-    _check_schedule(tree["schedule"], like["schedule"])
-    _check_history(tree["history"], step, num_steps, steps_per_epoch)
-
-
-def _check_schedule(saved: Any, like: dict[str, Any]) -> None:
-    checkpoint.check(saved, like, "schedule")
-    if "plateau" not in like and not torch.allclose(saved["table"], like["table"], rtol=1e-6, atol=1e-9):
-        raise ValueError("schedule.table is not the one these settings make")
-    learnt = ("best", "num_bad_epochs", "last_epoch", "cooldown_counter", "_last_lr")
-    for name, value in like.get("plateau", {}).items():
-        if name not in learnt and saved["plateau"][name] != value:
-            raise ValueError(f"schedule.plateau.{name} is not the one these settings make")
-
-
-def _check_history(rows: Any, step: int, num_steps: int, steps_per_epoch: int) -> None:
-    """A row per whole epoch, and one where a run ended inside an epoch."""
-    like: dict[str, Any] = dict.fromkeys(("lr", "momentum", "loss_train", "time_s"), 0.0)
-    like |= {"epoch": 0, "step": 0, "phase": ""}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("history is no list of rows")
-    for i, row in enumerate(rows):
-        accuracies = {k: 0.0 for k, v in row.items() if k in ("accuracy_test", "accuracy_val") and v is not None}
-        checkpoint.check({k: v for k, v in row.items() if v is not None}, like | accuracies, f"history.{i}")
-    steps = [row["step"] for row in rows]
-    whole = [s for s in steps if s % steps_per_epoch == 0]
-    ended = step < num_steps or steps[-1:] == [step]
-    if whole != list(range(steps_per_epoch, step + 1, steps_per_epoch)) or steps != sorted({*steps}) or not ended:
-        raise ValueError(f"history has not the rows of {step} steps")

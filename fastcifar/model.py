@@ -106,16 +106,17 @@ class ResNet9(nn.Module):
         return self.head(x).float() * self.logit_scale
 
     @torch.no_grad()
-    def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Sets the stem from normalised images [N, 3, H, W] f32: its outputs on 2x2 patches become uncorrelated.
+    def whitening_filters(self, images: Tensor, eps: float = 5e-4) -> Tensor:
+        """Filters [C0, 3, 2, 2] f64 for the stem, from normalised images [N, 3, H, W] f32, computed where they lie:
+        the stem's outputs on 2x2 patches become uncorrelated.
 
         PCA whitening of patches as a first layer: Page 2019 ("How to train your ResNet 8"), both signs: airbench.
         """
-        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double().cpu()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
+        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu())
         strongest = (vectors.T / (values[:, None] + eps).sqrt())[-(len(self.stem.weight) // 2) :]  # eigh sorts upwards
         filters = strongest.view(-1, 3, 2, 2)
-        self.stem.weight.copy_(torch.cat([filters, -filters]))
+        return torch.cat([filters, -filters])
 
 
 class BasicBlock(nn.Module):

@@ -65,6 +65,33 @@ class Muon(Optimizer):
                     p.sub_(direction.view(shape) * group["lr"])
 
 
+class CapturableSGD(Optimizer):
+    """Nesterov SGD whose learning rate and momentum may be tensors on the device, so that a CUDA graph can hold it.
+
+    torch.optim.SGD asks `momentum != 0` in Python, a wait that no graph can record, and its fused kernel takes momentum
+    as a number. The formula is torch's: v = momentum * v + g; weights -= lr * (g + momentum * v).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum})
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            updates: Any = [p.grad for p in weights]
+            if group["weight_decay"]:
+                updates = torch._foreach_add(updates, weights, alpha=group["weight_decay"])
+            buffers = [self.state[p]["momentum_buffer"] for p in weights]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            updates = torch._foreach_add(updates, torch._foreach_mul(buffers, group["momentum"]))
+            torch._foreach_mul_(updates, group["lr"])
+            torch._foreach_sub_(weights, updates)
+
+
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Filters, classifier, biases. `lr_scale` is relative to the schedule; decay touches neither norms nor biases.
 
@@ -82,8 +109,11 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
-    """Optimizers that together hold every trainable parameter once. ValueError when apex is wanted and not there."""
+def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) -> list[Optimizer]:
+    """Optimizers that together hold every trainable parameter once. ValueError when apex is wanted and not there.
+
+    `recorded`: their steps are to be part of a CUDA graph, so learning rate and momentum come as tensors.
+    """
     filters, *rest = parameter_groups(model, config)
     if config.optimizer == "muon":
         sgd = _fused_sgd(rest, config)
@@ -94,6 +124,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     groups = [filters, *rest]
     if config.optimizer == "apex-sgd":
         return [_apex_sgd()(groups, lr=config.lr_peak, momentum=config.momentum)]
+    if recorded:
+        return [CapturableSGD(groups, lr=config.lr_peak, momentum=config.momentum)]
     return [_fused_sgd(groups, config)]
 
 

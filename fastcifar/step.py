@@ -7,7 +7,6 @@ PyTorch blog, 2021). Shapes: B images of a step, S their side in pixels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -15,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.job import Job, State
+from fastcifar.job import Job, can_be_recorded
 from fastcifar.machine import Machine
 from fastcifar.optim import set_row
+from fastcifar.state import State
 
 Forward = Callable[[Tensor], Tensor]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -67,7 +67,8 @@ class Step:
 class GraphedStep(Step):
     """The same step out of memory of its own: batch, table and place in it lie on the device and are read there.
 
-    `recorder` makes the replay; any RuntimeError it raises passes through, with the state as it was.
+    `recorder` makes the replay. Rehearsal and recording leave the state as it was, also where they fail: an error of
+    theirs passes through.
     """
 
     def __init__(self, job: Job, state: State, forward: Forward, recorder: Recorder) -> None:
@@ -78,8 +79,9 @@ class GraphedStep(Step):
         self.y = torch.zeros(job.batch_size, dtype=torch.long, device=device)
         generator, sides = torch.Generator().manual_seed(0), sorted({job.config.low_res_px, 32})
         self.x = {side: noise(job.machine, job.batch_size, side, generator) for side in sides}
-        self._rehearse()
-        self.replays = {side: recorder(partial(self.at_next_row, side)) for side in self.x}
+        with state.preserved():
+            self._rehearse()
+            self.replays = {side: recorder(partial(self.at_next_row, side)) for side in self.x}
 
     def begin_epoch(self) -> None:
         self.table.copy_(self.state.schedule.table)
@@ -99,22 +101,21 @@ class GraphedStep(Step):
         self.next += 1
 
     def _rehearse(self) -> None:
-        """A step per side, so that kernels are loaded and chosen; then everything is put back as it was.
+        """A step per side, so that kernels are loaded and chosen.
 
         On a stream of its own: what ran on the default one may not be recorded.
         """
-        device, before = self.job.machine.device, copy.deepcopy(self.state.tree())
-        was_training = self.state.model.training
+        device = self.job.machine.device
         self.state.model.train()
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if stream:
+            stream.wait_stream(torch.cuda.current_stream(device))  # weights and batch may still be on their way
         with torch.cuda.stream(stream):  # type: ignore[arg-type]  # None: nothing changes
             for side in self.x:
                 self.next.zero_()
                 self.at_next_row(side)
         if stream:
             torch.cuda.synchronize(device)
-        self.state.load(before, self.job.num_steps, self.job.steps_per_epoch)
-        self.state.model.train(was_training)
 
 
 class CudaGraphs:
@@ -130,29 +131,15 @@ class CudaGraphs:
         return graph.replay
 
 
-def can_be_recorded(job: Job) -> bool:
-    """Whether a CUDA graph can hold the step: nothing in it may be decided or read by the host.
-
-    Not SGD, whose fused kernel takes momentum as a number; not the loss scaling of fp16; not gradients that are shared
-    between processes; not what torch.compile records by itself.
-    """
-    machine = job.machine
-    return (
-        job.config.cuda_graph
-        and machine.device.type == "cuda"
-        and job.config.optimizer == "muon"
-        and machine.precision != "fp16"
-        and job.world.size == 1
-        and machine.compile in ("off", "default")
-    )
-
-
 def make_step(job: Job, state: State, forward: Forward) -> Step:
     """The recorded step where that can be, else the plain one."""
     if can_be_recorded(job):
+        stream = torch.cuda.current_stream(job.machine.device) if job.machine.device.type == "cuda" else None
         try:
             return GraphedStep(job, state, forward, CudaGraphs())
         except RuntimeError as e:
+            if stream:
+                torch.cuda.set_stream(stream)  # torch leaves the capture's stream current when a capture fails
             reason = " ".join(str(e).split())[:150]
             job.progress.say(f"recording the step as a CUDA graph failed ({reason}); going on without it")
     return Step(job, state, forward)

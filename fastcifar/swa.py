@@ -52,7 +52,9 @@ class RunningMean:
 def refresh_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Re-estimates every batch norm's mean and variance over equal batches [B, 3, H, W] of augmented training images.
 
-    Returns the number of batches. The plain model must be given, not a compiled one (momentum=None does not compile).
+    Every batch counts the same: the k-th moves the statistics by 1/k, a number that the host knows (torch's own
+    momentum=None reads its count back from the device, a wait for each batch norm and batch).
+    Returns the number of batches. Give it the plain model: a compiled one would be compiled for each k.
     On any error, an empty iterable included (ValueError), the old statistics are put back.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -63,11 +65,11 @@ def refresh_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     try:
         for m in norms:
             m.reset_running_stats()
-            m.momentum = None  # cumulative mean: every batch counts the same
         model.train()
-        for x in batches:
+        for count, x in enumerate(batches, start=1):
+            for m in norms:
+                m.momentum = 1 / count
             model(x)
-            count += 1
         if not count:
             raise ValueError("batch-norm refresh got no batches")
     except BaseException:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fastcifar import checkpoint, distributed, evaluate, record
 from fastcifar.augment import DeviceData, draw_plan, side_at, test_batches
 from fastcifar.config import Config
-from fastcifar.job import Job, State, skipped_steps, start
+from fastcifar.job import Job, checkpoint_is_due, start
 from fastcifar.progress import epoch_line
 from fastcifar.schedules import Rule, Schedule
+from fastcifar.state import State, skipped_steps
 from fastcifar.step import autocast, make_step, noise
 from fastcifar.swa import REFRESH_IMAGES, refresh_batch_norm
 
@@ -55,13 +56,14 @@ def train(job: Job, rule: Rule | None = None) -> Result:
     Diverged and Interrupted end it early, the last checkpoint kept. With `job.out` the run folder is written.
     """
     config, watch, spe = job.config, job.watch, job.steps_per_epoch
-    state = start(job, rule)
-    if state.history:
-        _write(job, "metrics.jsonl", lambda path: record.write_lines(path, state.history))
-    model = state.model
     with watch("compile"):
+        state = start(job, rule)
+        model = state.model
         forward = warm_up(job, model)
         step = make_step(job, state, distributed.data_parallel(forward, job.world, job.machine.device))
+    if state.history:
+        _write(job, "metrics.jsonl", lambda path: record.write_lines(path, state.history))
+    saved_at_s = 0.0
     while state.step < job.num_steps:
         epoch, first = divmod(state.step, spe)
         signal = None
@@ -81,9 +83,13 @@ def train(job: Job, rule: Rule | None = None) -> Result:
         if state.step % spe == 0 or state.step == job.num_steps:
             _end_epoch(job, state, forward)
         signal = signal or distributed.agree(job.stop(), job.world)
-        due = config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0
-        if due or signal or state.step == job.num_steps:
+        if (
+            checkpoint_is_due(config, epoch, watch.time_s["train"] - saved_at_s)
+            or signal
+            or state.step == job.num_steps
+        ):
             _save(job, state, must=bool(signal))
+            saved_at_s = watch.time_s["train"]
         if signal:
             raise Interrupted(signal)
     return _finish(job, state)
@@ -106,6 +112,8 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
     without compiling nothing needs warming.
     """
     device, mode = job.machine.device, job.machine.compile
+    # cuDNN times its kernels for each shape when it first sees it, which is here.
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
     if mode == "off" and device.type == "cpu":
         return model
     before = copy.deepcopy(model.state_dict())
@@ -126,7 +134,7 @@ def warm_up(job: Job, model: nn.Module) -> nn.Module:
 
     try:
         if mode != "off":
-            model.compile(mode=mode)
+            model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
         run_all_shapes()
     except Exception as e:
         if mode == "off":
@@ -149,8 +157,8 @@ def _accuracies(job: Job, model: nn.Module, data: DeviceData, tta: str = "none",
     batches = _until_stopped(job, batches) if may_stop else batches
     with autocast(job.machine):
         right = evaluate.count_right(model, batches, tta, job.config.tta_share)
-    counts = distributed.total(torch.cat([right, right.new_tensor([len(data.labels)])]), job.world).tolist()
-    return [count / counts[-1] for count in counts[:-1]]
+    images = int(distributed.total(torch.tensor(len(data.labels)), job.world))  # on the host: known without a wait
+    return [count / images for count in distributed.total(right, job.world).tolist()]
 
 
 def _end_epoch(job: Job, state: State, model: nn.Module) -> None:

@@ -77,12 +77,23 @@ def make_job(tiny_network: None, dataset: Dataset) -> Callable[..., Job]:
     def make(data_set: Dataset = dataset, out: Any = None, **knobs: Any) -> Job:
         plain: dict[str, Any] = {
             "device": "cpu", "precision": "fp32", "scale": "small", "compile": "off", "augment": "torch",
-            "batch_size": 32, "lr_peak": 0.5, "epochs": 3,
+            "batch_size": 32, "lr_peak": 0.5, "epochs": 3, "checkpoint_every": 1,
         }  # fmt: skip
         config = make_config(**plain | knobs)
         return prepare(config, data_set, machine.choose(config), progress=Recorder(), out=out)
 
     return make
+
+
+@pytest.fixture
+def exact_fp32():
+    """fp32 products and convolutions on a card in fp32, not in TF32, for the length of a test."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.fixture

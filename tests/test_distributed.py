@@ -123,7 +123,7 @@ def joined_norm_step(world, mean, momentum):
     return {k: [v.tolist() for v in values] if isinstance(values, list) else values for k, values in found.items()}
 
 
-@pytest.mark.parametrize(("size", "mean", "momentum"), [(2, 0.0, 0.4), (2, 300.0, None), (4, 1.0, 0.1)])
+@pytest.mark.parametrize(("size", "mean", "momentum"), [(2, 0.0, 0.4), (2, 300.0, 1.0), (4, 1.0, 0.1)])
 def test_joined_batch_norm_is_that_of_the_whole_batch(size, mean, momentum):
     parts = in_processes(size, joined_norm_step, mean, momentum)
     x = [images(mean, seed).double() for seed in (0, 1)]

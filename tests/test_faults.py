@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from bench import processes
 from fastcifar import checkpoint, entry, memory, model, train
 from fastcifar.files import held, write_atomically
-from fastcifar.job import SCALER_START, skipped_steps
 from fastcifar.schedules import own_rule
+from fastcifar.state import SCALER_START, skipped_steps
 from tests.test_entry import base, call, here, stop_at  # noqa: F401
 
 # Divergence

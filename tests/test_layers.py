@@ -18,7 +18,7 @@ LEVELS = (
     "config files interrupt timing",
     "augment checkpoint dali data distributed download evaluate formats machine model optim plots progress recipes "
     "record schedules sources swa synthetic",
-    "flags folder job memory step train",
+    "flags folder job memory state step train",
     "__main__ bench cli entry train_fast",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
@@ -31,8 +31,11 @@ WITHIN_A_LEVEL = {
     ("sources", "formats"),
     ("memory", "job"),
     ("memory", "step"),
+    ("job", "state"),
     ("step", "job"),
+    ("step", "state"),
     ("train", "job"),
+    ("train", "state"),
     ("train", "step"),
     ("__main__", "cli"),
     ("bench", "bench"),

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar import job as job_module
+from fastcifar import state as state_module
 from fastcifar import train as train_module
 from fastcifar.augment import draw_plan
 from fastcifar.job import Job
@@ -337,7 +338,7 @@ def compiled_by(monkeypatch):
 
     def use(backend: Any) -> None:
         compile_ = nn.Module.compile
-        monkeypatch.setattr(nn.Module, "compile", lambda self, mode: compile_(self, backend=backend))
+        monkeypatch.setattr(nn.Module, "compile", lambda self, mode, dynamic: compile_(self, backend=backend))
 
     yield use
     torch._dynamo.reset()
@@ -447,7 +448,8 @@ def test_accuracy_at_chance_after_many_steps_ends_the_run(make_job):
 
 
 def test_overflow_in_fp16_skips_steps_and_the_table_goes_on(make_job, monkeypatch):
-    monkeypatch.setattr(job_module, "SCALER_START", 2.0**34)
+    for module in (job_module, state_module):
+        monkeypatch.setattr(module, "SCALER_START", 2.0**34)
     job = make_job(epochs=3)
     job = replace(job, machine=replace(job.machine, precision="fp16"))
     result = train(job)

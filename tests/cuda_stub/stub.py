@@ -145,3 +145,12 @@ class Card:
     def fail_allocations(self, on: bool) -> None:
         """The card has no memory left to give, or has again."""
         self.library.stub_fail_allocations(int(on))
+
+    @contextmanager
+    def without_effects(self) -> Iterator[None]:
+        """Copies and all else are only counted: for the host's time, which a copy in host memory would add to."""
+        self.library.stub_leave_out_effects(1)
+        try:
+            yield
+        finally:
+            self.library.stub_leave_out_effects(0)

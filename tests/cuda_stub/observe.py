@@ -1,0 +1,160 @@
+"""Watches runs under the stub: what each step and each batch asks of the card, and in which layout it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import subject
+import torch
+from stub import Card
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+card = Card()
+CLASSES = tuple("0123456789")
+TINY: dict[str, Any] = {"batch_size": 20, "epochs": 4.0, "augment": "torch", "compile": "off", "device": "cuda"}
+"""Three steps an epoch of 60 images: what is counted does not depend on how many there are."""
+
+
+def make_dataset(n_train: int = 60, n_test: int = 20) -> subject.Dataset:
+    """Noise."""
+    random = np.random.default_rng(0)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        return random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % len(CLASSES)
+
+    return subject.Dataset("noise", CLASSES, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.25,) * 3, "digest")
+
+
+class Said(subject.Lines):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def make_config(recipe: str, optimizer: str | None = None, **knobs: Any) -> subject.Config:
+    config = subject.RECIPES[recipe]
+    if optimizer:
+        config = subject.with_optimizer(config, optimizer)  # type: ignore[arg-type]
+    return replace(config, **TINY | knobs)
+
+
+def make_job(recipe: str = "speedrun94", optimizer: str | None = None, **knobs: Any) -> subject.Job:
+    config = make_config(recipe, optimizer, **knobs)
+    return subject.prepare(config, make_dataset(), subject.choose_machine(config), progress=Said())
+
+
+class Watched:
+    """An executor that notes what lies between its batches, and makes every wait that torch knows of an error.
+
+    Waits are errors from the second step of an epoch on, and in the first `fenced_epochs` only: the refresh of the
+    batch norms comes after them.
+    """
+
+    def __init__(self, inner: subject.Executor, fenced_epochs: int, sync_is_error: bool) -> None:
+        self.inner, self.fenced_epochs, self.sync_is_error = inner, fenced_epochs, sync_is_error
+        self.epochs: list[dict[str, Any]] = []
+
+    def epoch(self, plan: subject.EpochPlan, side_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch: dict[str, Any] = {"side": side_px, "batches": [], "steps": []}
+        self.epochs.append(epoch)
+        batches = self.inner.epoch(plan, side_px)
+        fenced = len(self.epochs) <= self.fenced_epochs
+        try:
+            while True:
+                with card.counting() as in_batch:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                epoch["batches"].append(in_batch)
+                with card.counting() as in_step:
+                    yield batch
+                epoch["steps"].append(in_step)
+                if fenced and self.sync_is_error:
+                    torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@contextmanager
+def noting_steps() -> Iterator[list[subject.Step]]:
+    """The list gets every step that a run makes."""
+    made: list[subject.Step] = []
+    before = subject.training.make_step
+
+    def make(job: subject.Job, state: subject.State, forward: Any) -> subject.Step:
+        made.append(before(job, state, forward))
+        return made[-1]
+
+    subject.training.make_step = make  # type: ignore[assignment]
+    try:
+        yield made
+    finally:
+        subject.training.make_step = before
+
+
+def watch_run(job: subject.Job, sync_is_error: bool = True) -> dict[str, Any]:
+    """Trains to the end; what it did, as plain numbers."""
+    job.executor = watched = Watched(job.executor, -(-job.num_steps // job.steps_per_epoch), sync_is_error)
+    with noting_steps() as steps, card.counting() as all_in_all:
+        result = subject.training.train(job)
+    (step,) = steps
+    trained = watched.epochs[: watched.fenced_epochs]
+    return {
+        "may_be_recorded": subject.can_be_recorded(job),
+        "recorded": isinstance(step, subject.GraphedStep),
+        "place": step.next.item() if isinstance(step, subject.GraphedStep) else None,
+        "num_steps": job.num_steps,
+        "sides": sorted({job.config.low_res_px, 32}),
+        "epochs": trained,
+        "refresh": watched.epochs[watched.fenced_epochs :],
+        "all": all_in_all,
+        "said": job.progress.lines,  # type: ignore[attr-defined]
+        "swa_recorded": result.summary["swa_recorded"],
+        "precision": result.summary["precision"],
+        "accuracies": sorted(name for name in result.summary if name.startswith("accuracy")),
+    }
+
+
+class Layouts(TorchDispatchMode):
+    """Notes device, dtype and memory layout of what enters and leaves convolutions, forward and backward.
+
+    Not on the device "meta", where a network's arithmetic is counted.
+    """
+
+    KINDS: ClassVar = {
+        "aten::convolution": ("input", "weight"),
+        "aten::convolution_backward": ("grad", "input", "weight"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function(*args, **kwargs or {})
+        name = function.name().partition(".")[0]
+        if name in self.KINDS:
+            outputs = returned if isinstance(returned, tuple) else (returned,)
+            tensors = dict(zip(self.KINDS[name], args, strict=False))
+            tensors |= {f"output {i}": t for i, t in enumerate(outputs) if t is not None and t.ndim == 4}
+            self.seen += [describe(f"{name} {what}", t) for what, t in tensors.items() if not t.is_meta]
+        return returned
+
+
+def describe(what: str, tensor: Tensor) -> dict[str, Any]:
+    return {
+        "what": what,
+        "device": tensor.device.type,
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "channels_last": tensor.is_contiguous(memory_format=torch.channels_last),
+    }

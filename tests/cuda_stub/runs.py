@@ -1,0 +1,141 @@
+"""Whole runs under the stub, watched: every recipe, optimizer, precision, network, norm and scale."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import subject
+import torch
+from observe import Layouts, Watched, card, make_job, watch_run
+from torch import Tensor
+
+PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
+
+
+def watched(recipe: str = "speedrun94", optimizer: str | None = None, sync_is_error: bool = True, **knobs: Any) -> Any:
+    return watch_run(make_job(recipe, optimizer, **knobs), sync_is_error)
+
+
+def deterministic(recipe: str) -> dict[str, Any]:
+    """torch refuses every operation of which it knows no deterministic way."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    try:
+        return watch_run(make_job(recipe, deterministic=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def with_layouts(**knobs: Any) -> dict[str, Any]:
+    """Also the layout that each convolution of a run works in, cuDNN's host code included."""
+    with Layouts() as layouts:
+        run = watch_run(make_job(**knobs))
+    return {**run, "layouts": layouts.seen}
+
+
+def host_time(recipe: str, recorded: bool, **knobs: Any) -> dict[str, Any]:
+    """Microseconds of the host per step, and what a step and its batch ask of the card, by image side."""
+    job = make_job(recipe, cuda_graph=recorded, epochs=8.0, **knobs)
+    state = subject.start(job)
+    forward = subject.training.warm_up(job, state.model)
+    with card.counting() as recording:
+        step = subject.make_step(job, state, forward)
+    state.model.train()
+    by_side = {}
+    for epoch, side in enumerate(sorted({job.config.low_res_px, 32})):
+        job.executor, executor = Watched(job.executor, 0, False), job.executor
+        plan = subject.draw_plan(job.config, job.num_train, epoch)
+        step_us: list[float] = []
+        step.begin_epoch()
+        with card.without_effects():
+            for _ in range(4):
+                for x, y in job.executor.epoch(plan, side):
+                    begun = time.perf_counter()
+                    step(x, y)
+                    step_us.append((time.perf_counter() - begun) * 1e6)
+        last = job.executor.epochs[-1]
+        by_side[side] = {"us": statistics.median(step_us[3:]), "least_us": min(step_us), "step": last["steps"][-1],
+                         "batch": last["batches"][-1]}  # fmt: skip
+        job.executor = executor
+    return {"recorded": isinstance(step, subject.GraphedStep), "captured": recording.get("captured", 0),
+            "sides": by_side}  # fmt: skip
+
+
+# ---- faults put in on purpose, for the checks to find
+
+
+def with_item_in_step(recorded: bool, sync_is_error: bool) -> dict[str, Any]:
+    """A step that reads its loss."""
+    update = subject.Step.update
+
+    def update_and_look(self: subject.Step, x: Tensor, y: Tensor) -> None:
+        update(self, x, y)
+        self.state.loss_sum.item()
+
+    subject.Step.update = update_and_look  # type: ignore[method-assign]
+    try:
+        return watch_run(make_job(cuda_graph=recorded), sync_is_error)
+    finally:
+        subject.Step.update = update  # type: ignore[method-assign]
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class IndexesFromTheHost(subject.TorchExecutor):
+    """Picks labels by an index that lies in host memory: torch copies it to the card and waits."""
+
+    def epoch(self, plan: subject.EpochPlan, side_px: int = 32) -> Any:
+        for step, (x, _) in enumerate(super().epoch(plan, side_px)):
+            yield x, self.data.labels[plan.index[step]]
+
+
+def with_index_from_the_host() -> dict[str, Any]:
+    job = make_job()
+    job.executor = IndexesFromTheHost(job.executor.data)  # type: ignore[attr-defined]
+    return watch_run(job, sync_is_error=False)
+
+
+def dali_falls_back() -> dict[str, Any]:
+    """DALI finds no driver that it can use here; `auto` goes on without it."""
+    job = make_job(augment="auto")
+    return {"augment": job.machine.augment, "why": job.machine.why.get("augment", "")}
+
+
+def _cases() -> dict[str, Callable[[], Any]]:
+    cases: dict[str, Callable[[], Any]] = {f"recipe {name}": partial(watched, name) for name in subject.RECIPES}
+    for optimizer in OPTIMIZERS:
+        for precision in PRECISIONS:
+            waits = (precision, optimizer) == ("fp16", "muon")  # GradScaler reads whether there was an overflow
+            cases[f"{precision} {optimizer}"] = partial(watched, optimizer=optimizer, precision=precision,
+                                                        sync_is_error=not waits)  # fmt: skip
+        cases[f"resnet18 {optimizer}"] = partial(watched, optimizer=optimizer, network="resnet18")
+        cases[f"gn-ws {optimizer}"] = partial(watched, optimizer=optimizer, norm="gn-ws")
+        cases[f"small {optimizer}"] = partial(watched, optimizer=optimizer, scale="small")
+        cases[f"wide {optimizer}"] = partial(watched, optimizer=optimizer, scale="wide")
+        cases[f"plain {optimizer}"] = partial(watched, optimizer=optimizer, cuda_graph=False)
+        cases[f"host time, recorded {optimizer}"] = partial(host_time, "speedrun94", True, optimizer=optimizer)
+        cases[f"host time, plain {optimizer}"] = partial(host_time, "speedrun94", False, optimizer=optimizer)
+    return cases | {
+        "resnet18 gn-ws fp16": partial(watched, optimizer="sgd", network="resnet18", norm="gn-ws", precision="fp16"),
+        "averaging every step": partial(watched, swa_every=1, swa_start=0.5),
+        "averaging every step, plain": partial(watched, swa_every=1, swa_start=0.5, cuda_graph=False),
+        "no tail": partial(watched, swa_start=None),
+        "ends inside an epoch": partial(watched, epochs=2.5),
+        "plateau": partial(watched, schedule="plateau", val_split=0.2, swa_start=None, eval_every=1),
+        "deterministic muon": partial(deterministic, "speedrun94"),
+        "deterministic sgd": partial(deterministic, "onecycle30"),
+        "layouts resnet9": partial(with_layouts, recipe="speedrun94"),
+        "layouts resnet18 plain": partial(with_layouts, network="resnet18", cuda_graph=False),
+        "fault: item, recorded": partial(with_item_in_step, recorded=True, sync_is_error=True),
+        "fault: item, plain, torch looks": partial(with_item_in_step, recorded=False, sync_is_error=True),
+        "fault: item, plain, the stub looks": partial(with_item_in_step, recorded=False, sync_is_error=False),
+        "fault: index from the host": with_index_from_the_host,
+        "dali": dali_falls_back,
+    }
+
+
+CASES = _cases()
