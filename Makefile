@@ -10,7 +10,7 @@ train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/.dev lint
-	$(BIN)/python -m pytest -n auto --timeout 300
+	$(BIN)/python -m pytest -n auto --dist loadgroup --timeout 300
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD
 
 from fastcifar.model import make_model
-from fastcifar.optim import APEX_HELP, Muon, make_optimizers, orthogonalize, parameter_groups, set_row
+from fastcifar.optim import APEX_HELP, CapturableSGD, Muon, make_optimizers, orthogonalize, parameter_groups, set_row
 
 KINDS = [(network, norm) for network in ("resnet9", "resnet18") for norm in ("bn", "gn-ws")]
 
@@ -94,6 +94,25 @@ def test_sgd_equals_the_nesterov_formula(momentum):
                 plain[name] -= lr * scale * (g + momentum * velocity[name])
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.double(), plain[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("as_tensors", [True, False])
+def test_capturable_sgd_equals_torch_sgd(as_tensors):
+    """Also with both as tensors. (At momentum 0 torch lets the old velocity stand, ours forgets it.)"""
+    config = make_config(weight_decay=0.01, bias_lr_scale=3.0)
+    models = [make_model("resnet9", "small", 10, "bn", 0).double() for _ in range(2)]
+    (reference,), (ours,) = make_optimizers(models[0], config), make_optimizers(models[1], config, recorded=True)
+    assert isinstance(ours, CapturableSGD)
+    for step, (lr, momentum) in enumerate([(0.5, 0.9), (0.1, 0.3), (0.02, 0.8)]):
+        for model in models:
+            with_gradients(model, step)
+        set_row([reference], lr, momentum)
+        row = torch.tensor([lr, momentum], dtype=torch.float64)
+        set_row([ours], *(row.unbind() if as_tensors else (lr, momentum)))
+        reference.step()
+        ours.step()
+    for expected, found in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_momentum_may_pass_through_zero_in_the_table():

@@ -107,3 +107,48 @@ def test_a_recording_that_fails_costs_one_line(make_job, monkeypatch):
     assert type(make_step(job, start(job), None)) is Step  # type: ignore[arg-type]
     (line,) = job.progress.lines
     assert "stream is capturing" in line and "going on without it" in line and "\n" not in line
+
+
+class FailsInTheMiddle:
+    """Repeats the first image size's work, and fails in the second's, after the work has changed the state."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, work):
+        self.calls += 1
+        work()
+        if self.calls == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return work
+
+
+def fails_in_the_second_rehearsal(monkeypatch):
+    """Out of memory at the second image size, as on a card that is too small for it."""
+    plain = GraphedStep.at_next_row
+
+    def at_next_row(self, side):
+        plain(self, side)
+        if side == 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GraphedStep, "at_next_row", at_next_row)
+
+
+@pytest.mark.parametrize("where", ["recording", "rehearsal"])
+@pytest.mark.parametrize("settings", [MUON, MUON | {"optimizer": "sgd"}], ids=["muon", "sgd"])
+def test_a_recording_that_fails_in_its_middle_leaves_no_trace(make_job, monkeypatch, where, settings):
+    recorder = FailsInTheMiddle()
+    monkeypatch.setattr(step, "CudaGraphs", lambda: recorder)
+    monkeypatch.setattr(step, "can_be_recorded", lambda job: True)
+    if where == "rehearsal":
+        fails_in_the_second_rehearsal(monkeypatch)
+    job = make_job(**settings)
+    state = start(job)
+    before = copy.deepcopy(state.tree())
+    assert type(make_step(job, state, state.model)) is Step
+    after = state.tree()
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+    assert all(torch.equal(a, b) for a, b in zip(before["optimizers"][0], after["optimizers"][0], strict=True))
+    assert after["loss_sum"] == before["loss_sum"] == 0
+    assert all(p.grad is None for p in state.model.parameters())  # the next step would add to them

@@ -213,3 +213,12 @@ def test_a_network_without_batch_norm_is_not_even_run():
 
     assert refresh_batch_norm(model, no_batches()) == 0
     assert same(state(model), before)
+
+
+def test_the_refresh_reads_nothing_back(monkeypatch):
+    """momentum=None makes torch read its count back for each norm and batch: on a card a wait."""
+    seen = []
+    model = small_net()
+    model[1].register_forward_pre_hook(lambda module, inputs: seen.append(module.momentum))
+    refresh_batch_norm(model, batches(4))
+    assert seen == [1, 1 / 2, 1 / 3, 1 / 4]

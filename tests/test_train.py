@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcifar import checkpoint
 from fastcifar import job as job_module
 from fastcifar import state as state_module
 from fastcifar import train as train_module
@@ -384,6 +385,35 @@ def test_nothing_is_warmed_on_a_cpu_without_compiling(make_job):
     state = job_module.start(job)
     state.model.register_forward_pre_hook(no_images)
     assert warm_up(job, state.model) is state.model
+
+
+def test_each_image_size_is_compiled_for_itself(make_job, monkeypatch):
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **settings: asked.update(settings))
+    job = make_job(compile="default")
+    warm_up(job, job_module.start(job).model)
+    assert asked == {"mode": "default", "dynamic": False}
+
+
+@pytest.mark.parametrize("deterministic_run", [False, True])
+def test_cudnn_times_its_kernels_in_the_warm_up_unless_deterministic(make_job, monkeypatch, deterministic_run):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic_run)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic_run)
+    job = make_job()
+    on_card = replace(job, machine=replace(job.machine, device=torch.device("cuda")))
+    with pytest.raises((RuntimeError, AssertionError)):  # there is no card to run the shapes on
+        warm_up(on_card, nn.Linear(1, 1))
+    assert torch.backends.cudnn.benchmark is not deterministic_run
+
+
+def test_checkpoints_follow_time_unless_told(make_job, monkeypatch, tmp_path):
+    saved: list[int] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, config, digest, tree: saved.append(tree["step"]))
+    train(make_job(checkpoint_every=None, out=tmp_path))
+    assert saved == [24]  # a run of seconds: at its end alone
+    monkeypatch.setattr(job_module, "CHECKPOINT_AFTER_S", 0.0)
+    train(make_job(checkpoint_every=None, out=tmp_path))
+    assert saved[1:] == [8, 16, 24]
 
 
 def test_a_compiled_run_equals_a_plain_one(make_job, compiled_by):
