@@ -79,7 +79,9 @@ def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **knobs: 
     told = {
         "recorded": isinstance(step, subject.GraphedStep),
         "changed": [name for name, value in expected.items() if not torch.equal(value, found[name])],
-        "replaced": [name for name, tensor in tensors_of(state).items() if tensor.data_ptr() != tensors[name].data_ptr()],
+        "replaced": [
+            name for name, tensor in tensors_of(state).items() if tensor.data_ptr() != tensors[name].data_ptr()
+        ],
         "gradients": sum(p.grad is not None for p in state.model.parameters()),
         "stream_kept": torch.cuda.current_stream() == stream,
         "capturing": torch.cuda.is_current_stream_capturing(),

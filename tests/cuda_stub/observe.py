@@ -55,19 +55,17 @@ def make_job(recipe: str = "speedrun94", optimizer: str | None = None, **knobs: 
 class Watched:
     """An executor that notes what lies between its batches, and makes every wait that torch knows of an error.
 
-    Waits are errors from the second step of an epoch on, and in the first `fenced_epochs` only: the refresh of the
-    batch norms comes after them.
+    From the second step of each epoch on; in the refresh of the batch norms too.
     """
 
-    def __init__(self, inner: subject.Executor, fenced_epochs: int, sync_is_error: bool) -> None:
-        self.inner, self.fenced_epochs, self.sync_is_error = inner, fenced_epochs, sync_is_error
+    def __init__(self, inner: subject.Executor, sync_is_error: bool = False) -> None:
+        self.inner, self.sync_is_error = inner, sync_is_error
         self.epochs: list[dict[str, Any]] = []
 
     def epoch(self, plan: subject.EpochPlan, side_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch: dict[str, Any] = {"side": side_px, "batches": [], "steps": []}
+        epoch: dict[str, Any] = {"side": side_px, "trains": torch.is_grad_enabled(), "batches": [], "steps": []}
         self.epochs.append(epoch)
         batches = self.inner.epoch(plan, side_px)
-        fenced = len(self.epochs) <= self.fenced_epochs
         try:
             while True:
                 with card.counting() as in_batch:
@@ -78,7 +76,7 @@ class Watched:
                 with card.counting() as in_step:
                     yield batch
                 epoch["steps"].append(in_step)
-                if fenced and self.sync_is_error:
+                if self.sync_is_error:
                     torch.cuda.set_sync_debug_mode("error")
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -103,19 +101,18 @@ def noting_steps() -> Iterator[list[subject.Step]]:
 
 def watch_run(job: subject.Job, sync_is_error: bool = True) -> dict[str, Any]:
     """Trains to the end; what it did, as plain numbers."""
-    job.executor = watched = Watched(job.executor, -(-job.num_steps // job.steps_per_epoch), sync_is_error)
+    job.executor = watched = Watched(job.executor, sync_is_error)
     with noting_steps() as steps, card.counting() as all_in_all:
         result = subject.training.train(job)
     (step,) = steps
-    trained = watched.epochs[: watched.fenced_epochs]
     return {
         "may_be_recorded": subject.can_be_recorded(job),
         "recorded": isinstance(step, subject.GraphedStep),
         "place": step.next.item() if isinstance(step, subject.GraphedStep) else None,
         "num_steps": job.num_steps,
         "sides": sorted({job.config.low_res_px, 32}),
-        "epochs": trained,
-        "refresh": watched.epochs[watched.fenced_epochs :],
+        "epochs": [epoch for epoch in watched.epochs if epoch["trains"]],
+        "refresh": [epoch for epoch in watched.epochs if not epoch["trains"]],
         "all": all_in_all,
         "said": job.progress.lines,  # type: ignore[attr-defined]
         "swa_recorded": result.summary["swa_recorded"],

@@ -1,7 +1,7 @@
-"""What runs under the stub: python scenarios.py GROUP RESULTS.json [NAME ...]
+"""What runs under the stub: python scenarios.py FOLDER GROUP ...
 
-Each scenario gives plain numbers, or the error that ended it. Many run in one process, as importing torch takes
-seconds.
+A group is a module with CASES: functions that give plain numbers. FOLDER/GROUP.json gets what each gave, or the error
+that ended it. Many run in one process, as importing torch takes seconds.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def main(group: str, results: str, *names: str) -> None:
-    cases = importlib.import_module(group).CASES
-    told = {}
-    for name in names or cases:
-        begun = time.perf_counter()
-        try:
-            told[name] = {"value": cases[name]()}
-        except Exception as error:
-            told[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        told[name]["took_s"] = round(time.perf_counter() - begun, 2)
-        Path(results).write_text(json.dumps(told))
+def main(folder: str, *groups: str) -> None:
+    for group in groups:
+        told = {name: run(case) for name, case in importlib.import_module(group).CASES.items()}
+        Path(folder, f"{group}.json").write_text(json.dumps(told))
+
+
+def run(case: Callable[[], Any]) -> dict[str, Any]:
+    begun = time.perf_counter()
+    try:
+        told = {"value": case()}
+    except Exception as error:
+        told = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return {**told, "took_s": round(time.perf_counter() - begun, 2)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""Whole runs without a card: set-up, warm-up, recording, steps, averaging, refresh, evaluation."""
+
+import pytest
+import runs
+from checks import complaints_about_run
+from results import ask, marks
+from subject import RECIPES
+
+pytestmark = marks
+
+WATCHED = [name for name in runs.CASES if not name.startswith(("fault", "host time", "layouts", "dali"))]
+PLAIN = {"fp16 muon", "fp16 sgd", "resnet18 gn-ws fp16", "plain muon", "plain sgd", "averaging every step, plain"}
+"""fp16 scales its loss and asks whether it overflowed; the others were told not to record."""
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_a_run_is_recorded_and_never_waits(name: str) -> None:
+    run = ask("runs", name)
+    # torch's GradScaler reads whether a step overflowed, save for optimizers that skip it themselves, as torch's SGD.
+    assert complaints_about_run(run, waits_per_step=int(name == "fp16 muon")) == []
+    assert run["recorded"] == (name not in PLAIN)
+
+
+def test_every_recipe_is_among_them() -> None:
+    assert {f"recipe {name}" for name in RECIPES} <= set(WATCHED)
+
+
+def test_both_image_sizes_are_trained() -> None:
+    run = ask("runs", "recipe speedrun94")
+    assert [epoch["side"] for epoch in run["epochs"]] == [22, 32, 32, 32]
+
+
+@pytest.mark.parametrize("name", ["averaging every step", "averaging every step, plain"])
+def test_the_tail_is_averaged_without_a_wait(name: str) -> None:
+    run = ask("runs", name)
+    assert run["swa_recorded"] == 6
+    (refresh,) = run["refresh"]
+    assert len(refresh["steps"]) == 3 and all("waits" not in step for step in refresh["steps"])
+
+
+def test_without_dali_the_torch_executor_is_used() -> None:
+    told = ask("runs", "dali")
+    if told["augment"] == "dali":
+        pytest.skip("DALI found a driver")
+    assert told["augment"] == "torch" and ("DALI" in told["why"] or told["why"] == "no DALI here")
