@@ -4,7 +4,7 @@ DATA ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test lint full-test gpu clean
+.PHONY: train test lint full-test cuda-dry gpu clean
 
 train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -19,6 +19,10 @@ lint: .venv/.dev
 
 full-test: .venv/.dev lint
 	FASTCIFAR_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -m "" --timeout 3600
+
+# The CUDA path without a card, on a stub of the CUDA runtime (tests/cuda_stub): in `make test` too, here alone.
+cuda-dry: .venv/.dev
+	$(BIN)/python -m pytest tests/cuda_stub --timeout 300 $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

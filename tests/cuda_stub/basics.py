@@ -47,6 +47,30 @@ def counts() -> dict[str, Any]:
     return told
 
 
+def order() -> dict[str, Any]:
+    """Work on two streams, with and without something that puts it in order."""
+    x, stream = torch.ones(8, device="cuda"), torch.cuda.Stream()
+
+    def on_both(order: Callable[[], Any]) -> int:
+        torch.cuda.synchronize()
+        with card.counting() as counted:
+            x.add(1)
+            order()
+            with torch.cuda.stream(stream):
+                x.add(2)
+        return counted.get("unordered", 0)
+
+    event = torch.cuda.Event()
+    return {
+        "nothing": on_both(lambda: None),
+        "wait_stream": on_both(lambda: stream.wait_stream(torch.cuda.current_stream())),
+        "wait the other way round": on_both(lambda: torch.cuda.current_stream().wait_stream(stream)),
+        "event": on_both(lambda: (event.record(), stream.wait_event(event))),
+        "event of the host": on_both(lambda: (event.record(), event.synchronize())),
+        "synchronize": on_both(torch.cuda.synchronize),
+    }
+
+
 def names() -> list[str]:
     card.forget_kernels()
     x = torch.ones(8, device="cuda")
@@ -138,6 +162,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "carries out": carries_out,
     "counts": counts,
     "names": names,
+    "order": order,
     "replays": replays,
     "out of memory": out_of_memory,
     "capture: nothing": partial(in_capture, lambda x: None),

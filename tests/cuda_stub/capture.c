@@ -31,12 +31,14 @@ struct CUstream_st {
     int place;                  // in that capture
     struct seen seen;
     bool waits_for_legacy; // a "blocking" stream, which waits for the default one and it for this
+    struct order *order;
 };
 
 struct CUevent_st {
     unsigned long long capture;
     bool recorded;
     struct seen seen;
+    struct order *order;
 };
 
 static struct {
@@ -112,6 +114,10 @@ static bool is_captured(cudaStream_t stream) {
     return stream && capture.number && stream->capture == capture.number;
 }
 
+static struct order *order_of(cudaStream_t stream) {
+    return stream ? stream->order : NULL;
+}
+
 static bool by_capturing_thread(void) {
     return capture.number && pthread_equal(pthread_self(), capture.thread);
 }
@@ -167,6 +173,7 @@ cudaError_t submit(cudaStream_t stream, const char *what, enum counter counter, 
             error = refuse(what, cudaErrorStreamCaptureImplicit);
         } else {
             count(counter);
+            order_work(order_of(stream));
             run(&work);
         }
     }
@@ -179,6 +186,7 @@ cudaError_t submit(cudaStream_t stream, const char *what, enum counter counter, 
 static cudaError_t make_stream(cudaStream_t *stream, unsigned flags) {
     *stream = calloc(1, sizeof **stream);
     (*stream)->waits_for_legacy = !(flags & cudaStreamNonBlocking);
+    (*stream)->order = new_order();
     return cudaSuccess;
 }
 
@@ -207,6 +215,7 @@ EXPORT cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) {
 
 EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     count(WAITS);
+    order_host_waits_for(order_of(stream));
     return forbidden_in_capture("cudaStreamSynchronize");
 }
 
@@ -218,6 +227,7 @@ EXPORT cudaError_t cudaStreamQuery(cudaStream_t stream) {
 
 EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
     *event = calloc(1, sizeof **event);
+    (*event)->order = new_order();
     return cudaSuccess;
 }
 
@@ -226,6 +236,7 @@ EXPORT cudaError_t cudaEventCreate(cudaEvent_t *event) {
 }
 
 EXPORT cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    free(event->order);
     free(event);
     return cudaSuccess;
 }
@@ -236,6 +247,8 @@ EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stre
     event->capture = is_captured(stream) ? capture.number : 0;
     if (event->capture) {
         event->seen = stream->seen;
+    } else {
+        order_event(event->order, order_of(stream));
     }
     pthread_mutex_unlock(&lock);
     return cudaSuccess;
@@ -259,6 +272,7 @@ EXPORT cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     count(WAITS);
+    order_host_waits_for(event->order);
     return use_event(event, "cudaEventSynchronize");
 }
 
@@ -299,6 +313,8 @@ EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
         error = wait_for_captured(stream, event);
     } else if (is_captured(stream) && event->recorded) {
         error = refuse("a wait for work from before the capture", cudaErrorStreamCaptureIsolation);
+    } else {
+        order_wait(order_of(stream), event->order);
     }
     pthread_mutex_unlock(&lock);
     return error;
@@ -416,6 +432,7 @@ EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t made, cudaStream_t stream) {
         return error;
     }
     count(REPLAYS);
+    order_work(order_of(stream));
     struct graph *graph = (struct graph *)made;
     for (size_t i = 0; i < graph->length; i++) {
         run(&graph->work[i]);

@@ -22,6 +22,7 @@ enum counter {
     FREES,             // of device memory; a real one waits for the device
     OUTSIDE,           // work put on a stream that is not captured, by a thread that captures
     ILLEGAL,           // calls that a capture forbids
+    UNORDERED,         // work on a stream while another has work that it was not made to wait for (order.c)
     NUM_COUNTERS
 };
 void count(enum counter which);
@@ -47,3 +48,12 @@ cudaError_t submit(cudaStream_t stream, const char *what, enum counter counter, 
 cudaError_t forbidden_in_capture(const char *what);
 // capture.c: whether the switch that spoils allocations is on.
 bool allocations_fail(void);
+
+// order.c: what a stream or an event knows to be done. NULL stands for the default stream.
+struct order;
+struct order *new_order(void);
+void order_work(struct order *stream);
+void order_event(struct order *event, struct order *stream);
+void order_wait(struct order *stream, const struct order *event);
+void order_host_waits_for(struct order *stream_or_event);
+void order_host_waits_for_all(void);

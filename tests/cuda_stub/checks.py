@@ -8,15 +8,16 @@ REPLAYED = {"copies_on_device": 2, "replays": 1}
 """All that a recorded step asks for: its batch's images and labels are copied into place, then its graph is started."""
 MOST_TO_AVERAGE = 2
 """Launches after a step whose weights go into the average."""
-NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees", "illegal", "outside")
-NEVER_IN_A_BATCH = ("waits", "copies_to_host", "pageable_copies", "frees", "illegal", "outside", "replays")
+NEVER = ("illegal", "outside", "unordered")
+NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees")
+NEVER_IN_A_BATCH = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")
 MOST_PLAN_COPIES = 6
 """An epoch's plan goes to the card with its first batch: so many tensors, from pinned memory."""
 
 
 def complaints_about_run(run: dict[str, Any], waits_per_step: int = 0) -> list[str]:
     """`waits_per_step` are expected in a plain step; each of them reads a number back."""
-    found = [f"{run['all'][name]} x {name}" for name in ("illegal", "outside") if run["all"].get(name)]
+    found = [f"{run['all'][name]} x {name}" for name in NEVER if run["all"].get(name)]
     if run["recorded"] != run["may_be_recorded"]:
         found.append(f"recorded: {run['recorded']}, while that it can be is {run['may_be_recorded']}: {run['said']}")
     num_steps = sum(len(epoch["steps"]) for epoch in run["epochs"])
@@ -73,7 +74,9 @@ def complaints_about_recording(told: dict[str, Any], succeeds: bool) -> list[str
     if len(lines) != (0 if succeeds else 1) or any("\n" in line for line in lines):
         found.append(f"it said {told['said']}")
     found += [f"then, in plain steps: {n} x {name}" for name, n in told["then"].items()
-              if name in ("waits", "pageable_copies", "outside", "illegal", "captured")]  # fmt: skip
+              if name in ("waits", "pageable_copies", "captured", *NEVER)]  # fmt: skip
+    if told["while_recording"].get("unordered"):
+        found.append("the recording did not wait for the work before it")
     if not told["then"].get("launches"):
         found.append("then nothing was launched")
     return found

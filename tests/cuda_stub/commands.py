@@ -16,7 +16,7 @@ import torch
 from observe import Said, card, make_config, make_dataset, watch_run
 
 SETTINGS = ("--recipe", "speedrun94", "--data", "synthetic", "--subset", "60", "--batch-size", "20", "--epochs", "4",
-            "--augment", "torch", "--compile", "off")  # fmt: skip
+            "--augment", "torch", "--compile", "off", "--scale", "small")  # fmt: skip
 
 
 class Heard:

@@ -63,7 +63,7 @@ class Changing:
 
 def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **knobs: Any) -> dict[str, Any]:
     """Makes the step with `spoil` at work; what the state then is, and what steps after it do."""
-    job = make_job(low_res_px=24, low_res_until=0.5, **knobs)
+    job = make_job(low_res_px=24, low_res_until=0.5, scale="small", **knobs)
     state = subject.start(job)
     state.model.eval()
     tensors = tensors_of(state)

@@ -84,6 +84,16 @@ def with_item_in_step(recorded: bool, sync_is_error: bool) -> dict[str, Any]:
         subject.Step.update = update  # type: ignore[method-assign]
 
 
+def with_rehearsal_that_does_not_wait() -> dict[str, Any]:
+    """No stream waits for another."""
+    wait_stream = torch.cuda.Stream.wait_stream
+    torch.cuda.Stream.wait_stream = lambda self, other: None  # type: ignore[method-assign]
+    try:
+        return watch_run(make_job())
+    finally:
+        torch.cuda.Stream.wait_stream = wait_stream  # type: ignore[method-assign]
+
+
 class IndexesFromTheHost(subject.TorchExecutor):
     """Picks labels by an index that lies in host memory: torch copies it to the card and waits."""
 
@@ -132,6 +142,7 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: item, recorded": partial(with_item_in_step, recorded=True, sync_is_error=False),
         "fault: item, plain, torch looks": partial(with_item_in_step, recorded=False, sync_is_error=True),
         "fault: item, plain, the stub looks": partial(with_item_in_step, recorded=False, sync_is_error=False),
+        "fault: rehearsal does not wait": with_rehearsal_that_does_not_wait,
         "fault: index from the host": with_index_from_the_host,
         "dali": dali_falls_back,
     }

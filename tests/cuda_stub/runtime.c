@@ -8,8 +8,9 @@
 // - A few kernels (kernels.c): filling with a constant, and adding a constant to integers. All others do nothing.
 // - cuBLAS, cuBLASLt and cuDNN (libraries.c): torch's host code in front of them runs, they do nothing.
 // - Reading one byte back to the host, which is how torch asks "are all finite?", answers 1: yes.
-// Not simulated: values, so nothing that was computed on the card means anything; time, so nothing is ever late and no
-// race shows; DALI; torch.compile; more than one card. A free of memory, which on a card waits, is counted as a free.
+// - The order of streams (order.c): work that nothing makes wait for another stream's work is counted.
+// Not simulated: values, so nothing that was computed on the card means anything; time, so nothing is ever late; memory
+// that is used again too early; DALI; torch.compile; more than one card. A free of memory, which on a card waits, is counted as a free.
 #define _GNU_SOURCE
 #include "card.h"
 
@@ -154,6 +155,7 @@ EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **fun
 
 EXPORT cudaError_t cudaDeviceSynchronize(void) {
     count(WAITS);
+    order_host_waits_for_all();
     return forbidden_in_capture("cudaDeviceSynchronize");
 }
 
@@ -296,7 +298,9 @@ EXPORT cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enu
 EXPORT cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
     count(WAITS);
     cudaError_t error = forbidden_in_capture("cudaMemcpy");
-    return error ? error : cudaMemcpyAsync(to, from, bytes, kind, NULL);
+    error = error ? error : cudaMemcpyAsync(to, from, bytes, kind, NULL);
+    order_host_waits_for(NULL);
+    return error;
 }
 
 EXPORT cudaError_t cudaMemsetAsync(void *to, int byte, size_t bytes, cudaStream_t stream) {

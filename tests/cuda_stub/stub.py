@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COUNTERS = (
     "launches", "library_calls", "copies_to_device", "copies_to_host", "copies_on_device", "pageable_copies",
-    "memsets", "waits", "replays", "captured", "allocations", "frees", "outside", "illegal",
+    "memsets", "waits", "replays", "captured", "allocations", "frees", "outside", "illegal", "unordered",
 )  # fmt: skip
 """In the order of `enum counter` in card.h."""
 
@@ -45,7 +45,7 @@ def build() -> Path:
     folder = Path(tempfile.gettempdir()) / f"fastcifar-cuda-stub-{os.getuid()}-{digest}"
     folder.mkdir(mode=0o700, exist_ok=True)
     with locked(folder / "lock"):
-        runtime = [HERE / name for name in ("runtime.c", "capture.c", "kernels.c", "libraries.c")]
+        runtime = [HERE / name for name in ("runtime.c", "order.c", "capture.c", "kernels.c", "libraries.c")]
         for name, parts in (("libcuda_stub.so", runtime), ("libcuda.so.1", [HERE / "driver.c"])):
             if not (folder / name).exists():
                 _compile(compiler, includes, parts, folder / name)

@@ -58,6 +58,11 @@ def test_a_capture_refuses_what_cuda_refuses(what: str, error: str, counted: str
     assert {"illegal", "outside"} & set(told["counted"]) == ({counted} if counted else set())
 
 
+def test_streams_that_nothing_puts_in_order_are_counted() -> None:
+    told = ask("basics", "order")
+    assert {name for name, unordered in told.items() if unordered} == {"nothing", "wait the other way round"}
+
+
 def test_memory_can_run_out() -> None:
     told = ask("basics", "out of memory")
     assert "out of memory" in told["error"] and told["afterwards"] == 1 << 28

@@ -43,5 +43,10 @@ def test_a_state_that_is_not_restored_is_found(name: str, succeeds: bool) -> Non
     assert any("changed" in line for line in complaints)
 
 
+def test_a_stream_that_does_not_wait_is_found() -> None:
+    complaints = complaints_about_run(ask("runs", "fault: rehearsal does not wait"))
+    assert any("unordered" in line for line in complaints)
+
+
 def test_work_outside_the_recorded_stream_is_found() -> None:
     assert ask("failures", "launches outside")["while_recording"]["outside"] == 2  # one per image size
