@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import stub
 
-TOGETHER = (("basics", "runs"), ("fakes", "failures", "commands"))
-"""Groups of scenarios that share a process under the stub."""
+GROUPS = ("basics", "runs", "fakes", "failures", "commands")
+"""Of scenarios: they share a process under the stub, as importing torch takes seconds."""
 
 
 def reason_to_skip() -> str:
@@ -35,24 +35,24 @@ marks = [pytest.mark.xdist_group("cuda stub"), pytest.mark.skipif(bool(REASON), 
 
 
 @cache
-def results(groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def results() -> dict[str, dict[str, Any]]:
     """By group and scenario. Of pytest's workers the first that asks runs them, the others wait for what it finds."""
     of_this_session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     folder = stub.build() / "results"
     folder.mkdir(exist_ok=True)
-    kept = folder / f"{of_this_session}-{groups[0]}.json"
-    with stub.locked(folder / f"{groups[0]}.lock"):
+    kept = folder / f"{of_this_session}.json"
+    with stub.locked(folder / "lock"):
         if not kept.exists():
             remove_old(folder)
-            kept.write_text(json.dumps(run(groups)))
+            kept.write_text(json.dumps(run_scenarios()))
     return json.loads(kept.read_text())
 
 
-def run(groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def run_scenarios() -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        ended = stub.run_python([str(stub.HERE / "scenarios.py"), folder, *groups])
+        ended = stub.run_python([str(stub.HERE / "scenarios.py"), folder, *GROUPS])
         assert ended.returncode == 0, f"exit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-        return {group: json.loads(Path(folder, f"{group}.json").read_text()) for group in groups}
+        return {group: json.loads(Path(folder, f"{group}.json").read_text()) for group in GROUPS}
 
 
 def remove_old(folder: Path) -> None:
@@ -64,16 +64,11 @@ def remove_old(folder: Path) -> None:
 
 def ask(group: str, scenario: str) -> Any:
     """What a scenario gave; the error that ended it fails the test."""
-    told = _told(group, scenario)
+    told = results()[group][scenario]
     assert "error" not in told, told["traceback"]
     return told["value"]
 
 
 def error_of(group: str, scenario: str) -> str:
     """The error that ended a scenario."""
-    return _told(group, scenario)["error"]
-
-
-def _told(group: str, scenario: str) -> dict[str, Any]:
-    (together,) = (groups for groups in TOGETHER if group in groups)
-    return results(together)[group][scenario]
+    return results()[group][scenario]["error"]

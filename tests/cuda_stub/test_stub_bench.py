@@ -16,7 +16,6 @@ pytestmark = marks
 FOR_A_CARD = (
     "test_train_gpu.py::test_the_fence_notices_a_wait",
     "test_train_gpu.py::test_every_convolution_sees_channels_last[resnet9-bf16]",
-    "test_train_gpu.py::test_every_convolution_sees_channels_last[resnet18-fp16]",
     "test_train_gpu.py::test_a_step_is_recorded_and_not_given_up",
     "test_dali_gpu.py::test_a_step_does_not_make_the_host_wait[TorchExecutor]",
 )
