@@ -110,12 +110,14 @@ class GraphedStep(Step):
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if stream:
             stream.wait_stream(torch.cuda.current_stream(device))  # weights and batch may still be on their way
-        with torch.cuda.stream(stream):  # type: ignore[arg-type]  # None: nothing changes
-            for side in self.x:
-                self.next.zero_()
-                self.at_next_row(side)
-        if stream:
-            torch.cuda.synchronize(device)
+        try:
+            with torch.cuda.stream(stream):  # type: ignore[arg-type]  # None: nothing changes
+                for side in self.x:
+                    self.next.zero_()
+                    self.at_next_row(side)
+        finally:
+            if stream:
+                torch.cuda.synchronize(device)  # also after an error: then the state is put back
 
 
 class CudaGraphs:

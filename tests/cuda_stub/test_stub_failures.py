@@ -7,16 +7,11 @@ from results import ask, marks
 
 pytestmark = marks
 
-DOES_NOT_WAIT = "after an error in the rehearsal its stream may still write what is being put back"
 ON_THE_CARD = [name for name in failures.CASES if not name.startswith(("fault", "cpu", "run"))]
 SUCCEEDS = {"succeeds muon", "succeeds sgd", "succeeds fp32", "launches outside"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.xfail(reason=DOES_NOT_WAIT, strict=True) if "rehearsal" in name else ())
-     for name in ON_THE_CARD],
-)  # fmt: skip
+@pytest.mark.parametrize("name", ON_THE_CARD)
 def test_the_state_is_what_it_was(name: str) -> None:
     told = ask("failures", name)
     assert complaints_about_recording(told, name in SUCCEEDS) == []
