@@ -56,7 +56,7 @@ class Config:
     compile: Compile = "auto"
     """torch.compile mode; auto: on where it pays back within the run."""
     cuda_graph: bool = True
-    """Record the step once and replay it, where that can be: on a CUDA card, with Muon, not in fp16, one process."""
+    """Record the step once and replay it, where that can be: on a CUDA card, not in fp16 or with apex, one process."""
     augment: Literal["auto", "dali", "torch"] = "auto"
     """Who executes the augmentation plan."""
     deterministic: bool = False

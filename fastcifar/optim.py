@@ -33,6 +33,12 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
 
 
+def _start_momenta(optimizer: Optimizer) -> None:
+    """Gives every weight its momentum, zero: it is there before the first step, where a recorded step finds it."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
 class Muon(Optimizer):
     """Nesterov momentum whose update is orthogonalised, for filters [out, in, h, w] seen as matrices [out, in*h*w].
 
@@ -42,8 +48,7 @@ class Muon(Optimizer):
 
     def __init__(self, params: Any, lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
-        for p in (p for group in self.param_groups for p in group["params"]):
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        _start_momenta(self)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -74,8 +79,7 @@ class CapturableSGD(Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum})
-        for p in (p for group in self.param_groups for p in group["params"]):
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        _start_momenta(self)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -135,8 +139,7 @@ def _fused_sgd(groups: list[dict[str, Any]], config: Config) -> SGD:
     torch makes it uninitialised in the first step (seen in 2.15): if fp16 overflow skips that step, it stays garbage.
     """
     sgd = SGD(groups, lr=config.lr_peak, momentum=config.momentum, fused=True)
-    for p in (p for group in groups for p in group["params"]):
-        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    _start_momenta(sgd)
     return sgd
 
 

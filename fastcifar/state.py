@@ -69,9 +69,8 @@ class State:
 
         Tensors are copied back in place, on their device and without a wait, so that what was recorded on them holds.
         """
-        tensors = [*self.model.state_dict().values(), *self.mean.mean.values(), self.loss_sum,
-                   *(v for o in self.optimizers for v in (o.state[p].get("momentum_buffer") for p in _weights(o))
-                     if v is not None)]  # fmt: skip
+        momenta = [kept["momentum_buffer"] for o in self.optimizers for kept in o.state.values()]
+        tensors = [*self.model.state_dict().values(), *self.mean.mean.values(), *momenta, self.loss_sum]
         before, count, training = [t.clone() for t in tensors], self.mean.count, self.model.training
         try:
             yield

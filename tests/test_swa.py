@@ -215,7 +215,7 @@ def test_a_network_without_batch_norm_is_not_even_run():
     assert same(state(model), before)
 
 
-def test_the_refresh_reads_nothing_back(monkeypatch):
+def test_the_refresh_reads_nothing_back():
     """momentum=None makes torch read its count back for each norm and batch: on a card a wait."""
     seen = []
     model = small_net()
