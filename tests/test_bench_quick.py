@@ -8,6 +8,7 @@ import pytest
 from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
 
 from bench import compare, gpu, loader, schedules, step, time_to_accuracy
+from fastcifar import machine
 from fastcifar.recipes import RECIPES
 
 
@@ -65,11 +66,22 @@ def test_schedules_quick(tmp_path: Path, tiny_network: None) -> None:
     assert all((tmp_path / name).stat().st_size for name in ("accuracies.png", "learning_rates.png", "table.md"))
 
 
+def test_usual_variants_of_a_cpu_are_eager_and_in_what_it_multiplies() -> None:
+    found = step.usual_variants(step.Options(device="cpu"))
+    assert found[:2] == ("fp32", "fp32-nchw")
+    assert found[2:] == (("bf16",) if machine.cpu_multiplies_bf16() else ())
+    assert {step.configure(name, step.Options(device="cpu")).compile for name in found} == {"off"}
+
+
 @pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
 def test_quick(name: str, tmp_path: Path) -> None:
     bench = {"loader": loader, "step": step, "time_to_accuracy": time_to_accuracy}[name]
-    more = ["--data", "synthetic", "--vary", "lr_peak=0.5"] if name == "time_to_accuracy" else []
-    assert bench.main(["--quick", *more, "--out", str(tmp_path)]) == 0
+    more = {  # in fp32: bf16 takes ten times as long where a CPU has to emulate it
+        "loader": [],
+        "step": ["--variants", "fp32", "fp32-nchw"],
+        "time_to_accuracy": ["--data", "synthetic", "--vary", "lr_peak=0.5", "--set", "precision=fp32"],
+    }
+    assert bench.main(["--quick", *more[name], "--out", str(tmp_path)]) == 0
     table = results(tmp_path)
     assert name != "time_to_accuracy" or (table["process_s"]["warm"]["mean"] > 0 and not table["failed"])
 
