@@ -4,7 +4,7 @@ DATA ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test lint full-test cuda-dry gpu clean
+.PHONY: train test lint full-test cuda-dry frontier gpu clean
 
 train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -23,6 +23,10 @@ full-test: .venv/.dev lint
 # The CUDA path without a card, on a stub of the CUDA runtime (tests/cuda_stub): in `make test` too, here alone.
 cuda-dry: .venv/.dev
 	$(BIN)/python -m pytest tests/cuda_stub --timeout 300 $(ARGS)
+
+# The pictures of the README, from the raw runs in records/.
+frontier: .venv/.train
+	$(BIN)/python -m bench.frontier $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import sys
 
-from fastcifar.interrupt import Signals
+from fastcifar.cli.signals import Signals
 
 
 def main() -> int:
     signals = Signals()
-    from fastcifar import entry  # imports torch, which takes seconds: not before signals are heard
+    from fastcifar.cli import train  # imports torch, which takes seconds: not before signals are heard
 
-    return entry.main(sys.argv[1:], signals)
+    return train.main(sys.argv[1:], signals)
 
 
 if __name__ == "__main__":

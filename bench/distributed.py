@@ -1,10 +1,10 @@
-"""Several processes against one: are the losses the same, do seeds agree, how does a job end when a rank dies?
+"""Do several processes train what one process trains, and how does a job end when one of them dies?
 
     python -m bench.distributed --out records/distributed [--quick]
 
-On CPUs with gloo. `losses`: 20 steps in fp32 by 1, 2 and 4 processes. `seeds`: --runs N --parallel seeds in 2 processes
-against one process. `death`: torchrun with 2 processes, one of which is killed; the run then goes on in one process.
-`stop`: SIGTERM to torchrun. `--quick` leaves out the last two. Writes distributed.json and distributed.md.
+The bench runs on CPUs with gloo. `losses` compares 20 steps in fp32 by 1, 2 and 4 processes, `seeds` compares
+`--runs N --parallel seeds` in 2 processes and in 1, `death` kills a process of torchrun and resumes the run alone, and
+`stop` sends SIGTERM to torchrun. `--quick` leaves out the last two. It writes distributed.json and distributed.md.
 """
 
 from __future__ import annotations
@@ -22,155 +22,162 @@ from typing import Any
 from safetensors.torch import load_file
 
 from bench import processes
-from fastcifar.checkpoint import load
-from fastcifar.record import versions, write_json
-from fastcifar.timing import Stopwatch, utc_stamp
+from fastcifar.runs.checkpoint import load
+from fastcifar.runs.environment import utc_stamp, versions
+from fastcifar.runs.record import write_json
+from fastcifar.training.stopwatch import Stopwatch
 
 STEPS = 20
+START_S = END_S = 120.0
+"""Seconds within which a job must start to train, and end after a signal."""
 
 
-def flags(below: Path) -> list[str]:
-    """Settings that all runs share; the images are made when they are not there."""
-    images = below / "images.npz"
+def flags(folder: Path) -> list[str]:
+    """Flags of all runs in a folder. Writes their images first if necessary."""
+    images = folder / "images.npz"
     if not images.exists():
         processes.write_images(images)
-    return [*processes.FLAGS, "--data", str(images), "--cache-dir", str(below / "cache")]
+    return [*processes.FLAGS, "--data", str(images), "--cache-dir", str(folder / "cache")]
 
 
-def together(below: Path, name: str, size: int, argv: list[str]) -> list[int | None]:
-    """Exit codes of a run by `size` warm processes; the words of each rank go to a file of its own."""
+def together(folder: Path, name: str, size: int, argv: list[str]) -> list[int | None]:
+    """Exit codes of a run by `size` warm processes. Each writes its output to a file of its own."""
     envs = processes.ranks(size) if size > 1 else [{}]
     return processes.join_all([
-        processes.start(argv, below / f"{name}.{rank}.log", env) for rank, env in enumerate(envs)
+        processes.start(argv, folder / f"{name}.{rank}.log", env) for rank, env in enumerate(envs)
     ])  # fmt: skip
 
 
-def losses(below: Path, optimizer: str, sizes: tuple[int, ...] = (2, 4)) -> list[dict[str, Any]]:
-    """Largest differences to one process over 20 steps (a step per epoch, so metrics.jsonl has a loss for each)."""
+def losses(folder: Path, optimizer: str, sizes: tuple[int, ...] = (2, 4)) -> list[dict[str, Any]]:
+    """Largest differences between several processes and one over 20 steps.
+
+    An epoch has one step, so that metrics.jsonl has the loss of each step.
+    """
     rows: list[dict[str, Any]] = []
-    alone: dict[str, Any] = {}
+    reference: dict[str, Any] = {}
     for size in (1, *sizes):
-        out = below / f"losses-{optimizer}-{size}"
+        out = folder / f"losses-{optimizer}-{size}"
         steps = ["--batch-size", "160", "--epochs", str(STEPS), "--optimizer", optimizer]
-        argv = [*flags(below), *steps, "--out", str(out)]
-        codes = together(below, out.name, size, argv)
+        codes = together(folder, out.name, size, [*flags(folder), *steps, "--out", str(out)])
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        now: dict[str, Any] = {"metrics": metrics, "weights": load_file(out / "model.safetensors")}
-        alone = alone or now
-        pairs = list(zip(metrics, alone["metrics"], strict=True))
+        result: dict[str, Any] = {"metrics": metrics, "weights": load_file(out / "model.safetensors")}
+        reference = reference or result
+        pairs = list(zip(metrics, reference["metrics"], strict=True))
         rows.append({
             "optimizer": optimizer, "processes": size, "exit": codes, "steps": len(metrics),
             "loss_difference": max(abs(a["loss_train"] - b["loss_train"]) for a, b in pairs),
             "accuracy_difference": max(abs(a["accuracy_test"] - b["accuracy_test"]) for a, b in pairs),
             "weight_difference": max(
-                (value - alone["weights"][k]).abs().max().item() for k, value in now["weights"].items()
+                (weight - reference["weights"][name]).abs().max().item() for name, weight in result["weights"].items()
             ),
         })  # fmt: skip
     return rows
 
 
-def seeds(below: Path, runs: int = 3) -> dict[str, Any]:
-    """Whether seeds in two processes give exactly what they give in one."""
-    found = []
+def seeds(folder: Path, runs: int = 3) -> dict[str, Any]:
+    """Whether seeds in two processes give exactly the results of one process."""
+    results = []
     for size in (1, 2):
-        out = below / f"seeds-{size}"
-        argv = [*flags(below), "--epochs", "2", "--runs", str(runs), "--parallel", "seeds", "--out", str(out)]
-        codes = together(below, out.name, size, argv)
-        lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-        found.append({line["seed"]: (line["accuracy"], line["loss_last"]) for line in lines})
-    return {"runs": runs, "exit": codes, "equal": found[0] == found[1] and len(found[0]) == runs}
+        out = folder / f"seeds-{size}"
+        argv = [*flags(folder), "--epochs", "2", "--runs", str(runs), "--parallel", "seeds", "--out", str(out)]
+        codes = together(folder, out.name, size, argv)
+        rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+        results.append({row["seed"]: (row["accuracy"], row["loss_last"]) for row in rows})
+    return {"runs": runs, "exit": codes, "equal": results[0] == results[1] and len(results[0]) == runs}
 
 
 class Torchrun:
-    """A long run of two processes by torchrun, of which the first epoch is over."""
+    """A long run of two processes under torchrun that has finished its first epoch."""
 
-    def __init__(self, below: Path, name: str) -> None:
-        self.out, self.log = below / name, below / f"{name}.log"
+    def __init__(self, folder: Path, name: str) -> None:
+        self.out, self.log = folder / name, folder / f"{name}.log"
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
                    "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(processes.ROOT / "train_fast.py"),
-                   *flags(below), "--epochs", "2000", "--out", str(self.out)]  # fmt: skip
-        self.words = self.log.open("wb")
-        self.process = subprocess.Popen(command, stdout=self.words, stderr=self.words, env=processes.one_thread())
-        if not processes.wait_until((self.out / "checkpoint.pt").exists, 120):
+                   *flags(folder), "--epochs", "2000", "--out", str(self.out)]  # fmt: skip
+        self.log_file = self.log.open("wb")
+        self.process = subprocess.Popen(
+            command, stdout=self.log_file, stderr=self.log_file, env=processes.one_thread()
+        )  # fmt: skip
+        if not processes.wait_until((self.out / "checkpoint.pt").exists, START_S):
             self.process.kill()
             raise SystemExit(f"torchrun did not start training: see {self.log}")
 
     def workers(self) -> list[int]:
-        """Process ids, by rank."""
+        """Process ids of the workers, in the order of their ranks."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         children = [int(pid) for pid in path.read_text().split()]
 
         def rank(pid: int) -> bytes:
-            facts = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            return next((fact for fact in facts if fact.startswith(b"RANK=")), b"")
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return next((variable for variable in variables if variable.startswith(b"RANK=")), b"")
 
         return [pid for pid in sorted(children, key=rank) if rank(pid)]
 
     def end_s(self, pid: int, number: int) -> float:
-        """Seconds from a signal to a process until torchrun has ended."""
-        watch = Stopwatch()
-        with watch("end"):
+        """Sends signal `number` to process `pid`; returns the seconds until torchrun has ended."""
+        stopwatch = Stopwatch()
+        with stopwatch("end"):
             os.kill(pid, number)
-            self.process.wait(120)
-        self.words.close()
-        return watch.time_s["end"]
+            self.process.wait(END_S)
+        self.log_file.close()
+        return stopwatch.time_s["end"]
 
 
-def resume_alone(below: Path, out: Path) -> dict[str, Any]:
-    """A run of two processes goes on in one, up to the end of its epoch, where SIGTERM stops it again."""
+def resume_alone(folder: Path, out: Path) -> dict[str, Any]:
+    """Resumes a run of two processes in one until it saves a checkpoint, then ends it by SIGTERM."""
     before = load(out / "checkpoint.pt")["state"]["step"]
-    process = processes.start_real(["--resume", str(out)], below / "alone.log")
-    went_on = processes.wait_until(lambda: load(out / "checkpoint.pt")["state"]["step"] > before, 120)
+    process = processes.start_real(["--resume", str(out)], folder / "alone.log")
+    went_on = processes.wait_until(lambda: load(out / "checkpoint.pt")["state"]["step"] > before, START_S)
     process.terminate()
-    return {"went_on": went_on, "exit": process.wait(120)}
+    return {"went_on": went_on, "exit": process.wait(END_S)}
 
 
-def death(below: Path) -> dict[str, Any]:
-    """One rank of torchrun is killed."""
-    job = Torchrun(below, "death")
+def death(folder: Path) -> dict[str, Any]:
+    """Kills one process of torchrun."""
+    job = Torchrun(folder, "death")
     end_s = job.end_s(job.workers()[1], signal.SIGKILL)
-    return {"end_s": round(end_s, 2), "exit": job.process.returncode, "resumed": resume_alone(below, job.out)}
+    return {"end_s": round(end_s, 2), "exit": job.process.returncode, "resumed": resume_alone(folder, job.out)}
 
 
-def stop(below: Path) -> dict[str, Any]:
-    """SIGTERM to torchrun: the ranks agree on a step, save and end."""
-    job = Torchrun(below, "stop")
+def stop(folder: Path) -> dict[str, Any]:
+    """Sends SIGTERM to torchrun: its processes agree on a step, save and end."""
+    job = Torchrun(folder, "stop")
     end_s = job.end_s(job.process.pid, signal.SIGTERM)
     saved = "interrupted and saved" in job.log.read_text(errors="replace")
-    return {"end_s": round(end_s, 2), "saved": saved, "resumed": resume_alone(below, job.out)}
+    return {"end_s": round(end_s, 2), "saved": saved, "resumed": resume_alone(folder, job.out)}
 
 
-def table(found: dict[str, Any]) -> str:
-    """What was measured, as Markdown."""
+def markdown_table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
     lines = ["| optimizer | processes | largest difference of a loss, 20 steps | of a weight | of an accuracy |",
              "|---|---|---|---|---|"]  # fmt: skip
-    for row in found["losses"]:
-        figures = [f"{row[f'{what}_difference']:.2g}" for what in ("loss", "weight", "accuracy")]
-        lines.append(f"| {row['optimizer']} | {row['processes']} | {' | '.join(figures)} |")
-    lines += ["", f"--parallel seeds in 2 processes equal to one process: {found['seeds']['equal']}"]
-    for what, said in (("death", "A rank killed"), ("stop", "SIGTERM to torchrun")):
-        if row := found.get(what):
-            lines += ["", f"{said}: the job ends after {row['end_s']} s; it goes on in one process: "
+    for row in results["losses"]:
+        differences = [f"{row[f'{kind}_difference']:.2g}" for kind in ("loss", "weight", "accuracy")]
+        lines.append(f"| {row['optimizer']} | {row['processes']} | {' | '.join(differences)} |")
+    lines += ["", f"--parallel seeds in 2 processes equal to one process: {results['seeds']['equal']}"]
+    for name, event in (("death", "A process killed"), ("stop", "SIGTERM to torchrun")):
+        if row := results.get(name):
+            lines += ["", f"{event}: the job ends after {row['end_s']} s; it continues in one process: "
                           f"{row['resumed']['went_on']}"]  # fmt: skip
     return "\n".join([*lines, ""])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compares several processes with one.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="without torchrun")
-    asked = parser.parse_args()
-    below = asked.out / "runs"
-    below.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"date": utc_stamp(), "versions": versions()}
-    found["losses"] = [row for optimizer in ("sgd", "muon") for row in losses(below, optimizer)]
-    found["seeds"] = seeds(below)
-    if not asked.quick:
-        found |= {"death": death(below), "stop": stop(below)}
-    shutil.rmtree(below)
-    write_json(asked.out / "distributed.json", found)
-    (asked.out / "distributed.md").write_text(table(found))
-    print(table(found))
+    parser.add_argument("--out", type=Path, required=True, help="folder of distributed.json and distributed.md")
+    parser.add_argument("--quick", action="store_true", help="leave out what needs torchrun")
+    options = parser.parse_args()
+    folder = options.out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"date": utc_stamp(), "versions": versions()}
+    results["losses"] = [row for optimizer in ("sgd", "muon") for row in losses(folder, optimizer)]
+    results["seeds"] = seeds(folder)
+    if not options.quick:
+        results |= {"death": death(folder), "stop": stop(folder)}
+    shutil.rmtree(folder)
+    write_json(options.out / "distributed.json", results)
+    (options.out / "distributed.md").write_text(markdown_table(results))
+    print(markdown_table(results))
     return 0
 
 

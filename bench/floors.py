@@ -1,7 +1,8 @@
-"""The least time that the parts of a training step can take on a machine: work over measured rates.
+"""Computes lower bounds ("floors") for the time of each part of a training step, for `bench.step`.
 
-FLOP are counted on shapes alone (1 multiply-add = 2). Bytes are those that must cross memory at least once: images,
-weights, and of the network what its forward pass keeps for the backward pass.
+A floor is the FLOP of a part over the measured rate of a matrix product, or its bytes over the measured rate of a copy,
+whichever takes longer. FLOP are counted on shapes alone (1 multiply-add = 2). Bytes are those that must cross memory at
+least once: images, weights, and the activations that the forward pass keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar.config import Config
-from fastcifar.machine import Machine
-from fastcifar.model import make_model
-from fastcifar.optim import orthogonalize
-from fastcifar.timing import copy_bytes_per_s, matrix_flop_per_s
+from fastcifar.models.networks import make_model
+from fastcifar.optim.optimizers import orthogonalize
+from fastcifar.training.hardware import Hardware, with_hardware
+from fastcifar.training.stopwatch import copy_bytes_per_s, matrix_flop_per_s
 
 PARTS = ("augment", "forward", "backward", "optimizer", "averaging")
 
@@ -23,37 +24,37 @@ PARTS = ("augment", "forward", "backward", "optimizer", "averaging")
 class Floors:
     """FLOP and bytes of each part for one batch, and the rates of this machine."""
 
-    def __init__(self, config: Config, chosen: Machine, batch: int) -> None:
-        on_card = chosen.device.type == "cuda"
+    def __init__(self, config: Config, hardware: Hardware, batch: int) -> None:
+        on_card = hardware.device.type == "cuda"
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # convolutions may use it in fp32
-        self.flop_per_s = matrix_flop_per_s(chosen.device, chosen.dtype, side=8192 if on_card else 1024)
+        self.flop_per_s = matrix_flop_per_s(hardware.device, hardware.dtype, 8192 if on_card else 1024)
         torch.backends.cuda.matmul.allow_tf32 = before
-        self.bytes_per_s = copy_bytes_per_s(chosen.device, mib=1024 if on_card else 64)
+        self.bytes_per_s = copy_bytes_per_s(hardware.device, mib=1024 if on_card else 64)
 
-        model = make_model(config.network, chosen.scale, 10, config.norm, 0).to("meta").train()
+        model = make_model(with_hardware(config, hardware).model, num_classes=10, seed=0).to("meta").train()
         forward_flop, flop, kept_values = _count(model)
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        kept = batch * kept_values * chosen.dtype.itemsize
+        kept_bytes = batch * kept_values * hardware.dtype.itemsize
         pixels = batch * 32 * 32 * 3
         self.flop = {"forward": batch * forward_flop, "backward": batch * (flop - forward_flop),
                      "optimizer": _optimizer_flop(model, config)}  # fmt: skip
         self.bytes = {
-            "augment": pixels * (1 + chosen.dtype.itemsize),
-            "forward": kept,  # written once
-            "backward": kept,  # read once
+            "augment": pixels * (1 + hardware.dtype.itemsize),
+            "forward": kept_bytes,  # written once
+            "backward": kept_bytes,  # read once
             "optimizer": weights * 4 * 5,  # reads weight, gradient, momentum; writes weight, momentum
             "averaging": weights * 4 * 3,  # reads weight and mean; writes mean
         }
 
     def parts_ms(self) -> dict[str, float]:
-        """Floor of each part, and of the step (all but averaging, which is not in every step)."""
-        floor = {p: 1e3 * max(self._flop_s(p), self._bytes_s(p)) for p in PARTS}
-        return {**floor, "step": sum(floor[p] for p in PARTS if p != "averaging")}
+        """Floor of each part, and of the step: the sum of all parts but averaging, which is not in every step."""
+        floor = {part: 1e3 * max(self._flop_s(part), self._bytes_s(part)) for part in PARTS}
+        return {**floor, "step": sum(floor[part] for part in PARTS if part != "averaging")}
 
-    def why(self) -> dict[str, str]:
-        """What bounds each part."""
-        bound = {p: "arithmetic" if self._flop_s(p) > self._bytes_s(p) else "memory" for p in PARTS}
+    def reasons(self) -> dict[str, str]:
+        """Whether arithmetic or memory bounds each part."""
+        bound = {part: "arithmetic" if self._flop_s(part) > self._bytes_s(part) else "memory" for part in PARTS}
         return {**bound, "step": "the sum"}
 
     def _flop_s(self, part: str) -> float:
@@ -64,21 +65,21 @@ class Floors:
 
 
 def _optimizer_flop(model: torch.nn.Module, config: Config) -> float:
-    """Of one optimizer step; only Muon's matrix products count."""
+    """FLOP of one optimizer step. Only the matrix products of Muon count."""
     with FlopCounterMode(display=False) as counter:
         for p in model.parameters():
-            if config.optimizer == "muon" and p.requires_grad and p.ndim == 4:
+            if config.optimizer.name == "muon" and p.requires_grad and p.ndim == 4:
                 orthogonalize(torch.empty(1, len(p), p[0].numel(), device="meta"))
     return counter.get_total_flops()
 
 
 def _count(model: torch.nn.Module) -> tuple[float, float, float]:
-    """Per image: FLOP of the forward pass, FLOP of both passes, values kept between them."""
+    """Per image: FLOP of the forward pass, FLOP of both passes, activation values kept between them."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(t: Tensor) -> Tensor:
-        if t.untyped_storage()._cdata not in weights and t.ndim == 4:  # activations, each once
+        if t.untyped_storage()._cdata not in weights and t.ndim == 4:  # activations, each counted once
             kept[t.untyped_storage()._cdata] = t
         return t
 

@@ -1,4 +1,7 @@
-"""What the benches share: a run of a config on loaded data, results kept as they come, tables, one kind of picture."""
+"""The functions that the benches share: a training run on loaded data, rows of measurements, tables and plots.
+
+The benches import this module; it has no command.
+"""
 
 from __future__ import annotations
 
@@ -9,140 +12,181 @@ import signal
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastcifar import data, flags, machine, record, train
+from fastcifar.cli import flags
+from fastcifar.cli.progress import Silent, shown
 from fastcifar.config import Config
-from fastcifar.files import write_atomically
-from fastcifar.job import prepare
-from fastcifar.progress import Silent
-from fastcifar.timing import utc_stamp
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.files import write_atomically
+from fastcifar.runs import environment, intervals, record
+from fastcifar.runs.observers import Result
+from fastcifar.settings import flat
+from fastcifar.training.hardware import choose_hardware, make_deterministic
+from fastcifar.training.loop import train
+from fastcifar.training.task import make_task
+
+NOT_IN_STATE = ("seed", "runs", "out", "target", "debug")
+"""Settings that a measurement does not depend on, or that are part of its key."""
 
 
-def facts(config: Config) -> dict[str, Any]:
-    """Machine, versions and commit: the head of every result file."""
-    chosen = machine.choose(config)
+def describe_environment(config: Config) -> dict[str, Any]:
+    """Device, versions and commit: the head of every table.json. ValueError when a choice is not available here."""
+    hardware = choose_hardware(config)
     return {
-        "date": utc_stamp(), "device": chosen.name, "precision": chosen.precision, "compile": chosen.compile,
-        "augment": chosen.augment, "scale": chosen.scale, "versions": record.versions(), **record.source_state(),
+        "date": environment.utc_stamp(), "device": hardware.name, "precision": hardware.precision,
+        "compile": hardware.compile, "augment": hardware.executor, "scale": hardware.scale,
+        "versions": environment.versions(), **environment.source_state(),
     }  # fmt: skip
 
 
-def train_once(config: Config, dataset: data.Dataset) -> train.Result:
-    """One silent run, nothing written."""
-    job = prepare(config, dataset, machine.choose(config))
-    job.progress = Silent()
-    if job.machine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(job.machine.device)  # this run's memory, not that of the run before
-    return train.train(job)
+def train_once(config: Config, dataset: Dataset) -> Result:
+    """Trains one run. Prints nothing and writes no file."""
+    with deterministic_algorithms(config.machine.deterministic):
+        task = make_task(config, dataset, choose_hardware(config))
+        if task.hardware.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(task.hardware.device)  # else an earlier run could set the peak
+        with shown(Silent()):
+            return train(task)
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Turns deterministic algorithms on inside if `enabled`, and restores the earlier state afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        make_deterministic()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def with_seed(config: Config, seed: int) -> Config:
-    """The same settings under another seed."""
-    return replace(config, seed=seed, runs=1)
+    """The same settings with another seed, for a single run."""
+    return replace(config, seed=seed, run=replace(config.run, runs=1))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; none if it is not there yet."""
+    """Rows of a JSON-lines file; an empty list if the file does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Rows:
-    """Results of a bench, each written to a JSON-lines file as it ends: a bench that was stopped goes on where it was.
+    """Measurements in a JSON-lines file. Each is written when it is made, so a stopped bench can continue.
 
-    A row belongs to a key and to a state (`state_of`): what another commit, machine or setting left is not used.
+    A row belongs to a key and a state (`state_of`): a row of another commit, machine or setting is not used again.
     """
 
-    def __init__(self, path: Path, state: str) -> None:
+    def __init__(self, path: Path, state: str = "") -> None:
         self.path, self.state, self.all = path, state, read_rows(path)
 
-    def once(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]], state: str = "") -> dict[str, Any]:
-        """The row of a key, measured if it is not there yet (or if it failed: then it has an `error`)."""
+    def get_or_measure(
+        self, key: dict[str, Any], measure: Callable[[], dict[str, Any]], state: str = ""
+    ) -> dict[str, Any]:
+        """Returns the row of a key. Calls `measure` if there is none yet, or only a failed one (with an `error`)."""
         key = {**key, "state": state or self.state}
         for row in self.all:
-            if "error" not in row and all(row.get(k) == v for k, v in key.items()):
+            if "error" not in row and all(row.get(name) == value for name, value in key.items()):
                 return row
-        row = {**key, "date": utc_stamp(), **measure()}
+        row = {**key, "date": environment.utc_stamp(), **measure()}
         self.all.append(row)
         record.write_lines(self.path, self.all)
         return row
 
 
 def state_of(config: Config, *more: Any) -> str:
-    """What a figure depends on apart from its key, as a short digest: settings, machine, torch and commit."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("seed", "runs", "out", "target", "debug")}
-    facts = [settings, machine.choose(config).name, torch.__version__, record.source_state()["commit"], *more]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
+    """A short digest of what a measurement depends on besides its key: settings, device, torch, commit and `more`."""
+    settings = {name: value for name, value in flat(config).items() if name not in NOT_IN_STATE}
+    device, commit = choose_hardware(config).name, environment.source_state()["commit"]
+    text = json.dumps([settings, device, torch.__version__, commit, *more], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass
-class Stop:
-    """Whether measuring was stopped: the exit code."""
+class Interruption:
+    """Exit code of a bench: 0, or 130 after it was interrupted."""
 
     code: int = 0
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Ctrl-C or SIGTERM ends the measuring inside; what follows writes the tables of what is there."""
-    stop = Stop()
+def interruptible() -> Iterator[Interruption]:
+    """Ends the block on Ctrl-C or SIGTERM. The code after it then writes the tables of the rows that exist."""
+    interruption = Interruption()
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield interruption
     except KeyboardInterrupt:
-        stop.code = 130
-        print("stopped; the same command goes on from here", flush=True)
+        interruption.code = 130
+        print("interrupted; the same command continues from here", flush=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def words(text: str) -> list[str]:
-    """`epochs=10 swa_start=None cycle_momentum=false milestones=0.4,0.8` as flags of train_fast.py.
+def flags_of(settings: str) -> list[str]:
+    """Converts `epochs=10 swa_start=None cycle_momentum=false milestones=0.4,0.8` to flags of train_fast.py.
 
-    ValueError when a word is no name=value.
+    ValueError when a part of the text is not of the form name=value.
     """
-    out: list[str] = []
-    for word in text.split():
-        name, equals, value = word.partition("=")
-        flag = "--" + name.strip("-").replace("_", "-")
+    converted: list[str] = []
+    for setting in settings.split():
+        name, equals, value = setting.partition("=")
+        flag = _flag(name)
         if not equals or not name:
-            raise ValueError(f"{word!r}: give settings as name=value, separated by spaces")
+            raise ValueError(f"{setting!r}: give settings as name=value, separated by spaces")
         if value.lower() in ("true", "false"):
-            out.append(flag if value.lower() == "true" else flag.replace("--", "--no-", 1))
+            converted.append(flag if value.lower() == "true" else flag.replace("--", "--no-", 1))
         else:
-            out += [flag, *value.split(",")]
-    return out
+            converted += [flag, *value.split(",")]
+    return converted
 
 
-def parse(recipe: str, *settings: str) -> Config:
-    """A recipe under settings in the form of `words`, the later ones stronger. ValueError for anything wrong."""
-    return flags.parse(["--recipe", recipe, *(w for text in settings for w in words(text))], prog="settings")
+def _flag(name: str) -> str:
+    return "--" + name.strip("-").replace("_", "-")
 
 
-def noise(n_train: int, n_test: int = 1_000) -> data.Dataset:
-    """Random pixels and labels: for benches of speed, which does not depend on what the images show."""
-    random = np.random.default_rng(0)
+def parse(recipe: str, settings: str, variant: str = "") -> Config:
+    """The config of a recipe with `settings` and then those of a `variant` of it, in the form of `flags_of`.
+
+    A variant may make a setting ineffective that it does not name: without a tail there is no use for `swa_lr`. Such a
+    setting is left out. ValueError for an unknown recipe or setting, a wrong value, or any other ineffective setting.
+    """
+    kept = settings.split()
+    while True:
+        try:
+            return flags.parse(["--recipe", recipe, *flags_of(" ".join([*kept, variant]))], prog="settings")
+        except ValueError as e:
+            ineffective = [s for s in kept if str(e).startswith(f"{_flag(s.partition('=')[0])} has no effect")]
+            if not variant or not ineffective:
+                raise
+            kept = [setting for setting in kept if setting not in ineffective]
+
+
+def random_dataset(n_train: int, n_test: int = 1_000) -> Dataset:
+    """A data set of random pixels and labels, for benches of speed: speed does not depend on the pixels."""
+    generator = np.random.default_rng(0)
 
     def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
-        return random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, n)
+        return generator.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), generator.integers(0, 10, n)
 
     classes = tuple(str(label) for label in range(10))
-    return data.Dataset("noise", classes, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.29,) * 3, f"noise {n_train}")
+    mean, std, digest = (0.5,) * 3, (0.29,) * 3, f"random {n_train}"
+    return Dataset("random", classes, *draw(n_train), *draw(n_test), mean, std, digest)
 
 
-def measured(stats: dict[str, Any] | None, digits: int = 3, scale: float = 1.0) -> str:
-    """`record.interval` as mean ± std [95% interval of the mean], to significant digits of the mean."""
+def format_interval(stats: dict[str, Any] | None, digits: int = 3) -> str:
+    """Formats `intervals.interval` as mean ± std [95% interval], with `digits` significant digits."""
     if not stats or stats["mean"] is None:
         return "-"
 
     def show(value: float) -> str:
-        value *= scale
         return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
     if stats["std"] is None:
@@ -151,8 +195,8 @@ def measured(stats: dict[str, Any] | None, digits: int = 3, scale: float = 1.0) 
     return f"{show(stats['mean'])} ± {show(stats['std'])} [{show(low)}, {show(high)}]"
 
 
-def percent(stats: dict[str, Any] | None) -> str:
-    """`record.interval` of accuracies as 90.12 ± 0.10 [89.87, 90.37], in percent."""
+def format_percent(stats: dict[str, Any] | None) -> str:
+    """Formats `intervals.interval` of fractions in percent: 90.12 ± 0.10 [89.87, 90.37]."""
     if not stats or stats["mean"] is None:
         return "-"
     mean = f"{100 * stats['mean']:.2f}"
@@ -162,7 +206,7 @@ def percent(stats: dict[str, Any] | None) -> str:
     return f"{mean} ± {100 * stats['std']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
@@ -170,13 +214,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 Panel = tuple[str, dict[str, list[float]], dict[str, float]]
-"""Title with unit; values by name; marks by name: a floor, a goal."""
+"""Title with unit; values by name; reference values by name, such as a floor or a target."""
 
 
 def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "floor", log: bool = False) -> None:
-    """Panels of rows: per name all its values as dots, mean and 95% interval, and the mark as a red bar.
+    """Draws panels with a row per name: all values as dots, their mean and 95% interval, the reference as a red bar.
 
-    The axis spans values and marks; a wide interval of few values goes on beyond it.
+    The axis spans values and references. A wide interval of few values is cut off at its ends.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -193,20 +237,20 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], mark: str = "fl
             axis.plot(numbers, [y] * len(numbers), "o", color="tab:blue", alpha=0.5, markersize=5)
             if label in marks:
                 axis.plot(marks[label], y, "|", color="tab:red", markersize=17, markeredgewidth=3)
-        axis.set_xlim(axis.get_xlim())  # of values and marks, before the intervals
+        axis.set_xlim(axis.get_xlim())  # fixed before the intervals are drawn
         for y, numbers in enumerate(values.values()):
-            stats = record.interval(numbers)
+            stats = intervals.interval(numbers)
             if stats["ci95"]:
                 axis.plot(stats["ci95"], [y, y], color="tab:blue", linewidth=2, alpha=0.7)
             if numbers:
                 axis.plot(stats["mean"], y, "|", color="tab:blue", markersize=13, markeredgewidth=2)
-        named = i % columns == 0 or list(values) != list(panels[i - 1][1])  # else the panel to the left has them
-        axis.set_yticks(range(len(values)), labels=[textwrap.fill(v, 44) for v in values] if named else [])
+        labelled = i % columns == 0 or list(values) != list(panels[i - 1][1])  # else the panel to the left has them
+        axis.set_yticks(range(len(values)), labels=[textwrap.fill(v, 44) for v in values] if labelled else [])
         axis.set(title=name, ylim=(len(values) - 0.5, -0.5))
         axis.grid(alpha=0.3, axis="x")
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(title + (f" (red: {mark})" if any(marks for _, _, marks in panels) else ""))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    write_atomically(path, lambda f: f.write(picture.getvalue()))
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    write_atomically(path, lambda f: f.write(image.getvalue()))

@@ -1,11 +1,11 @@
-"""Runs are killed at random instants and resumed: is anything lost?
+"""Is anything lost when a run is killed at a random instant and resumed?
 
     python -m bench.kills --out records/kills [--kills 50] [--real 3] [--quick]
 
-Each of `kills` runs (a small network, twelve epochs, the last four an averaging tail) is ended by SIGKILL at an instant
-drawn evenly between the first trace of its folder and its end, then resumed to its end. Its final weights, raw and
-averaged, must equal those of a run that was never disturbed bit for bit, and so must its metrics, times apart. The last
-`real` of them go through train_fast.py as a person would start it. Writes kills.json and kills.md.
+Each run (a small network, twelve epochs, the last four an averaging tail) is ended by SIGKILL at an instant drawn
+evenly between the creation of its folder and its end, and then resumed. Its final weights, raw and averaged, and its
+metrics without times must be equal, bit for bit, to those of an undisturbed run. The last `--real` runs start from the
+command line. The bench writes kills.json and kills.md.
 """
 
 from __future__ import annotations
@@ -24,58 +24,59 @@ import torch
 from safetensors.torch import load_file
 
 from bench import processes
-from fastcifar.checkpoint import load
-from fastcifar.record import versions, write_json
-from fastcifar.timing import Stopwatch, utc_stamp
+from fastcifar.runs.checkpoint import load
+from fastcifar.runs.environment import utc_stamp, versions
+from fastcifar.runs.record import write_json
+from fastcifar.training.stopwatch import Stopwatch
 
 EPOCHS = 12
 
 
 class Runs:
-    """Starts runs below a folder: warm ones with the tiny network, or real ones by the command line."""
+    """Starts runs in a folder: warm ones with the tiny network, or real ones from the command line."""
 
-    def __init__(self, below: Path, real: bool) -> None:
-        self.below, self.real, self.watch = below, real, Stopwatch()
-        self.flags = [*processes.FLAGS, "--data", str(processes.write_images(below / "images.npz")),
-                      "--cache-dir", str(below / "cache"), "--epochs", str(EPOCHS)]  # fmt: skip
+    def __init__(self, folder: Path, real: bool) -> None:
+        self.folder, self.real, self.log = folder, real, folder / "log.txt"
+        self.stopwatch = Stopwatch()
+        self.flags = [*processes.FLAGS, "--data", str(processes.write_images(folder / "images.npz")),
+                      "--cache-dir", str(folder / "cache"), "--epochs", str(EPOCHS)]  # fmt: skip
 
-    def go(self, argv: list[str], out: Path | None = None, kill_at_s: float | None = None) -> int:
-        """The exit code of a run to its end, or to its kill so long after the folder `out` appeared."""
-        log, pause = self.below / "log.txt", threading.Event()
-        child = processes.start_real(argv, log) if self.real else processes.start(argv, log)
-        if out:
-            processes.wait_until(out.exists, 120)
-        with self.watch("since its folder"):
+    def run(self, argv: list[str], out: Path, kill_at_s: float | None = None) -> int:
+        """Runs to the end, or until a kill `kill_at_s` seconds after the folder `out` exists. Returns the exit code."""
+        pause = threading.Event()
+        process = processes.start_real(argv, self.log) if self.real else processes.start(argv, self.log)
+        processes.wait_until(out.exists, 120)
+        with self.stopwatch("run"):
             if kill_at_s is not None:
                 pause.wait(kill_at_s)
-                child.kill()
-            if isinstance(child, subprocess.Popen):
-                return child.wait()
-            child.join()
-            return child.exitcode or 0
+                process.kill()
+            if isinstance(process, subprocess.Popen):
+                return process.wait()
+            process.join()
+            return process.exitcode or 0
 
 
-def result(out: Path) -> dict[str, Any]:
+def read_result(out: Path) -> dict[str, Any]:
     """What must not depend on interruptions: weights and metrics."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "averaged": load_file(out / "model.safetensors"),
         "raw": load(out / "checkpoint.pt")["state"]["model"],
-        "metrics": [{k: v for k, v in row.items() if k != "time_s"} for row in rows],
+        "metrics": [{name: value for name, value in row.items() if name != "time_s"} for row in rows],
     }
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Bit for bit."""
+def are_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two results are equal bit for bit."""
 
-    def equal(kind: str) -> bool:
+    def has_equal(kind: str) -> bool:
         x, y = a[kind], b[kind]
-        return x.keys() == y.keys() and all(torch.equal(v, y[name]) for name, v in x.items())
+        return x.keys() == y.keys() and all(torch.equal(value, y[name]) for name, value in x.items())
 
-    return equal("averaged") and equal("raw") and a["metrics"] == b["metrics"]
+    return has_equal("averaged") and has_equal("raw") and a["metrics"] == b["metrics"]
 
 
-def where(out: Path) -> str:
+def progress_of(out: Path) -> str:
     """How far a killed run had come."""
     if not (out / "config.json").exists():
         return "no folder yet"
@@ -88,62 +89,62 @@ def where(out: Path) -> str:
 
 
 def kill_once(runs: Runs, at_s: float, expected: dict[str, Any]) -> dict[str, Any]:
-    """Kills a run at an instant, resumes it, compares."""
-    out = runs.below / "killed"
+    """Kills a run at an instant, resumes it and compares its result with the expected one."""
+    out = runs.folder / "killed"
     shutil.rmtree(out, ignore_errors=True)
-    fresh = [*runs.flags, "--out", str(out)]
-    if runs.go(fresh, out, at_s) == 0:
-        came_to, code = "had ended", 0
+    argv = [*runs.flags, "--out", str(out)]
+    if runs.run(argv, out, at_s) == 0:
+        progress, code = "had ended", 0
     else:
-        came_to = where(out)
-        code = runs.go(fresh if came_to == "no folder yet" else ["--resume", str(out)])
+        progress = progress_of(out)
+        code = runs.run(argv if progress == "no folder yet" else ["--resume", str(out)], out)
     left = [path.name for path in out.glob(".*.part")]
-    equal = code == 0 and not left and same(result(out), expected)
-    return {"at_s": round(at_s, 3), "real": runs.real, "came_to": came_to, "exit": code, "left": left, "equal": equal}
+    equal = code == 0 and not left and are_equal(read_result(out), expected)
+    return {"at_s": round(at_s, 3), "real": runs.real, "came_to": progress, "exit": code, "left": left, "equal": equal}
 
 
-def measure(below: Path, kills: int, real: bool, seed: int) -> list[dict[str, Any]]:
-    """An undisturbed run (its second one gives the length: the first fills the cache), then the kills."""
-    runs, draw, rows = Runs(below, real), random.Random(seed), []
+def measure(folder: Path, kills: int, real: bool, seed: int) -> list[dict[str, Any]]:
+    """Runs twice undisturbed (first to fill the cache, then to measure the length), then once per kill."""
+    runs, generator, rows = Runs(folder, real), random.Random(seed), []
     for name in ("first", "undisturbed"):
-        runs.watch = Stopwatch()
-        if code := runs.go([*runs.flags, "--out", str(below / name)], below / name):
-            raise SystemExit(f"the undisturbed run ended with {code}: see {below / 'log.txt'}")
-    length_s, expected = runs.watch.time_s["since its folder"], result(below / "undisturbed")
+        runs.stopwatch = Stopwatch()
+        if code := runs.run([*runs.flags, "--out", str(folder / name)], folder / name):
+            raise SystemExit(f"the undisturbed run ended with {code}: see {runs.log}")
+    length_s, expected = runs.stopwatch.time_s["run"], read_result(folder / "undisturbed")
     for i in range(kills):
-        rows.append(kill_once(runs, draw.random() * length_s, expected))
+        rows.append(kill_once(runs, generator.random() * length_s, expected))
         print(f"{i + 1}/{kills}", rows[-1], flush=True)
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Kills by how far the run had come."""
     lines = ["| the run had come to | kills | resumed to equal weights and metrics |", "|---|---|---|"]
-    for place in sorted({row["came_to"] for row in rows}):
-        here = [row for row in rows if row["came_to"] == place]
-        lines.append(f"| {place} | {len(here)} | {sum(row['equal'] for row in here)} |")
+    for progress in sorted({row["came_to"] for row in rows}):
+        group = [row for row in rows if row["came_to"] == progress]
+        lines.append(f"| {progress} | {len(group)} | {sum(row['equal'] for row in group)} |")
     return "\n".join([*lines, f"| all | {len(rows)} | {sum(row['equal'] for row in rows)} |", ""])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kills runs at random instants and resumes them.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--real", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three kills, none through the command line")
-    asked = parser.parse_args()
-    kills, real = (3, 0) if asked.quick else (asked.kills, asked.real)
+    parser.add_argument("--out", type=Path, required=True, help="folder of kills.json and kills.md")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--real", type=int, default=3, help="how many of them start from the command line")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the instants")
+    parser.add_argument("--quick", action="store_true", help="three kills, none from the command line")
+    options = parser.parse_args()
+    kills, real_kills = (3, 0) if options.quick else (options.kills, options.real)
     rows = []
-    for count, through_command_line in ((kills - real, False), (real, True)):
-        below = asked.out / ("real" if through_command_line else "warm")
-        below.mkdir(parents=True, exist_ok=True)
-        rows += measure(below, count, through_command_line, asked.seed) if count else []
-        shutil.rmtree(below)
-    facts = {"date": utc_stamp(), "versions": versions(), "seed": asked.seed, "epochs": EPOCHS}
-    write_json(asked.out / "kills.json", {**facts, "kills": rows})
-    (asked.out / "kills.md").write_text(table(rows))
-    print(table(rows))
+    for name, count in (("warm", kills - real_kills), ("real", real_kills)):
+        folder = options.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows += measure(folder, count, name == "real", options.seed) if count else []
+        shutil.rmtree(folder)
+    head = {"date": utc_stamp(), "versions": versions(), "seed": options.seed, "epochs": EPOCHS}
+    write_json(options.out / "kills.json", {**head, "kills": rows})
+    (options.out / "kills.md").write_text(markdown_table(rows))
+    print(markdown_table(rows))
     return 0 if all(row["equal"] for row in rows) else 1
 
 

@@ -1,9 +1,10 @@
-"""Runs a program made for a CUDA card on a machine without one: `python -m bench.launch SCRIPT`. Its file is untouched.
+"""Runs a program for a CUDA card on a machine without one, for `bench.compare`, and leaves its file unchanged.
 
-Only what the machine lacks is replaced: moves to the card do nothing, half precision becomes float32 (a CPU computes it
-so), the card's events read the stopwatch, and torch.compile leaves functions as they are. So there is nothing to warm
-up, and a first network on made-up labels, which peers train to have everything compiled, is left out: it would double
-their time. With a card nothing is replaced at all.
+    python -m bench.launch SCRIPT
+
+Without a card, moves to the card do nothing, half precision becomes float32 (as a CPU computes it), CUDA events read
+the stopwatch, and torch.compile returns its argument. The warm-up network of a peer, which only has code compiled, is
+then skipped: it would double the time. With a card the launcher replaces nothing.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastcifar.timing import Stopwatch
+from fastcifar.training.stopwatch import Stopwatch
 
 
 class Event:
-    """torch.cuda.Event on a CPU, where everything asked for before is done already."""
+    """Stands in for torch.cuda.Event on a CPU, which has always finished the work before."""
 
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.at_s = 0.0
 
     def record(self, stream: Any = None) -> None:
-        self.at_s = self.watch.so_far("process")
+        self.at_s = self.stopwatch.seconds("process")
 
     def elapsed_time(self, later: Event) -> float:
-        """Milliseconds."""
+        """Milliseconds between two events."""
         return 1e3 * (later.at_s - self.at_s)
 
     def synchronize(self) -> None:
@@ -42,14 +43,14 @@ class Event:
 
 
 def on_cpu(value: Any) -> Any:
-    """cpu for whatever names a card, float32 for a dtype of half the width, anything else as it is."""
+    """Replaces a CUDA device by the CPU and a half-precision dtype by float32; returns other values unchanged."""
     if isinstance(value, (str, torch.device)) and str(value).startswith("cuda"):
         return torch.device("cpu")
     return torch.float32 if value in (torch.float16, torch.bfloat16) and isinstance(value, torch.dtype) else value
 
 
 class NoCard(TorchFunctionMode):
-    """Every torch call with the CPU in the place of the card and float32 in that of half precision."""
+    """Makes every torch call use the CPU instead of a card, and float32 instead of half precision."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.cuda, Tensor.pin_memory):
@@ -63,7 +64,7 @@ class NoCard(TorchFunctionMode):
 
 
 def compile_nothing(model: Any = None, **kwargs: Any) -> Any:
-    """torch.compile, as a call or a decorator with or without settings."""
+    """Stands in for torch.compile as a function, a decorator, or a decorator with settings; returns its argument."""
     if model is None:
         return lambda fn: compile_nothing(fn)
     if isinstance(model, nn.Module):
@@ -72,8 +73,8 @@ def compile_nothing(model: Any = None, **kwargs: Any) -> Any:
 
 
 def replace_card() -> None:
-    """Puts in place, for the whole process, what does not go through a torch function."""
-    put: Any = setattr  # the types of what is replaced are not kept
+    """Replaces, for the whole process, the functions that `NoCard` does not see."""
+    put: Any = setattr  # not typed, as the stand-ins have other types
     for name in ("synchronize", "empty_cache", "_sleep"):
         put(torch.cuda, name, lambda *_, **__: None)
     put(torch.cuda, "Event", Event)
@@ -84,12 +85,12 @@ def replace_card() -> None:
 
 
 def without_warm_up(main: Callable[..., Any]) -> Callable[..., Any]:
-    """A peer's `main(run, ...)` that trains nothing when the run is called warmup."""
+    """Wraps the `main(run, ...)` of a peer so that it does nothing for the run "warmup"."""
     return lambda run, *rest, **more: None if run == "warmup" else main(run, *rest, **more)
 
 
 def run_program(script: Path) -> None:
-    """The statements of a script in their order, as __main__; its `main` is replaced as soon as it is defined."""
+    """Executes the statements of a script as __main__, and wraps its `main` as soon as that is defined."""
     names: dict[str, Any] = {"__name__": "__main__", "__file__": str(script)}
     for statement in ast.parse(script.read_bytes(), str(script)).body:
         exec(compile(ast.Module([statement], []), str(script), "exec"), names)
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> int:
         runpy.run_path(str(script), run_name="__main__")
         return 0
     replace_card()
-    with Event.watch("process"), NoCard():
+    with Event.stopwatch("process"), NoCard():
         run_program(script)
     return 0
 

@@ -1,10 +1,10 @@
-"""How many images a second does each executor make, alone? Beside them, for scale, a plain torch DataLoader.
+"""How many images per second does each executor deliver alone? A plain torch DataLoader is measured beside them.
 
     python -m bench.loader --batches 500 1000 2000 --repeats 10
 
-A repeat is an epoch: its draws, its batches, and the wait until the device has made the last one. Repeats go round
-robin over executors and batch sizes, so that a disturbance of the machine meets all of them. Pixels are random; speed
-does not depend on them.
+A repeat is an epoch: its random draws, its batches, and the wait until the device has made the last one. The bench
+measures executors and batch sizes in turn, so that a disturbance of the machine affects all of them. The pixels are
+random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,17 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from bench import harness
-from fastcifar import machine, record
-from fastcifar.augment import TorchExecutor, draw_plan, to_device
+from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.images import to_device
+from fastcifar.augment.plan import draw_plan
+from fastcifar.augment.torch_executor import Executor, TorchExecutor
 from fastcifar.config import Config
-from fastcifar.dali import DaliExecutor, DaliUnavailable
-from fastcifar.data import Dataset
-from fastcifar.timing import repeats_s
+from fastcifar.data.dataset import Dataset
+from fastcifar.recipes import DEFAULT_RECIPE, RECIPES
+from fastcifar.runs import intervals, record
+from fastcifar.settings import with_settings
+from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.stopwatch import repeats_s
 
 Kind = Literal["torch", "dali", "dataloader"]
 
@@ -39,29 +44,29 @@ class Options:
     """Settings of the bench."""
 
     executors: tuple[Kind, ...] = ("torch", "dali", "dataloader")
-    """Who makes the batches."""
+    """Executors to measure."""
     batches: tuple[int, ...] = (500, 1000, 2000)
     """Images per batch."""
     images: int = 50_000
-    """Images of an epoch."""
+    """Images per epoch."""
     repeats: int = 10
-    """Epochs measured of each; the first one, before them, is not counted."""
+    """Epochs to measure of each executor and batch size, after one that is not timed."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where the images lie."""
+    """Device that holds the images."""
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
-    """Of the batches."""
+    """Precision of the batches."""
     crop_pad_px: int = 2
     """As in train_fast.py."""
     workers: int = 2
     """Processes of the plain DataLoader."""
     quick: bool = False
-    """4,000 images, 3 repeats: shows that it works."""
+    """4,000 images, 3 repeats: shows that the bench works."""
     out: Path = Path("bench-results/loader")
-    """Where runs.jsonl, table.md, table.json and rates.png go."""
+    """Folder of runs.jsonl, table.md, table.json and rates.png."""
 
 
 class PlainImages(TorchDataset):
-    """Images one by one, each padded, cropped, mirrored and normalised on its own: the usual recipe."""
+    """Pads, crops, mirrors and normalises each image on its own, as most programs do."""
 
     def __init__(self, dataset: Dataset, pad_px: int) -> None:
         self.images, self.labels = torch.from_numpy(dataset.x_train), torch.from_numpy(dataset.y_train)
@@ -86,99 +91,100 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quick:
         options = replace(options, images=min(options.images, 4_000), repeats=min(options.repeats, 3))
     try:
-        config = Config(
-            device=options.device, precision=options.precision, crop_pad_px=options.crop_pad_px, augment="torch"
-        )
-        head = {**harness.facts(config), "images": options.images}
+        config = with_settings(
+            RECIPES[DEFAULT_RECIPE], device=options.device, precision=options.precision,
+            crop_pad_px=options.crop_pad_px, augment="torch",
+        )  # fmt: skip
+        head = {**harness.describe_environment(config), "images": options.images}
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     rows = harness.Rows(options.out / "runs.jsonl", harness.state_of(config, options.images, options.workers))
-    done: list[dict[str, Any]] = []
-    with harness.stoppable() as stop:
-        measure(rows, config, options, done)
-    if any("images_per_s" in row for row in done):
-        write_results(done, head, options)
+    measurements: list[dict[str, Any]] = []
+    with harness.interruptible() as interruption:
+        measure(rows, config, options, measurements)
+    if any("images_per_s" in row for row in measurements):
+        write_results(measurements, head, options)
         print((options.out / "table.md").read_text())
-    return stop.code
+    return interruption.code
 
 
-def measure(rows: harness.Rows, config: Config, options: Options, done: list[dict[str, Any]]) -> None:
-    """Fills `done`, round by round."""
-    dataset = harness.noise(options.images)
-    makers: dict[tuple[str, int], Callable[[], Any]] = {}
+def measure(rows: harness.Rows, config: Config, options: Options, measurements: list[dict[str, Any]]) -> None:
+    """Appends to `measurements`, one repeat of every executor and batch size after the other."""
+    dataset, device = harness.random_dataset(options.images), choose_hardware(config).device
+    epochs: dict[tuple[str, int], Callable[[], Any]] = {}
     for repeat in range(options.repeats):
         for kind in options.executors:
             for batch in options.batches:
-                key = {"executor": kind, "batch": batch, "repeat": repeat}
 
-                def one(kind: str = kind, batch: int = batch) -> dict[str, Any]:
-                    fresh = (kind, batch) not in makers
-                    if fresh:
-                        makers[kind, batch] = make_epoch(kind, batch, dataset, config, options)
-                    device = machine.choose(config).device
-                    (epoch_s,) = repeats_s(makers[kind, batch], device, repeats=1, warm_ups=int(fresh))
+                def measure_epoch(kind: str = kind, batch: int = batch) -> dict[str, Any]:
+                    is_first = (kind, batch) not in epochs
+                    if is_first:
+                        epochs[kind, batch] = make_epoch(kind, batch, dataset, config, options)
+                    (epoch_s,) = repeats_s(epochs[kind, batch], device, repeats=1, warm_ups=int(is_first))
                     return {"epoch_s": epoch_s, "images_per_s": options.images // batch * batch / epoch_s}
 
                 try:
-                    done.append(rows.once(key, one))
+                    key = {"executor": kind, "batch": batch, "repeat": repeat}
+                    measurements.append(rows.get_or_measure(key, measure_epoch))
                 except DaliUnavailable as e:
-                    if not any(row["executor"] == kind for row in done):
-                        done.append({"executor": kind, "skipped": str(e)})
+                    if not any(row["executor"] == kind for row in measurements):
+                        measurements.append({"executor": kind, "skipped": str(e)})
                         print(f"{kind} is left out: {e}", flush=True)
                     break
-        print(f"round {repeat + 1} of {options.repeats}", flush=True)
+        print(f"repeat {repeat + 1} of {options.repeats}", flush=True)
 
 
 def make_epoch(kind: str, batch: int, dataset: Dataset, config: Config, options: Options) -> Callable[[], Any]:
-    """A call that makes all batches of an epoch, each time of the next one. DaliUnavailable where DALI does not run."""
-    chosen, epoch = machine.choose(config), iter(range(10**9))
+    """Returns a function that makes all batches of the next epoch. DaliUnavailable where DALI does not run."""
+    hardware, pad_px = choose_hardware(config), config.augment.crop_pad_px
     if kind == "dataloader":
         loader = DataLoader(
-            PlainImages(dataset, config.crop_pad_px), batch, shuffle=True, drop_last=True, num_workers=options.workers,
-            persistent_workers=options.workers > 0, pin_memory=chosen.device.type == "cuda",
+            PlainImages(dataset, pad_px), batch, shuffle=True, drop_last=True, num_workers=options.workers,
+            persistent_workers=options.workers > 0, pin_memory=hardware.device.type == "cuda",
         )  # fmt: skip
 
-        def plain() -> None:
+        def load_epoch() -> None:
             for x, y in loader:
-                x.to(chosen.device, chosen.dtype, non_blocking=True)
-                y.to(chosen.device, non_blocking=True)
+                x.to(hardware.device, hardware.dtype, non_blocking=True)
+                y.to(hardware.device, non_blocking=True)
 
-        return plain
-    data = to_device(
-        dataset.x_train, dataset.y_train, dataset.mean, dataset.std, config.crop_pad_px, chosen.device, chosen.dtype
+        return load_epoch
+    images = to_device(
+        dataset.x_train, dataset.y_train, dataset.mean, dataset.std, pad_px, hardware.device, hardware.dtype
     )
-    executor = DaliExecutor(data) if kind == "dali" else TorchExecutor(data)
+    executor: Executor = DaliExecutor(images) if kind == "dali" else TorchExecutor(images)
+    config = with_settings(config, batch_size=batch)
+    numbers = iter(range(10**9))
 
-    def planned() -> None:
-        plan = draw_plan(replace(config, batch_size=batch), len(dataset.y_train), next(epoch))
-        for _ in executor.epoch(plan):
+    def execute_epoch() -> None:
+        for _ in executor.epoch(draw_plan(config, len(dataset.y_train), next(numbers))):
             pass
 
-    return planned
+    return execute_epoch
 
 
-def write_results(done: list[dict[str, Any]], head: dict[str, Any], options: Options) -> None:
-    """table.md, table.json and rates.png."""
-    table, lines = [], []
+def write_results(measurements: list[dict[str, Any]], head: dict[str, Any], options: Options) -> None:
+    """Writes table.md, table.json and rates.png."""
+    table, lines, values = [], [], {}
     for kind in options.executors:
         for batch in options.batches:
-            mine = [r["images_per_s"] for r in done if r["executor"] == kind and r.get("batch") == batch]
-            if mine:
-                stats, middle = record.interval(mine), statistics.median(mine)
+            rates = [row["images_per_s"] for row in measurements
+                     if row["executor"] == kind and row.get("batch") == batch]  # fmt: skip
+            if rates:
+                stats, median = intervals.interval(rates), statistics.median(rates)
                 table.append({"executor": kind, "batch": batch, "images_per_s": {
-                    **stats, "best": max(mine), "median": middle}})  # fmt: skip
-                lines.append((kind, batch, f"{max(mine):,.0f}", f"{middle:,.0f}", harness.measured(stats),
-                              f"{1e6 / middle:.2f}", len(mine)))  # fmt: skip
-    skipped = {r["executor"]: r["skipped"] for r in done if "skipped" in r}
+                    **stats, "best": max(rates), "median": median}})  # fmt: skip
+                lines.append((kind, batch, f"{max(rates):,.0f}", f"{median:,.0f}", harness.format_interval(stats),
+                              f"{1e6 / median:.2f}", len(rates)))  # fmt: skip
+                values[f"{kind} {batch}"] = rates
+    skipped = {row["executor"]: row["skipped"] for row in measurements if "skipped" in row}
     record.write_json(options.out / "table.json", {**head, "skipped": skipped, "table": table})
     header = ("executor", "batch", "best images/s", "median", "mean ± std [95%]", "µs/image at the median", "n")
     note = (f"{options.images:,} images an epoch, crop of {options.crop_pad_px} px and mirror, {head['device']}, "
             f"{head['precision']}; plain DataLoader: {options.workers} worker processes.\n")  # fmt: skip
-    note += "".join(f"{kind} left out: {why}\n" for kind, why in skipped.items())
-    (options.out / "table.md").write_text(note + "\n" + harness.markdown(header, lines))
-    values = {f"{e['executor']} {e['batch']}": [r["images_per_s"] for r in done if r["executor"] == e["executor"]
-              and r.get("batch") == e["batch"]] for e in table}  # fmt: skip
+    note += "".join(f"{kind} is left out: {reason}\n" for kind, reason in skipped.items())
+    (options.out / "table.md").write_text(note + "\n" + harness.markdown_table(header, lines))
     harness.draw_panels(options.out / "rates.png", f"loader alone, {head['device']}", [("images/s", values, {})])
 
 

@@ -1,7 +1,7 @@
-"""Other people's programs, as they are: the images where they look for them, their process, the lines they print.
+"""Runs other programs unchanged for `bench.compare`: their images, their processes, and the tables that they print.
 
-A peer trains again and again and prints a table whose line says `eval` when a network is done, with its accuracy and
-its seconds. The process is ended after as many networks as were asked for.
+A peer trains one network after another and prints a table; a line with `eval` ends a network and has its accuracy and
+seconds. The process is ended after the requested number of networks. The module is imported; it has no command.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcifar.data import Dataset
-from fastcifar.timing import Stopwatch
+from fastcifar.data.dataset import Dataset
+from fastcifar.training.stopwatch import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -33,23 +33,24 @@ SCRIPTS = {
 }
 """Known peers: the script in a checkout of github.com/KellerJordan/cifar10-airbench or hiverge/cifar10-speedrun."""
 GRACE_S = 10.0
+"""Seconds that a process has to end after SIGTERM, before SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A name and the script that is run."""
+    """A program to compare with: its name and its script."""
 
     name: str
     script: Path
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the script: what was measured."""
+        """SHA-256 of the script."""
         return hashlib.sha256(self.script.read_bytes()).hexdigest()
 
 
 def find_peer(text: str) -> Peer:
-    """NAME=PATH -> Peer: the path of a script, or for a known name of its checkout. ValueError when it is not there."""
+    """The peer of NAME=PATH, the path of a script or of a known peer's checkout. ValueError when there is none."""
     name, equals, path = text.partition("=")
     script = Path(path).expanduser()
     if script.is_dir() and name in SCRIPTS:
@@ -60,7 +61,7 @@ def find_peer(text: str) -> Peer:
 
 
 def prepare_images(dataset: Dataset, folder: Path) -> Path:
-    """Writes the images for both: `images.npz` (returned) for fastcifar, `cifar10/train.pt` and `test.pt` for peers."""
+    """Writes `images.npz` for fastcifar, whose path is returned, and `cifar10/train.pt` and `test.pt` for peers."""
     (folder / "cifar10").mkdir(parents=True, exist_ok=True)
     arrays = {n: getattr(dataset, n) for n in ("x_train", "y_train", "x_test", "y_test")}
     np.savez(folder / "images.npz", **arrays)
@@ -72,21 +73,21 @@ def prepare_images(dataset: Dataset, folder: Path) -> Path:
 
 
 class PeerTable:
-    """Reads a peer's lines; `feed` gives a network's accuracy and seconds when its last line comes."""
+    """Reads the lines that a peer prints."""
 
     def __init__(self) -> None:
         self.columns: list[str] = []
         self.run = ""
 
     def feed(self, line: str) -> dict[str, Any] | None:
-        """None for all other lines, and for a warm-up that trains on made-up labels."""
+        """Accuracy and seconds of a network from its last line; None for other lines and for a warm-up network."""
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if "epoch" in cells:
             self.columns = cells
         if len(cells) != len(self.columns) or "epoch" in cells:
             return None
         row = dict(zip(self.columns, cells, strict=True))
-        self.run = row.get("run") or self.run  # said once per network
+        self.run = row.get("run") or self.run  # only the first line of a network has it
         if row["epoch"] != "eval" or self.run == "warmup":
             return None
         seconds = next(v for k, v in row.items() if k.endswith("time_seconds"))
@@ -94,51 +95,51 @@ class PeerTable:
 
 
 def peer_command(peer: Peer, python: str = sys.executable) -> list[str]:
-    """The script itself where there is a card, else the launcher that stands in for one."""
+    """The command that runs the script: directly on a CUDA card, else through `bench.launch`."""
     return [python, str(peer.script)] if torch.cuda.is_available() else [python, "-m", "bench.launch", str(peer.script)]
 
 
-def read_ours(line: str) -> dict[str, Any] | None:
-    """The last line of train_fast.py."""
+def read_summary(line: str) -> dict[str, Any] | None:
+    """Accuracy and seconds from the last line of train_fast.py; None for other lines."""
     if not line.startswith("{"):
         return None
     summary = json.loads(line)
-    took = summary["time_s"]
-    return {"accuracy": summary["accuracy"], "time_s": took["train"] + took["swa"] + took["eval_final"],
-            "compile_s": took["compile"], "recipe": summary["recipe"], "scale": summary["scale"],
+    time_s = summary["time_s"]
+    return {"accuracy": summary["accuracy"], "time_s": time_s["train"] + time_s["swa"] + time_s["eval_final"],
+            "compile_s": time_s["compile"], "recipe": summary["recipe"], "scale": summary["scale"],
             "precision": summary["precision"], "epochs": summary["epochs"]}  # fmt: skip
 
 
-def run_until(command: list[str], folder: Path, log: Path, feed: Callable[[str], dict[str, Any] | None], networks: int,
-              limit_s: float, env: Mapping[str, str], wait: bool = False) -> dict[str, Any]:  # fmt: skip
-    """Runs a process until it has trained `networks`, at most `limit_s`; what it says goes to `log`.
+def run_until(command: list[str], folder: Path, log: Path, read_line: Callable[[str], dict[str, Any] | None],
+              networks: int, limit_s: float, env: Mapping[str, str], wait: bool = False) -> dict[str, Any]:  # fmt: skip
+    """Runs a process until it has trained `networks`, for at most `limit_s` seconds. Writes its output to `log`.
 
-    Gives `runs`, `first_s` (from the command to the first network) and `total_s`; and `error` when there are too few.
-    With `wait` a process with all its networks is left to end by itself.
+    Returns `runs`, `first_s` (seconds from the command to the first network) and `total_s`, and an `error` if there are
+    too few networks. With `wait` the process ends by itself after its last network.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **env}
     runs: list[dict[str, Any]] = []
     row: dict[str, Any] = {"runs": runs, "first_s": None}
-    watch, cut = Stopwatch(), threading.Event()
-    with watch("process"), log.open("w", buffering=1) as said:
+    stopwatch, timed_out = Stopwatch(), threading.Event()
+    with stopwatch("process"), log.open("w", buffering=1) as log_file:
         process = subprocess.Popen(
             command, cwd=folder, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
-        def end_late() -> None:
-            cut.set()
+        def end_at_limit() -> None:
+            timed_out.set()
             end_group(process)
 
-        limit = threading.Timer(limit_s, end_late)
+        limit = threading.Timer(limit_s, end_at_limit)
         limit.start()
         try:
             for line in process.stdout or ():
-                said.write(line)
-                if run := feed(line):
+                log_file.write(line)
+                if run := read_line(line):
                     runs.append(run)
-                    row["first_s"] = row["first_s"] or watch.so_far("process")
+                    row["first_s"] = row["first_s"] or stopwatch.seconds("process")
                 if len(runs) == networks:
                     break
             if wait and len(runs) == networks:
@@ -146,16 +147,16 @@ def run_until(command: list[str], folder: Path, log: Path, feed: Callable[[str],
         finally:
             limit.cancel()
             end_group(process)
-    row["total_s"] = watch.time_s["process"]
+    row["total_s"] = stopwatch.time_s["process"]
     if len(runs) < networks:
-        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
-        why = f"cut after {limit_s:g} s" if cut.is_set() else f"exit code {process.returncode}"
-        row["error"] = f"{why} with {len(runs)} of {networks} networks; its last line: {last[:300]}"
+        last = (log.read_text().strip().splitlines() or ["it printed nothing"])[-1]
+        reason = f"cut after {limit_s:g} s" if timed_out.is_set() else f"exit code {process.returncode}"
+        row["error"] = f"{reason} with {len(runs)} of {networks} networks; its last line: {last[:300]}"
     return row
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Ends a process that was started with a session of its own, and what it started."""
+    """Ends a process that leads a session, and the processes that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             with suppress(ProcessLookupError):

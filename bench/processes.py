@@ -1,4 +1,8 @@
-"""Runs in processes of their own, to be killed or joined: forked from a server that has imported torch already."""
+"""Starts training runs in processes of their own, for `bench.kills`, `bench.distributed` and the tests.
+
+Warm processes are forked from a server that has imported torch already; real ones start from the command line. The
+module is imported; it has no command.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +20,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastcifar import entry, model
+from fastcifar.cli import train
+from fastcifar.models import resnet9
 
 ROOT = Path(__file__).parent.parent
 TINY = (24, 8, 8, 8)
-"""Channels of the network that these runs train, so that a run ends in a second or two."""
+"""Channels of the network of a warm run, so that the run ends in a second or two."""
 FLAGS = [
     "--device", "cpu", "--precision", "fp32", "--scale", "small", "--compile", "off", "--augment", "torch",
     "--deterministic", "--batch-size", "20", "--checkpoint-every", "1",
 ]  # fmt: skip
+"""Flags of a small reproducible run on the CPU that writes a checkpoint after each epoch."""
 
 
 def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
-    """An .npz of noise about a colour that tells the class. Nowhere flat: among equal pixels rounding would
-    decide which is the largest, and so how a run goes on."""
+    """Writes an .npz of random images around one colour per class, and returns its path.
+
+    No area of an image is flat: among equal pixels, rounding would decide which is the largest, and change the run.
+    """
     random = np.random.default_rng(0)
     colours = random.integers(0, 256, (10, 3))
 
     def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
         labels = np.arange(n) % 10
-        noise = random.integers(0, 256, (n, 32, 32, 3))
-        return ((noise + colours[labels][:, None, None]) // 2).astype(np.uint8), labels
+        pixels = random.integers(0, 256, (n, 32, 32, 3))
+        return ((pixels + colours[labels][:, None, None]) // 2).astype(np.uint8), labels
 
     (x_train, y_train), (x_test, y_test) = draw(n_train), draw(n_test)
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
@@ -44,14 +52,17 @@ def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
 
 
 def forkserver() -> ForkServerContext:
-    """Where warm processes come from."""
+    """The server that warm processes are forked from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.processes", "matplotlib.pyplot"])
     return context
 
 
 def start(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> BaseProcess:
-    """The command line in a new process, its words in a file. One thread: bits must not depend on the machine."""
+    """Starts the command line in a warm process that writes its output to `log`.
+
+    It uses one thread, so that the bits of its results do not depend on the machine.
+    """
     process = forkserver().Process(target=_main, args=(list(argv), str(log), dict(env or {})))
     process.start()
     return process
@@ -63,12 +74,12 @@ def _main(argv: list[str], log: str, env: dict[str, str]) -> None:
         os.dup2(file.fileno(), 2)
     os.environ.update(env)
     torch.set_num_threads(1)
-    model.WIDTHS["small"] = TINY
-    sys.exit(entry.main(argv))
+    resnet9.WIDTHS["small"] = TINY
+    sys.exit(train.main(argv))
 
 
 def join_all(processes: Sequence[BaseProcess], timeout_s: float = 120) -> list[int | None]:
-    """Exit codes; what has not ended by then is killed."""
+    """Waits for processes and returns their exit codes. Kills each that does not end within `timeout_s`."""
     for process in processes:
         process.join(timeout_s)
         if process.exitcode is None:
@@ -78,7 +89,7 @@ def join_all(processes: Sequence[BaseProcess], timeout_s: float = 120) -> list[i
 
 
 def ranks(size: int) -> list[dict[str, str]]:
-    """The environment that torchrun would give to each of `size` processes on this machine."""
+    """The environment variables that torchrun would set for each of `size` processes on this machine."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -87,18 +98,18 @@ def ranks(size: int) -> list[dict[str, str]]:
 
 
 def start_real(argv: Sequence[str], log: Path) -> subprocess.Popen:
-    """The same as a person would start it, with the network as it is shipped."""
-    with log.open("ab") as words:
+    """Starts train_fast.py from the command line, with the usual network; its output goes to `log`."""
+    with log.open("ab") as log_file:
         command = [sys.executable, str(ROOT / "train_fast.py"), *argv]
-        return subprocess.Popen(command, stdout=words, stderr=words, env=one_thread())
+        return subprocess.Popen(command, stdout=log_file, stderr=log_file, env=one_thread())
 
 
 def one_thread() -> dict[str, str]:
-    """The environment for a real process that computes on one thread."""
+    """The environment of a real process that uses one thread."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def wait_until(happened: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether it came true in time; looked at fifty times a second."""
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Checks a condition fifty times a second; returns whether it became true within `timeout_s`."""
     pause = threading.Event()
-    return any(happened() or pause.wait(0.02) for _ in range(int(timeout_s * 50)))
+    return any(condition() or pause.wait(0.02) for _ in range(int(timeout_s * 50)))

@@ -1,9 +1,9 @@
-"""Which schedule is best at equal epochs? Trains recipes with the same seeds and writes the table and two pictures.
+"""Which schedule is best at equal epochs? Trains recipes with the same seeds.
 
     python -m bench.schedules --recipes swa30 swa30-source onecycle30 --runs 3 --data PATH --scale small --epochs 10
 
-Every run is appended to runs.jsonl in --out as it ends; a bench that was stopped goes on where it was. `--epochs` gives
-all recipes the same length and keeps their proportions.
+The bench writes a table of accuracies and two pictures. It appends every run to runs.jsonl when the run ends, so that
+an interrupted bench can continue. `--epochs` gives all recipes the same length and keeps their proportions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import Any, Literal
 import tyro
 
 from bench import harness
-from fastcifar import data, flags, plots, record
+from fastcifar.cli import flags
+from fastcifar.cli.schedule import preview
+from fastcifar.cli.train import load_data
 from fastcifar.config import Config
-from fastcifar.entry import preview
+from fastcifar.data.dataset import Dataset
 from fastcifar.recipes import RECIPES
+from fastcifar.runs import intervals, plots, record
+from fastcifar.settings import with_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,9 @@ class Options:
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Names of recipes."""
     runs: int = 3
-    """Seeds of each: first_seed, first_seed + 1, ..."""
+    """Seeds of each recipe: first_seed, first_seed + 1, ..."""
     first_seed: int = 0
-    """Settings are chosen on seeds 0 to 9; figures that are reported come from seeds from 100 on."""
+    """Choose settings on seeds 0 to 9; report results of seeds from 100 on."""
     data: str = "auto"
     """As in train_fast.py."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
@@ -42,9 +46,9 @@ class Options:
     subset: int | None = None
     """As in train_fast.py."""
     quick: bool = False
-    """2,000 images, 2 epochs, 2 seeds: shows that it works."""
+    """2,000 images, 2 epochs, 2 seeds: shows that the bench works."""
     out: Path = Path("bench-results/schedules")
-    """Where runs.jsonl, table.md, table.json and the pictures go."""
+    """Folder of runs.jsonl, table.md, table.json and the pictures."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,33 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = replace(options, runs=2, epochs=2.0, subset=2_000)
     try:
         configs = {name: configure(flags.recipe(name), options) for name in options.recipes}
-        dataset = data.load(next(iter(configs.values())))
+        dataset = load_data(next(iter(configs.values())), progress=True)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    with harness.stoppable() as stop:
+    with harness.interruptible() as interruption:
         run_all(configs, dataset, options)
     write_results(configs, options)
-    return stop.code
+    return interruption.code
 
 
 def configure(recipe: Config, options: Options) -> Config:
-    """A recipe under the bench's settings; one checkpoint-free run without side effects."""
-    return replace(
-        recipe, data=options.data, scale=options.scale, subset=options.subset, checkpoint_every=0,
-        eval_every=1,
-        epochs=recipe.epochs if options.epochs is None else options.epochs,
-    )  # fmt: skip
+    """The config of a recipe with the settings of the bench."""
+    epochs = recipe.epochs if options.epochs is None else options.epochs
+    return with_settings(
+        recipe, data=options.data, scale=options.scale, subset=options.subset, eval_every=1, epochs=epochs
+    )
 
 
-def run_all(configs: dict[str, Config], dataset: data.Dataset, options: Options) -> None:
-    """All runs, seed by seed so that a bench stopped early has the same seeds of every recipe."""
+def run_all(configs: dict[str, Config], dataset: Dataset, options: Options) -> None:
+    """Trains all runs seed by seed, so that an interrupted bench has the same seeds of every recipe."""
     path = options.out / "runs.jsonl"
     rows = harness.read_rows(path)
-    done = {(row["recipe"], row["epochs"], row["seed"]) for row in rows}
+    finished = {(row["recipe"], row["epochs"], row["seed"]) for row in rows}
     for seed in range(options.first_seed, options.first_seed + options.runs):
         for name, config in configs.items():
-            if (name, config.epochs, seed) in done:
+            if (name, config.epochs, seed) in finished:
                 continue
             result = harness.train_once(harness.with_seed(config, seed), dataset)
             rows.append({**result.summary, "history": result.history})
@@ -88,36 +91,38 @@ def run_all(configs: dict[str, Config], dataset: data.Dataset, options: Options)
 
 
 def write_results(configs: dict[str, Config], options: Options) -> None:
-    """table.md, table.json, learning_rates.png and accuracies.png of the recipes that have runs."""
-    rows = harness.read_rows(options.out / "runs.jsonl")
-    ran = {(row["recipe"], row["epochs"]) for row in rows}
-    configs = {name: c for name, c in configs.items() if (name, c.epochs) in ran}
+    """Writes table.md, table.json, learning_rates.png and accuracies.png of the recipes that have runs."""
+    all_rows = harness.read_rows(options.out / "runs.jsonl")
+    rows = {name: [row for row in all_rows if (row["recipe"], row["epochs"]) == (name, config.epochs)]
+            for name, config in configs.items()}  # fmt: skip
+    configs = {name: config for name, config in configs.items() if rows[name]}
     if not configs:
         return
     table: list[dict[str, Any]] = []
-    histories = {}
     for name, config in configs.items():
-        mine = [row for row in rows if (row["recipe"], row["epochs"]) == (name, config.epochs)]
-        histories[name] = [row["history"] for row in mine]
-        stats = {k: record.interval([row[k] for row in mine if row[k] is not None])
-                 for k in ("accuracy_raw", "accuracy_swa", "accuracy_tta")}  # fmt: skip
-        time_s = record.interval([row["time_s"]["train"] + row["time_s"]["swa"] for row in mine])
-        table.append({"recipe": name, "schedule": config.schedule, "epochs": config.epochs, "time_s": time_s, **stats})
-    table.sort(key=lambda entry: -max(entry[k]["mean"] or 0 for k in ("accuracy_raw", "accuracy_swa")))
-    head = {**harness.facts(next(iter(configs.values()))), "dataset": rows[0]["dataset"], "n_train": rows[0]["n_train"],
-            "runs": options.runs}  # fmt: skip
+        stats = {kind: intervals.interval([row[kind] for row in rows[name] if row[kind] is not None])
+                 for kind in ("accuracy_raw", "accuracy_swa", "accuracy_tta")}  # fmt: skip
+        time_s = intervals.interval([row["time_s"]["train"] + row["time_s"]["swa"] for row in rows[name]])
+        table.append({"recipe": name, "schedule": config.schedule.name, "epochs": config.epochs, "time_s": time_s,
+                      **stats})  # fmt: skip
+    table.sort(key=lambda entry: -max(entry[kind]["mean"] or 0 for kind in ("accuracy_raw", "accuracy_swa")))
+    first = all_rows[0]
+    head = {**harness.describe_environment(next(iter(configs.values()))), "dataset": first["dataset"],
+            "n_train": first["n_train"], "runs": options.runs}  # fmt: skip
     record.write_json(options.out / "table.json", {**head, "table": table})
     header = ("recipe", "schedule", "epochs", "raw weights %", "averaged %", "with views %", "n", "train s")
     lines = [
-        (e["recipe"], e["schedule"], f"{e['epochs']:g}", *(harness.percent(e[k]) for k in
-         ("accuracy_raw", "accuracy_swa", "accuracy_tta")), e["accuracy_raw"]["n"], f"{e['time_s']['mean']:.0f}")
-        for e in table
+        (entry["recipe"], entry["schedule"], f"{entry['epochs']:g}", *(harness.format_percent(entry[kind]) for kind in
+         ("accuracy_raw", "accuracy_swa", "accuracy_tta")), entry["accuracy_raw"]["n"],
+         f"{entry['time_s']['mean']:.0f}")
+        for entry in table
     ]  # fmt: skip
-    note = (f"{head['dataset']}, {head['n_train']:,} training images, scale {rows[0]['scale']}, {head['device']}, "
+    note = (f"{head['dataset']}, {head['n_train']:,} training images, scale {first['scale']}, {head['device']}, "
             f"{head['precision']}; mean ± std [95% interval of the mean].\n\n")  # fmt: skip
-    (options.out / "table.md").write_text(note + harness.markdown(header, lines))
-    curves = {n: preview(replace(c, subset=None), rows[0]["n_train"]) for n, c in configs.items()}
+    (options.out / "table.md").write_text(note + harness.markdown_table(header, lines))
+    curves = {name: preview(with_settings(config, subset=None), first["n_train"]) for name, config in configs.items()}
     plots.draw_schedules(options.out / "learning_rates.png", curves)
+    histories = {name: [row["history"] for row in rows[name]] for name in configs}
     plots.draw_accuracies(options.out / "accuracies.png", histories)
     print((options.out / "table.md").read_text())
 

@@ -1,12 +1,11 @@
-"""How accurate is a recipe and how long does it take? N seeds of it, and of variants of it; and whole processes.
+"""How accurate is a recipe, in how many seconds, and is a variant of it better?
 
     python -m bench.time_to_accuracy --recipe swa30 --runs 20 --target 0.94
     python -m bench.time_to_accuracy --set "epochs=10 subset=10000" --runs 5 --vary lr_peak=0.8 "lr_peak=1.2 swa_lr=0.1"
 
-Seconds are training, averaging and the evaluation that gives the accuracy; compiling and data are reported apart. A
-variant is compared with the recipe seed by seed. A cold process starts with every cache of the program empty (compiled
-code and decoded images), a warm one with those that the cold one left; both are timed from the command to its end, when
-the weights are on disk.
+The bench trains N seeds of the recipe and of each variant, and compares them seed by seed. The seconds contain
+training, averaging and the evaluation that gives the accuracy. It also times whole processes: a cold one with every
+cache of the program empty (compiled code, decoded images), then a warm one with the caches that the cold one filled.
 """
 
 from __future__ import annotations
@@ -24,13 +23,16 @@ from typing import Any
 import tyro
 
 from bench import harness
-from fastcifar import data, record
+from fastcifar.cli.train import load_data
 from fastcifar.config import Config
-from fastcifar.timing import Stopwatch
+from fastcifar.data.dataset import Dataset
+from fastcifar.runs import intervals, record
+from fastcifar.training.stopwatch import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "FASTCIFAR_CACHE")
 BASE = "as it is"
+"""Name of the recipe without a variant, in rows and tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +42,26 @@ class Options:
     recipe: str = "swa30"
     """Name of the recipe."""
     set: str = ""
-    """Settings over the recipe, for all variants: "name=value name=value"."""
+    """Settings that replace those of the recipe, for all variants: "name=value name=value"."""
     vary: tuple[str, ...] = ()
-    """Variants, each "name=value name=value" over the settings before."""
+    """Variants, each with further settings: "name=value name=value"."""
     data: str = "auto"
     """As in train_fast.py."""
     runs: int = 20
     """Seeds of each variant: 0, 1, ..."""
     target: float | None = None
-    """Accuracy (fraction) whose share of runs is reported."""
+    """Accuracy (a fraction); the bench reports the share of runs that reach it."""
     processes: int = 1
     """Pairs of a cold and a warm process; 0: none."""
     quick: bool = False
-    """1,000 images, 2 epochs, 2 seeds, 1 pair of processes: shows that it works."""
+    """1,000 images, 2 epochs, 2 seeds, 1 pair of processes: shows that the bench works."""
     out: Path = Path("bench-results/time_to_accuracy")
-    """Where runs.jsonl, table.md, table.json and runs.png go."""
+    """Folder of runs.jsonl, table.md, table.json and runs.png."""
 
     @property
-    def base(self) -> list[str]:
-        """The settings of every variant, as texts."""
-        return [f"data={self.data}", self.set, "subset=1000 epochs=2" if self.quick else ""]
+    def base(self) -> str:
+        """Settings of every variant, in the form of `harness.flags_of`."""
+        return " ".join(filter(None, (f"data={self.data}", self.set, "subset=1000 epochs=2" if self.quick else "")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,130 +69,147 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quick:
         options = replace(options, runs=min(options.runs, 2), processes=min(options.processes, 1))
     try:
-        configs = {BASE: harness.parse(options.recipe, *options.base)}
-        configs |= {text: harness.parse(options.recipe, *options.base, text) for text in options.vary}
-        configs = {name: replace(c, checkpoint_every=0) for name, c in configs.items()}
-        head = harness.facts(configs[BASE])
-        sets = {key: data.load(config) for key, config in {part_of(c): c for c in configs.values()}.items()}
+        configs = {BASE: harness.parse(options.recipe, options.base)}
+        configs |= {text: harness.parse(options.recipe, options.base, text) for text in options.vary}
+        head = harness.describe_environment(configs[BASE])
+        sources = {source_of(config): config for config in configs.values()}
+        datasets = {source: load_data(config, progress=True) for source, config in sources.items()}
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    rows = harness.Rows(options.out / "runs.jsonl", "")
+    rows = harness.Rows(options.out / "runs.jsonl")
     runs: list[dict[str, Any]] = []
     processes: list[dict[str, Any]] = []
-    with harness.stoppable() as stop:
-        measure_runs(rows, configs, sets, options, runs)
-        measure_processes(rows, sets[part_of(configs[BASE])].digest, configs[BASE], options, processes)
+    with harness.interruptible() as interruption:
+        measure_runs(rows, configs, datasets, options, runs)
+        measure_processes(rows, datasets[source_of(configs[BASE])].digest, configs[BASE], options, processes)
     if runs:
         write_results(configs, runs, processes, head, options)
         print((options.out / "table.md").read_text())
-    return stop.code
+    return interruption.code
 
 
-def part_of(config: Config) -> tuple[Any, ...]:
-    """What decides which images a config trains on."""
-    return config.data, config.subset, config.smoke, config.cache_dir
+def source_of(config: Config) -> tuple[Any, ...]:
+    """The settings that decide which images a config loads."""
+    return config.data.source, config.data.subset, config.run.smoke, config.machine.cache_dir
 
 
-def measure_runs(rows: harness.Rows, configs: dict[str, Config], sets: dict[tuple[Any, ...], data.Dataset],
+def measure_runs(rows: harness.Rows, configs: dict[str, Config], datasets: dict[tuple[Any, ...], Dataset],
                  options: Options, runs: list[dict[str, Any]]) -> None:  # fmt: skip
-    """Fills `runs`, seed by seed, so that a bench that was stopped has the same seeds of every variant."""
+    """Appends to `runs`, seed by seed, so that an interrupted bench has the same seeds of every variant."""
     for seed in range(options.runs):
         for name, config in configs.items():
-            dataset = sets[part_of(config)]
+            dataset = datasets[source_of(config)]
 
-            def one(config: Config = config, seed: int = seed, dataset: data.Dataset = dataset) -> dict[str, Any]:
+            def measure_run(config: Config = config, seed: int = seed, dataset: Dataset = dataset) -> dict[str, Any]:
                 return harness.train_once(harness.with_seed(config, seed), dataset).summary
 
-            row = rows.once({"variant": name, "seed": seed}, one, harness.state_of(config, dataset.digest))
+            state = harness.state_of(config, dataset.digest)
+            row = rows.get_or_measure({"variant": name, "seed": seed}, measure_run, state)
             runs.append(row)
             print(f"{name}, seed {seed}: {row['accuracy']:.2%} in {to_accuracy_s(row):.1f} s", flush=True)
 
 
 def to_accuracy_s(run: dict[str, Any]) -> float:
-    """Training, averaging, and the evaluation that gives the run's accuracy."""
+    """Seconds of training, averaging, and the evaluation that gives the run's accuracy."""
     return run["time_s"]["train"] + run["time_s"]["swa"] + run["time_s"]["eval_final"]
 
 
 def measure_processes(rows: harness.Rows, digest: str, config: Config, options: Options,
                       processes: list[dict[str, Any]]) -> None:  # fmt: skip
-    """Fills `processes`: cold and warm in turn, each pair on caches of its own."""
-    flags = [w for text in options.base for w in harness.words(text)]
+    """Appends to `processes`: cold and warm in turn, each pair with caches of its own."""
+    flags = harness.flags_of(options.base)
     for pair in range(options.processes):
         with tempfile.TemporaryDirectory(prefix="fastcifar-cold-") as caches:
             for kind in ("cold", "warm"):
 
-                def one(pair: int = pair, kind: str = kind, caches: str = caches) -> dict[str, Any]:
+                def measure_process(pair: int = pair, kind: str = kind, caches: str = caches) -> dict[str, Any]:
                     return run_process(["--recipe", options.recipe, *flags, "--seed", str(pair)], Path(caches), kind)
 
-                row = rows.once({"process": kind, "pair": pair}, one, harness.state_of(config, digest))
+                state = harness.state_of(config, digest)
+                row = rows.get_or_measure({"process": kind, "pair": pair}, measure_process, state)
                 processes.append(row)
-                print(
-                    f"{kind} process {pair}: {row.get('error') or format(row['process_s'], '.1f') + ' s'}", flush=True
-                )
+                outcome = row.get("error") or f"{row['process_s']:.1f} s"
+                print(f"{kind} process {pair}: {outcome}", flush=True)
 
 
 def run_process(arguments: list[str], caches: Path, kind: str) -> dict[str, Any]:
-    """One `python train_fast.py` from its start to its end. Where images would have to be fetched, theirs are kept."""
-    fetched = any(w in ("auto", "cifar10") for w in arguments) and not os.environ.get("FASTCIFAR_DATA")
-    own = [name for name in CACHES if not (fetched and name == "FASTCIFAR_CACHE")]
-    env = {**os.environ, **{name: str(caches / name.lower()) for name in own}}
+    """Runs `python train_fast.py` and times it from its start to its end.
+
+    Images that would have to be downloaded come from the usual cache, because a download would time the network.
+    """
+    downloads = any(value in ("auto", "cifar10") for value in arguments) and not os.environ.get("FASTCIFAR_DATA")
+    fresh_caches = [name for name in CACHES if not (downloads and name == "FASTCIFAR_CACHE")]
+    env = {**os.environ, **{name: str(caches / name.lower()) for name in fresh_caches}}
     out = caches / f"run-{kind}"
     command = [sys.executable, str(ROOT / "train_fast.py"), *arguments, "--out", str(out)]
-    watch = Stopwatch()
-    with watch("process"):
+    stopwatch = Stopwatch()
+    with stopwatch("process"):
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode or not (out / "model.safetensors").exists():
         return {"error": f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1][:300]}"}
     summary = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"process_s": watch.time_s["process"], "time_s": summary["time_s"], "accuracy": summary["accuracy"],
-            "fresh_caches": own if kind == "cold" else []}  # fmt: skip
+    return {"process_s": stopwatch.time_s["process"], "time_s": summary["time_s"], "accuracy": summary["accuracy"],
+            "fresh_caches": fresh_caches if kind == "cold" else []}  # fmt: skip
 
 
 def write_results(configs: dict[str, Config], runs: list[dict[str, Any]], processes: list[dict[str, Any]],
                   head: dict[str, Any], options: Options) -> None:  # fmt: skip
-    """table.md, table.json and runs.png."""
-    base = {row["seed"]: row["accuracy"] for row in runs if row["variant"] == BASE}
+    """Writes table.md, table.json and runs.png."""
+    by_variant = {name: [run for run in runs if run["variant"] == name] for name in configs}
+    by_variant = {name: variant_runs for name, variant_runs in by_variant.items() if variant_runs}
+    base = {run["seed"]: run["accuracy"] for run in by_variant.get(BASE, ())}
     table, lines = [], []
-    for name in configs:
-        mine = [row for row in runs if row["variant"] == name]
-        if not mine:
-            continue
-        entry: dict[str, Any] = {
-            "variant": name, **record.summarize_runs(mine, options.target),
-            "difference": record.interval([r["accuracy"] - base[r["seed"]] for r in mine if r["seed"] in base]),
-            "compile_s": record.interval([r["time_s"]["compile"] for r in mine]),
-            "peak_mem_mib": {k: max((r["peak_mem_mib"][k] or 0) for r in mine) for k in ("host", "device")},
-        }  # fmt: skip
+    for name, variant_runs in by_variant.items():
+        entry = summarize_variant(name, variant_runs, base, options.target)
         table.append(entry)
-        memory = " / ".join(f"{v:,.0f}" if v else "-" for v in entry["peak_mem_mib"].values())
+        memory = " / ".join(f"{mib:,.0f}" if mib else "-" for mib in entry["peak_mem_mib"].values())
         share = f"{entry['share_reached']:.0%}" if options.target else "-"
-        lines.append((name, harness.percent(entry["accuracy"]), "-" if name == BASE else
-                      harness.percent(entry["difference"]), harness.measured(entry["time_to_accuracy_s"]), share,
-                      f"{entry['epochs']:g}", f"{entry['train_pflop']:.3g}", memory, entry["n"]))  # fmt: skip
-    process_s = {kind: record.interval([r["process_s"] for r in processes if r.get("process") == kind
-                 and "process_s" in r]) for kind in ("cold", "warm")}  # fmt: skip
+        lines.append((name, harness.format_percent(entry["accuracy"]), "-" if name == BASE else
+                      harness.format_percent(entry["difference"]),
+                      harness.format_interval(entry["time_to_accuracy_s"]), share, f"{entry['epochs']:g}",
+                      f"{entry['train_pflop']:.3g}", memory, entry["n"]))  # fmt: skip
+    process_s = {kind: intervals.interval([row["process_s"] for row in processes if row.get("process") == kind
+                 and "process_s" in row]) for kind in ("cold", "warm")}  # fmt: skip
     failed = [row["error"] for row in processes if "error" in row]
-    result = {**head, "settings": [options.recipe, *options.base], "table": table, "process_s": process_s}
+    result = {**head, "settings": [options.recipe, *options.base.split()], "table": table, "process_s": process_s}
     record.write_json(options.out / "table.json", {**result, "failed": failed})
     first = runs[0]
-    note = (f"{options.recipe} with {' '.join(filter(None, options.base))}: {first['dataset']}, {first['n_train']:,} "
+    note = (f"{options.recipe} with {options.base}: {first['dataset']}, {first['n_train']:,} "
             f"training and {first['n_test']:,} test images, scale {first['scale']}, {head['device']}, "
             f"{first['precision']}, compile {first['compile']}, augmentation by {first['augment']}, "
             f"torch {head['versions']['torch']}.\n\n")  # fmt: skip
     header = ("variant", "accuracy %: mean ± std [95%]", "difference, points [95%, paired]",
               "seconds to accuracy [95%]", f"share over {options.target or 'target'}", "epochs", "PFLOP",
               "peak MiB host / card", "n")  # fmt: skip
-    whole = [(kind, harness.measured(s), s["n"]) for kind, s in process_s.items() if s["n"]]
-    text = note + harness.markdown(header, lines)
-    if whole:
-        text += "\n" + harness.markdown(("whole process", "seconds [95%]", "n"), whole)
-    (options.out / "table.md").write_text(text + "".join(f"\nfailed: {why}\n" for why in failed))
-    accuracies = {n: [100 * r["accuracy"] for r in runs if r["variant"] == n] for n in configs}
-    marks = dict.fromkeys(configs, 100 * options.target) if options.target else {}
-    seconds = {n: [to_accuracy_s(r) for r in runs if r["variant"] == n] for n in configs}
-    panels: list[harness.Panel] = [("accuracy, %", accuracies, marks), ("seconds to accuracy", seconds, {})]
-    harness.draw_panels(options.out / "runs.png", f"{options.recipe}, {head['device']}", panels, mark="target")
+    text = note + harness.markdown_table(header, lines)
+    process_lines = [(kind, harness.format_interval(stats), stats["n"]) for kind, stats in process_s.items()
+                     if stats["n"]]  # fmt: skip
+    if process_lines:
+        text += "\n" + harness.markdown_table(("whole process", "seconds [95%]", "n"), process_lines)
+    (options.out / "table.md").write_text(text + "".join(f"\nfailed: {error}\n" for error in failed))
+    draw_runs(by_variant, head["device"], options)
+
+
+def summarize_variant(
+    name: str, runs: list[dict[str, Any]], base: dict[int, float], target: float | None
+) -> dict[str, Any]:
+    """The entry of a variant in table.json. `base`: accuracy of the recipe by seed."""
+    paired = [run["accuracy"] - base[run["seed"]] for run in runs if run["seed"] in base]
+    return {
+        "variant": name, **intervals.summarize_runs(runs, target), "difference": intervals.interval(paired),
+        "compile_s": intervals.interval([run["time_s"]["compile"] for run in runs]),
+        "peak_mem_mib": {kind: max((run["peak_mem_mib"][kind] or 0) for run in runs) for kind in ("host", "device")},
+    }  # fmt: skip
+
+
+def draw_runs(by_variant: dict[str, list[dict[str, Any]]], device: str, options: Options) -> None:
+    """Draws runs.png: accuracy and seconds of every run, by variant."""
+    accuracies = {name: [100 * run["accuracy"] for run in runs] for name, runs in by_variant.items()}
+    seconds = {name: [to_accuracy_s(run) for run in runs] for name, runs in by_variant.items()}
+    targets = dict.fromkeys(by_variant, 100 * options.target) if options.target else {}
+    panels: list[harness.Panel] = [("accuracy, %", accuracies, targets), ("seconds to accuracy", seconds, {})]
+    harness.draw_panels(options.out / "runs.png", f"{options.recipe}, {device}", panels, mark="target")
 
 
 if __name__ == "__main__":

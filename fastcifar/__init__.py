@@ -1,3 +1,37 @@
-"""fastcifar: train a CIFAR-10 network to 94% in the fewest epochs and seconds, and keep what was trained."""
+"""fastcifar: train a CIFAR-10 network to 94% in the fewest epochs and seconds, and keep what was trained.
 
-__version__ = "0.1.0"
+    import fastcifar
+    result = fastcifar.train("speedrun94", epochs=10)
+    names, probabilities = result.model.predict(images)
+
+The names below are imported when they are first used, so that importing the package takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcifar.config import Config
+    from fastcifar.data.dataset import Dataset
+    from fastcifar.recipes import RECIPES
+    from fastcifar.runs.classifier import Classifier, load
+    from fastcifar.runs.observers import Observer
+    from fastcifar.training.api import Result, evaluate, fit, train
+    from fastcifar.training.state import Diverged
+
+__version__ = "0.2.0"
+__all__ = ["RECIPES", "Classifier", "Config", "Dataset", "Diverged", "Observer", "Result", "evaluate", "fit", "load",
+           "train"]  # fmt: skip
+_HOMES = {
+    "Config": "config", "RECIPES": "recipes", "Dataset": "data.dataset", "Classifier": "runs.classifier",
+    "load": "runs.classifier", "Observer": "runs.observers", "Result": "training.api", "evaluate": "training.api",
+    "fit": "training.api", "train": "training.api", "Diverged": "training.state",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fastcifar.{_HOMES[name]}"), name)

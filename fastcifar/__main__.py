@@ -1,7 +1,7 @@
-"""`python -m fastcifar schedule|predict|doctor`, where the `fastcifar` command is not installed."""
+"""`python -m fastcifar train|schedule|predict|doctor`, where the `fastcifar` command is not installed."""
 
 import sys
 
-from fastcifar.cli import main
+from fastcifar.cli.main import main
 
 sys.exit(main())

@@ -1,203 +1,290 @@
-"""Learning rate and momentum as a table with a row per optimizer step, made before training by torch's own schedulers.
+"""Learning-rate schedules as values: each holds its parameters, its interval and makes torch's scheduler for them.
 
-Whether a schedule moves per step or per epoch belongs to the schedule (`RULES`), so it cannot be stepped at the wrong
-interval. The step reads row t: no hidden counter, nothing to resume, drawn before a second is spent. The one exception
-is ReduceLROnPlateau, which needs a metric: its rows to come are rewritten at the end of each epoch (`end_epoch`).
+Whether a schedule moves once a step or once an epoch belongs to the schedule, so it cannot be stepped at the wrong
+interval. A config holds one of these values; `fastcifar.optim.schedule_table` turns it into the table that the
+training step reads. To add a schedule, write one class here and name it in `SCHEDULES`.
 
-Sources: OneCycle with momentum cycling, Smith and Topin 2018 (arXiv:1708.07120); warm restarts, Loshchilov and Hutter
-2017 (arXiv:1608.03983); cyclical, Smith 2017 (arXiv:1506.01186); constant or annealed averaging tail, Izmailov et al.
-2018 (arXiv:1803.05407).
+Sources: OneCycle with momentum cycling, Smith and Topin 2018 (arXiv:1708.07120); cosine and warm restarts, Loshchilov
+and Hutter 2017 (arXiv:1608.03983); cyclical, Smith 2017 (arXiv:1506.01186).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
-from torch.optim import SGD, Optimizer, lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
-from fastcifar.config import Config
+from fastcifar.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Part, Range, setting
 
 Interval = Literal["step", "epoch"]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A torch scheduler and the interval at which it is meant to be stepped.
+class Span:
+    """The part of a run that a schedule covers: all of it, or all before the averaging tail."""
 
-    `build(optimizer, config, count)` gets the number of intervals (steps or epochs) that the schedule has to span.
-    """
+    count: int
+    """Number of intervals (steps or epochs, see `Schedule.interval`)."""
+    run_epochs: float
+    """Epochs of the whole run, the averaging tail included."""
+    tail_lr: float | None = None
+    """Learning rate of the averaging tail that follows; None without a tail."""
 
-    per: Interval
-    build: Callable[[Optimizer, Config, int], Any]
-
-
-def own_rule(factor: Callable[[int], float], per: Interval = "epoch") -> Rule:
-    """A schedule of your own: lr_peak * factor(step or epoch), through torch's LambdaLR."""
-    return Rule(per, lambda optimizer, config, count: lr_scheduler.LambdaLR(optimizer, factor))
-
-
-def _whole_epochs(config: Config, when: float) -> int:
-    return max(1, math.floor(config.at(when) + 1e-9))
+    def whole_epochs(self, when: float) -> int:
+        """A point of the run (a fraction below 1, else an epoch) as a number of whole epochs, at least 1."""
+        return max(1, math.floor(epoch_of(when, self.run_epochs) + 1e-9))
 
 
-def _onecycle(optimizer: Optimizer, config: Config, count: int) -> Any:
-    first_lr = config.lr_peak / config.div_factor
-    final_div = config.final_div_factor
-    if final_div is None:  # with a tail the cycle ends where the tail goes on: no jump
-        final_div = first_lr / config.swa_lr if config.swa_start is not None and config.swa_lr > 0 else 1e4
-        final_div = final_div or 1e4  # lr_peak 0: all of the cycle is 0, whatever it is divided by
-    pct_start = config.pct_start
-    if pct_start * count == 1:  # torch divides by zero when the rise is one step exactly (seen in 2.15)
-        pct_start *= 1 + 1e-14
-    return lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.lr_peak, total_steps=count, pct_start=pct_start,
-        anneal_strategy=config.anneal_strategy, cycle_momentum=config.cycle_momentum,
-        base_momentum=config.momentum_min, max_momentum=config.momentum_max,
-        div_factor=config.div_factor, final_div_factor=final_div,
-    )  # fmt: skip
+def epoch_of(when: float, run_epochs: float) -> float:
+    """Epoch of a point that is given as a fraction of the run (below 1) or as an epoch (from 1 up)."""
+    return when * run_epochs if when < 1 else when
 
 
-def _multistep(optimizer: Optimizer, config: Config, count: int) -> Any:
-    milestones = [_whole_epochs(config, m) for m in config.milestones]
-    return lr_scheduler.MultiStepLR(optimizer, milestones=milestones, gamma=config.gamma)
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Part, ABC):
+    """What all schedules share. Raises ValueError, naming the flag, when a value makes no sense."""
+
+    name: ClassVar[str]
+    interval: ClassVar[Interval]
+    peak: float = setting(within=AT_LEAST_0, flag="lr_peak")
+    """Largest learning rate; the first one in schedules that start at their largest."""
+
+    @abstractmethod
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> Any:
+        """torch's scheduler over `span`, for an optimizer that was made with `peak` as its learning rate."""
+
+    @property
+    def cycles_momentum(self) -> bool:
+        """Whether the schedule sets the momentum, too."""
+        return False
 
 
-def _cyclic(optimizer: Optimizer, config: Config, count: int) -> Any:
-    return lr_scheduler.CyclicLR(
-        optimizer, base_lr=config.base_lr, max_lr=config.lr_peak, step_size_up=max(1, count // (2 * config.cycles)),
-        mode=config.cyclic_mode, gamma=config.cyclic_gamma, cycle_momentum=config.cycle_momentum,
-        base_momentum=config.momentum_min, max_momentum=config.momentum_max,
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Schedule):
+    """One rise to the peak and one fall; the momentum moves against the learning rate."""
+
+    name = "onecycle"
+    interval = "step"
+    rise: float = setting(0.3, FRACTION, "pct_start")
+    """Fraction of the cycle spent rising."""
+    momentum_max: float = setting(0.95, FRACTION)
+    """Momentum at the smallest learning rate."""
+    momentum_min: float = setting(0.85, FRACTION)
+    """Momentum at the largest learning rate."""
+    cycle_momentum: bool = True
+    """Cycle the momentum against the learning rate."""
+    anneal: Literal["cos", "linear"] = setting("cos", flag="anneal_strategy")
+    """Shape of both halves."""
+    div_factor: float = setting(25.0, ABOVE_0)
+    """Peak / first learning rate."""
+    final_div_factor: float | None = setting(None, ABOVE_0)
+    """First / last learning rate; None: 1e4, or the value that ends the cycle at the tail's learning rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_momenta(self.momentum_min, self.momentum_max)
+
+    @property
+    def cycles_momentum(self) -> bool:
+        return self.cycle_momentum
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.OneCycleLR:
+        first_lr = self.peak / self.div_factor
+        final_div = self.final_div_factor
+        if final_div is None and span.tail_lr:
+            final_div = first_lr / span.tail_lr  # 0 where the peak is 0: then any factor does
+        rise = self.rise
+        if rise * span.count == 1:  # torch divides by zero when the rise is one step exactly (seen in 2.15)
+            rise *= 1 + 1e-14
+        return lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.peak, total_steps=span.count, pct_start=rise, anneal_strategy=self.anneal,
+            cycle_momentum=self.cycle_momentum, base_momentum=self.momentum_min, max_momentum=self.momentum_max,
+            div_factor=self.div_factor, final_div_factor=final_div or 1e4,
+        )  # fmt: skip
 
 
-RULES: dict[str, Rule] = {
-    "onecycle": Rule("step", _onecycle),
-    "cyclic": Rule("step", _cyclic),
-    "linear": Rule("step", lambda o, c, n: lr_scheduler.LinearLR(o, 1.0, c.end_factor, total_iters=n)),
-    "constant": Rule("epoch", lambda o, c, n: lr_scheduler.ConstantLR(o, factor=1.0)),
-    "multistep": Rule("epoch", _multistep),
-    "step": Rule("epoch", lambda o, c, n: lr_scheduler.StepLR(o, _whole_epochs(c, c.step_size), gamma=c.gamma)),
-    "cosine": Rule("epoch", lambda o, c, n: lr_scheduler.CosineAnnealingLR(o, T_max=n, eta_min=c.eta_min)),
-    "restarts": Rule("epoch", lambda o, c, n: lr_scheduler.CosineAnnealingWarmRestarts(
-        o, T_0=_whole_epochs(c, c.t_0), T_mult=c.t_mult, eta_min=c.eta_min)),
-    "plateau": Rule("epoch", lambda o, c, n: lr_scheduler.ReduceLROnPlateau(
-        o, mode="max", factor=c.factor, patience=c.patience)),
-}  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(Schedule):
+    """The learning rate drops at given points."""
+
+    name = "multistep"
+    interval = "epoch"
+    milestones: tuple[float, ...] = (0.5, 0.8)
+    """Where the learning rate drops (fractions below 1, else epochs)."""
+    gamma: float = setting(0.1, UP_TO_1)
+    """Factor of each drop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if list(self.milestones) != sorted(self.milestones) or any(m <= 0 for m in self.milestones):
+            raise ValueError(f"milestones {self.milestones} must be positive and in increasing order")
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.MultiStepLR:
+        epochs = [span.whole_epochs(milestone) for milestone in self.milestones]
+        return lr_scheduler.MultiStepLR(optimizer, milestones=epochs, gamma=self.gamma)
 
 
-def _throwaway(config: Config) -> SGD:
-    return SGD([torch.zeros(1, requires_grad=True)], lr=config.lr_peak, momentum=config.momentum)
+@dataclass(frozen=True, kw_only=True)
+class Step(Schedule):
+    """The learning rate drops at equal distances."""
+
+    name = "step"
+    interval = "epoch"
+    step_size: float = setting(0.3, ABOVE_0)
+    """Distance between drops (fraction below 1, else epochs)."""
+    gamma: float = setting(0.1, UP_TO_1)
+    """Factor of each drop."""
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.StepLR:
+        return lr_scheduler.StepLR(optimizer, span.whole_epochs(self.step_size), gamma=self.gamma)
 
 
-@dataclass
-class Schedule:
-    """Rows of (learning rate, momentum) for each step of a run.
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Half a cosine from the peak to the smallest learning rate."""
 
-    table: [num_steps, 2] f64 on the CPU. tail_step: first step of the SWA tail, num_steps when there is none.
-    """
+    name = "cosine"
+    interval = "epoch"
+    eta_min: float = setting(0.0, AT_LEAST_0)
+    """Smallest learning rate."""
 
-    table: torch.Tensor
-    tail_step: int
-
-    def end_epoch(self, next_step: int, metric: float) -> None:
-        """Called after each epoch with the held-out accuracy. A table made beforehand has nothing to learn from it."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs; plain containers and tensors."""
-        return {"table": self.table}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from `state()`."""
-        self.table = state["table"].clone()  # longer than ours where the run was extended
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingLR:
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=span.count, eta_min=self.eta_min)
 
 
-class PlateauSchedule(Schedule):
-    """ReduceLROnPlateau: the rows of the epochs to come are rewritten when an epoch's accuracy is known."""
+@dataclass(frozen=True, kw_only=True)
+class WarmRestarts(Schedule):
+    """Cosines that start again at the peak, each longer than the one before."""
 
-    def __init__(self, table: torch.Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
-        super().__init__(table, tail_step)
-        self.config, self.steps_per_epoch = config, steps_per_epoch
-        self.optimizer = _throwaway(config)
-        self.torch_scheduler = RULES["plateau"].build(self.optimizer, config, 0)
+    name = "restarts"
+    interval = "epoch"
+    eta_min: float = setting(0.0, AT_LEAST_0)
+    """Smallest learning rate."""
+    t_0: float = setting(1 / 3, ABOVE_0)
+    """Length of the first cycle (fraction below 1, else epochs)."""
+    t_mult: int = setting(2, ABOVE_0)
+    """Growth of each next cycle."""
 
-    def end_epoch(self, next_step: int, metric: float) -> None:
-        self.torch_scheduler.step(metric)
-        if next_step < self.tail_step:
-            self.table[next_step : self.tail_step, 0] = self.optimizer.param_groups[0]["lr"]
-            _write_tail(self.table, self.tail_step, self.config, self.steps_per_epoch)
-
-    def state(self) -> dict[str, Any]:
-        return {"table": self.table, "plateau": self.torch_scheduler.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        super().load(state)
-        self.torch_scheduler.load_state_dict(state["plateau"])
-        self.optimizer.param_groups[0]["lr"] = state["plateau"]["_last_lr"][0]
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingWarmRestarts:
+        first = span.whole_epochs(self.t_0)
+        return lr_scheduler.CosineAnnealingWarmRestarts(
+            optimizer, T_0=first, T_mult=self.t_mult, eta_min=self.eta_min
+        )  # fmt: skip
 
 
-def make_schedule(config: Config, steps_per_epoch: int, rule: Rule | None = None) -> Schedule:
-    """The table of a whole run; `rule` overrides `config.schedule`. Rows before the tail are torch's own."""
-    num_steps = count_steps(config.epochs, steps_per_epoch)
-    tail_step = num_steps
-    if config.swa_start is not None:
-        tail_step = min(num_steps, round(config.at(config.swa_start) * steps_per_epoch))
-    rule = rule or RULES[config.schedule]
-    table = torch.empty(num_steps, 2, dtype=torch.float64)
-    table[:tail_step] = _cycle_rows(config, rule, tail_step, steps_per_epoch)
-    _write_tail(table, tail_step, config, steps_per_epoch)
-    if rule is RULES["plateau"]:
-        return PlateauSchedule(table, tail_step, config, steps_per_epoch)
-    return Schedule(table, tail_step)
+@dataclass(frozen=True, kw_only=True)
+class Cyclic(Schedule):
+    """Triangles between the smallest learning rate and the peak; the momentum moves against the learning rate."""
+
+    name = "cyclic"
+    interval = "step"
+    base_lr: float = setting(0.001, AT_LEAST_0)
+    """Smallest learning rate."""
+    cycles: int = setting(5, ABOVE_0)
+    """Triangles over the run, equal in length."""
+    momentum_max: float = setting(0.95, FRACTION)
+    """Momentum at the smallest learning rate."""
+    momentum_min: float = setting(0.85, FRACTION)
+    """Momentum at the largest learning rate."""
+    cycle_momentum: bool = True
+    """Cycle the momentum against the learning rate."""
+    mode: Literal["triangular", "triangular2", "exp_range"] = setting("triangular", flag="cyclic_mode")
+    """How the peaks change."""
+    gamma: float = setting(0.9999, UP_TO_1, "cyclic_gamma")
+    """exp_range: the factor per step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_momenta(self.momentum_min, self.momentum_max)
+
+    @property
+    def cycles_momentum(self) -> bool:
+        return self.cycle_momentum
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CyclicLR:
+        return lr_scheduler.CyclicLR(
+            optimizer, base_lr=self.base_lr, max_lr=self.peak, step_size_up=max(1, span.count // (2 * self.cycles)),
+            mode=self.mode, gamma=self.gamma, cycle_momentum=self.cycle_momentum, base_momentum=self.momentum_min,
+            max_momentum=self.momentum_max,
+        )  # fmt: skip
 
 
-def _write_tail(table: torch.Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
-    """Joins the averaging tail on to the cycle's last row, in place."""
-    last_lr, last_momentum = table[tail_step - 1].tolist() if tail_step else (config.swa_lr, config.momentum)
-    anneal_steps = round(config.at(config.swa_anneal) * steps_per_epoch)
-    for t in range(tail_step, len(table)):  # k-th of the anneal steps is k / anneal_steps of the way
-        way = min(1.0, (t - tail_step + 1) / anneal_steps) if anneal_steps else 1.0
-        table[t, 0] = config.swa_lr if way == 1.0 else last_lr + (config.swa_lr - last_lr) * way
-    table[tail_step:, 1] = last_momentum if config.swa_momentum is None else config.swa_momentum
+@dataclass(frozen=True, kw_only=True)
+class Plateau(Schedule):
+    """The learning rate drops when the held-out accuracy has not risen for some epochs."""
+
+    name = "plateau"
+    interval = "epoch"
+    factor: float = setting(0.1, FRACTION)
+    """Factor of each drop."""
+    patience: int = setting(3, AT_LEAST_0)
+    """Epochs without improvement before a drop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor == 0:
+            raise ValueError("factor is 0; it must be in (0, 1)")
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.ReduceLROnPlateau:
+        return lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=self.factor, patience=self.patience)
 
 
-def _cycle_rows(config: Config, rule: Rule, num_steps: int, steps_per_epoch: int) -> torch.Tensor:
-    """[num_steps, 2] f64, read off a throwaway optimizer while torch's scheduler is stepped as documented."""
-    if num_steps == 0:
-        return torch.empty(0, 2, dtype=torch.float64)
-    count = num_steps if rule.per == "step" else math.ceil(num_steps / steps_per_epoch)
-    optimizer = _throwaway(config)
-    group = optimizer.param_groups[0]
-    scheduler = rule.build(optimizer, config, count)
-    rows = []
-    with warnings.catch_warnings():  # torch wants optimizer.step() in between; there is nothing to optimize here
-        warnings.simplefilter("ignore")
-        for i in range(count):
-            rows.append((float(group["lr"]), float(group["momentum"])))
-            if i + 1 < count and not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-                scheduler.step()
-    table = torch.tensor(rows, dtype=torch.float64)
-    return table if rule.per == "step" else table.repeat_interleave(steps_per_epoch, 0)[:num_steps]
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The same learning rate all along."""
+
+    name = "constant"
+    interval = "epoch"
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.ConstantLR:
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def count_steps(epochs: float, steps_per_epoch: int) -> int:
-    """The one converter: users give epochs, schedules count optimizer steps."""
-    return max(1, round(epochs * steps_per_epoch))
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    """A straight line from the peak to the last learning rate."""
+
+    name = "linear"
+    interval = "step"
+    end_factor: float = setting(0.0, AT_LEAST_0)
+    """Last learning rate / peak."""
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LinearLR:
+        return lr_scheduler.LinearLR(optimizer, 1.0, self.end_factor, total_iters=span.count)
 
 
-def extend(schedule: Schedule, config: Config, steps_per_epoch: int) -> Schedule:
-    """A longer run: rows already there stay, and the tail goes on at its last row. ValueError without a tail."""
-    if config.extend_epochs is None:
-        return schedule
-    num_steps, had = count_steps(config.extend_epochs, steps_per_epoch), len(schedule.table)
-    if num_steps < had:
-        raise ValueError(f"extend_epochs {config.extend_epochs:g} is shorter than the run it extends ({had} steps)")
-    if schedule.tail_step >= had:
-        raise ValueError("this run has no averaging tail: its schedule ended, so more epochs would train at its last "
-                         "learning rate; start a new run with --epochs instead")  # fmt: skip
-    schedule.table = torch.cat([schedule.table, schedule.table[-1:].expand(num_steps - had, 2)])
-    return schedule
+@dataclass(frozen=True, kw_only=True)
+class PerStep(Schedule):
+    """Your own schedule: peak * factor(step), by torch's LambdaLR. From Python only, and not resumable."""
+
+    name = "per-step"
+    interval: ClassVar[Interval] = "step"
+    factor: Callable[[int], float] = setting(within=Range("a function of a number", callable))
+    """Learning rate / peak at a step (from 0)."""
+
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LambdaLR:
+        return lr_scheduler.LambdaLR(optimizer, self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerEpoch(PerStep):
+    """As `PerStep`: peak * factor(epoch)."""
+
+    name = "per-epoch"
+    interval = "epoch"
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    schedule.name: schedule
+    for schedule in (OneCycle, MultiStep, Step, Cosine, WarmRestarts, Cyclic, Plateau, Constant, Linear)
+}
+"""Schedules by the name that `--schedule` takes."""
+
+
+def _check_momenta(smallest: float, largest: float) -> None:
+    if smallest > largest:
+        raise ValueError(f"momentum_min {smallest} is above momentum_max {largest}")

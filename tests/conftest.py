@@ -1,38 +1,57 @@
 """What several tests share: a set of a few images, a network of a few channels, a run that ends in a second."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fastcifar import machine, model
-from fastcifar.config import Config
-from fastcifar.data import Dataset
-from fastcifar.job import Job, prepare
-from fastcifar.progress import Lines
+from bench import processes
+from fastcifar.cli import train as command
+from fastcifar.cli.progress import Handler, Lines, shown
+from fastcifar.config import Augment, Config, Machine, Model, Optimizer, Tail
+from fastcifar.data.dataset import Dataset
+from fastcifar.models import resnet9
+from fastcifar.runs.observers import Observer, Progress, Result
+from fastcifar.schedules import OneCycle
+from fastcifar.settings import with_settings
+from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.loop import train
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import Task, make_task
 
 torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other, on a busy machine long
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-
-PLAIN: dict[str, Any] = {
-    "optimizer": "sgd", "lr_peak": 1.0, "momentum": 0.9, "weight_decay": 5e-4, "bias_lr_scale": 1.0,
-    "head_lr_scale": 1.0, "label_smoothing": 0.1, "low_res_px": 32, "low_res_until": 0.0, "pct_start": 0.3,
-    "momentum_min": 0.85, "momentum_max": 0.95, "anneal_strategy": "cos", "div_factor": 25.0, "swa_lr": 0.2,
-    "swa_every": None, "tta": "none", "tta_share": 1.0, "activation": "relu", "crop_pad_px": 2,
-}  # fmt: skip
+PLAIN = Config(
+    epochs=30,
+    augment=Augment(crop_pad_px=2, mirror="alternating"),
+    optimizer=Optimizer(name="sgd", batch_size=500, momentum=0.9, weight_decay=5e-4, label_smoothing=0.1),
+    schedule=OneCycle(peak=1.0),
+    tail=Tail(start=2 / 3, lr=0.2),
+)
 """Nesterov SGD and torch's own OneCycle: a recipe that is tuned anew changes no test of the machinery."""
 
+QUICK = replace(
+    with_settings(PLAIN, batch_size=32, lr_peak=0.5, epochs=3, checkpoint_every=1),
+    model=Model(scale="small"),
+    machine=Machine(device="cpu", precision="fp32", compile="off", executor="torch"),
+)
+"""Ends in a second on the CPU."""
 
-def make_config(**knobs: Any) -> Config:
-    return Config(**PLAIN | knobs)
+
+def make_config(**settings: Any) -> Config:
+    """`PLAIN` with other settings, by flag."""
+    return with_settings(PLAIN, **settings)
 
 
 class Recorder(Lines):
-    """Keeps what a run says, and knows which step it is at."""
+    """Keeps what a run prints, and knows which step it is at."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -41,8 +60,8 @@ class Recorder(Lines):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def step(self, step: int) -> None:
-        self.now = step
+    def on_step(self, run: Progress) -> None:
+        self.now = run.step
 
 
 def make_dataset(n_train: int = 256, n_test: int = 80, seed: int = 0) -> Dataset:
@@ -67,22 +86,45 @@ def dataset() -> Dataset:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network with 8 channels, so that a step takes milliseconds."""
-    monkeypatch.setitem(model.WIDTHS, "small", (8, 8, 8, 8))
+    monkeypatch.setitem(resnet9.WIDTHS, "small", (8, 8, 8, 8))
 
 
 @pytest.fixture
-def make_job(tiny_network: None, dataset: Dataset) -> Callable[..., Job]:
-    """Job of a run on the CPU; keywords are Config fields, save `data_set`, `out` and `stop`, which are Job's."""
+def make_quick_task(tiny_network: None, dataset: Dataset) -> Callable[..., Task]:
+    """Task of a run on the CPU; keywords are settings by flag, save `data_set`."""
 
-    def make(data_set: Dataset = dataset, out: Any = None, **knobs: Any) -> Job:
-        plain: dict[str, Any] = {
-            "device": "cpu", "precision": "fp32", "scale": "small", "compile": "off", "augment": "torch",
-            "batch_size": 32, "lr_peak": 0.5, "epochs": 3, "checkpoint_every": 1,
-        }  # fmt: skip
-        config = make_config(**plain | knobs)
-        return prepare(config, data_set, machine.choose(config), progress=Recorder(), out=out)
+    def make(data_set: Dataset = dataset, **settings: Any) -> Task:
+        config = with_settings(QUICK, **settings)
+        return make_task(config, data_set, choose_hardware(config))
 
     return make
+
+
+class FakeSignals(Observer):
+    """Stands in for Signals: `stop` says which signal has arrived, if any."""
+
+    def __init__(self, stop: Callable[[], int | None]) -> None:
+        self.stop = stop
+
+    def __call__(self) -> int | None:
+        return self.stop()
+
+
+def train_in_folder(
+    task: Task, out: Path | None = None, stop: Callable[[], int | None] = lambda: None, progress: Recorder | None = None
+) -> Result:
+    """Trains as the command line does, with the files of the run in `out` and what it prints in `progress`."""
+    signals: Any = FakeSignals(stop)
+    with shown(progress or Recorder()) as recorder:
+        return train(task, [recorder, *command.run_observers(task, out, signals)], Stopwatch(task.hardware.device))
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Messages of the fastcifar logger."""
+    with shown(Recorder()) as recorder:
+        yield recorder.lines  # type: ignore[attr-defined]
+    assert not any(isinstance(handler, Handler) for handler in logging.getLogger("fastcifar").handlers)
 
 
 @pytest.fixture
@@ -102,3 +144,38 @@ def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+# The command line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny_network):
+    """Runs are made in a folder of their own, on one thread, and leave nothing behind in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_fast.py"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """Flags of a run of two epochs of eight steps."""
+    below = tmp_path_factory.mktemp("images")
+    images = processes.write_images(below / "x.npz")
+    return [*processes.FLAGS, "--data", str(images), "--cache-dir", str(below), "--epochs", "2", "--swa-start", "0.5"]
+
+
+@pytest.fixture
+def call(capfd):
+    """Exit code, lines of stdout, lines of stderr."""
+
+    def main(*argv):
+        code = command.main(list(argv))
+        said = capfd.readouterr()
+        return code, said.out.splitlines(), said.err.splitlines()
+
+    return main

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar import entry
+from fastcifar.cli import train as command
+from fastcifar.cli.errors import DONE
 from fastcifar.recipes import RECIPES
-from fastcifar.schedules import RULES
+from fastcifar.schedules import SCHEDULES
 
 SETTINGS = ["--data", "synthetic", "--subset", "100", "--batch-size", "50", "--epochs", "2", "--device", "cpu",
             "--precision", "fp32"]  # fmt: skip  # bf16 takes ten times as long where a CPU has to emulate it
-CASES = [["--schedule", name, *(["--val-split", "0.1"] if name == "plateau" else [])] for name in RULES]
+CASES = [["--schedule", name, *(["--val-split", "0.1"] if name == "plateau" else [])] for name in SCHEDULES]
 CASES += [["--recipe", name] for name in RECIPES] + [["--norm", "gn-ws"], ["--optimizer", "sgd"]]
 
 
 @pytest.mark.parametrize("flags", CASES, ids=" ".join)
 def test_it_runs_by_name(flags: list[str], tmp_path: Path, tiny_network: None) -> None:
     out = tmp_path / "run"
-    assert entry.main([*SETTINGS, *flags, "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]) == entry.DONE
+    assert command.main([*SETTINGS, *flags, "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]) == DONE
     assert (out / "summary.json").exists() and (out / "curves.png").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import subject
 import torch
-from observe import card, make_job, watch_run
+from observe import card, make_task, messages, watch_run
 from torch import Tensor
 
 Spoil = Callable[[Tensor], None]
@@ -24,7 +24,7 @@ def tensors_of(state: subject.State) -> dict[str, Tensor]:
         for j, group in enumerate(optimizer.param_groups)
         for k, p in enumerate(group["params"])
     }
-    return {**state.model.state_dict(), **momenta, **{f"mean {n}": v for n, v in state.mean.mean.items()},
+    return {**state.model.state_dict(), **momenta, **{f"mean {n}": v for n, v in state.average.mean.items()},
             "loss_sum": state.loss_sum}  # fmt: skip
 
 
@@ -61,18 +61,18 @@ class Changing:
         return self.state.model(x)
 
 
-def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **knobs: Any) -> dict[str, Any]:
+def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **settings: Any) -> dict[str, Any]:
     """Makes the step with `spoil` at work; what the state then is, and what steps after it do."""
-    job = make_job(low_res_px=24, low_res_until=0.5, scale="small", **knobs)
-    state = subject.start(job)
+    task = make_task(low_res_px=24, low_res_until=0.5, scale="small", **settings)
+    state = subject.start_state(task)
     state.model.eval()
     tensors = tensors_of(state)
     fill_with_noise(tensors, seed=1)
-    state.mean.count = 3
+    state.average.count = 3
     expected, stream = values(tensors), torch.cuda.current_stream()
     before()
-    with card.counting() as while_recording:
-        step = subject.make_step(job, state, Changing(state, spoil))
+    with messages() as said, card.counting() as while_recording:
+        step = subject.make_step(task, state, Changing(state, spoil))
     card.fail_allocations(False)
     card.fail_captured_launch(0)
     found = values(tensors)
@@ -86,22 +86,21 @@ def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **knobs: 
         "stream_kept": torch.cuda.current_stream() == stream,
         "capturing": torch.cuda.is_current_stream_capturing(),
         "training": state.model.training,
-        "count": state.mean.count,
+        "count": state.average.count,
         "step": state.step,
-        "said": job.progress.lines,  # type: ignore[attr-defined]
+        "said": said,
         "while_recording": while_recording,
     }
-    return told | {"then": go_on(job, state)}
+    return told | {"then": go_on(task, state)}
 
 
-def go_on(job: subject.Job, state: subject.State) -> dict[str, Any]:
+def go_on(task: subject.Task, state: subject.State) -> dict[str, Any]:
     """Two plain steps after a recording that failed: what they count, and how many weights have no gradient left."""
-    step = subject.Step(job, state, state.model)
+    step = subject.Step(task, state, state.model)
     state.model.train()
     step.begin_epoch()
-    plan = subject.draw_plan(job.config, job.num_train, 0)
     with card.counting() as counted:
-        for _, (x, y) in zip(range(2), job.executor.epoch(plan), strict=False):
+        for _, (x, y) in zip(range(2), task.executor.epoch(task.plan(0)), strict=False):
             step(x, y)
             state.step += 1
     return counted
@@ -158,7 +157,7 @@ def run_whose_recording_fails() -> dict[str, Any]:
     """Trains to its end with the plain step."""
     card.fail_captured_launch(100)
     try:
-        return watch_run(make_job())
+        return watch_run(make_task())
     finally:
         card.fail_captured_launch(0)
 
@@ -168,8 +167,8 @@ def run_whose_recording_fails() -> dict[str, Any]:
 
 def recording_on_the_cpu(fail_at: int) -> dict[str, Any]:
     """The same by a recorder that runs the work, then fails at its n-th image size: real kernels, real changes."""
-    job = make_job(device="cpu", precision="fp32", scale="small", low_res_px=24, low_res_until=0.5)
-    state = subject.start(job)
+    task = make_task(device="cpu", precision="fp32", scale="small", low_res_px=24, low_res_until=0.5)
+    state = subject.start_state(task)
     tensors = tensors_of(state)
     expected, calls = values(tensors), iter(range(1, 9))
 
@@ -181,7 +180,7 @@ def recording_on_the_cpu(fail_at: int) -> dict[str, Any]:
 
     failed = False
     try:
-        subject.GraphedStep(job, state, state.model, recorder)
+        subject.GraphedStep(task, state, state.model, recorder)
     except RuntimeError:
         failed = True
     found = values(tensors)

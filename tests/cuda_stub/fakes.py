@@ -12,11 +12,11 @@ from typing import Any
 import subject
 import torch
 import torch.nn.functional as F
-from observe import Layouts, make_job
+from observe import Layouts, make_task
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-SIDES = (22, 32)
+SIZES = (22, 32)
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -27,34 +27,36 @@ def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                 tensors[name] = mode.from_tensor(tensor) if tensor is not None else None
 
 
-def fake_batch(side: int, dtype: torch.dtype, device: str = "cuda") -> tuple[Tensor, Tensor]:
-    x = torch.empty(20, 3, side, side, device=device, dtype=dtype, memory_format=torch.channels_last)
+def fake_batch(size: int, dtype: torch.dtype, device: str = "cuda") -> tuple[Tensor, Tensor]:
+    x = torch.empty(20, 3, size, size, device=device, dtype=dtype, memory_format=torch.channels_last)
     return x, torch.zeros(20, dtype=torch.long, device=device)
 
 
-def steps(spoil: Callable[[nn.Module], None] | None = None, batch_device: str = "cuda", **knobs: Any) -> dict[str, Any]:
+def steps(
+    spoil: Callable[[nn.Module], None] | None = None, batch_device: str = "cuda", **settings: Any
+) -> dict[str, Any]:
     """A step of each image size, rates as tensors. `spoil` may put a fault into the network."""
-    job = make_job(**knobs)
-    model = subject.network(job.config, 10).to("cuda").train()
+    task = make_task(**settings)
+    model = subject.plain_network(task).to("cuda").train()
     if spoil:
         spoil(model)
     mode = FakeTensorMode()
     make_fake(model, mode)
     with mode, Layouts() as layouts:
-        optimizers = subject.make_optimizers(model, job.config, subject.can_be_recorded(job))
-        for side in SIDES:
-            x, y = fake_batch(side, job.machine.dtype, batch_device)
+        optimizers = subject.make_optimizers(model, task.config, subject.can_be_recorded(task))
+        for size in SIZES:
+            x, y = fake_batch(size, task.hardware.dtype, batch_device)
             lr, momentum = torch.zeros(2, device="cuda").unbind()
-            with subject.autocast(job.machine):
+            with subject.autocast(task.hardware):
                 logits = model(x)
-            F.cross_entropy(logits, y, label_smoothing=job.config.label_smoothing).backward()
-            if subject.can_be_recorded(job):
+            F.cross_entropy(logits, y, label_smoothing=task.config.optimizer.label_smoothing).backward()
+            if subject.can_be_recorded(task):
                 subject.set_row(optimizers, lr, momentum)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
     return {
-        "dtype": str(job.machine.dtype).removeprefix("torch."),
+        "dtype": str(task.hardware.dtype).removeprefix("torch."),
         "layouts": layouts.seen,
         "weights": sorted({p.device.type for p in model.parameters()}),
     }

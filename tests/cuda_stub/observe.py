@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -30,8 +30,8 @@ def make_dataset(n_train: int = 60, n_test: int = 20) -> subject.Dataset:
     return subject.Dataset("noise", CLASSES, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.25,) * 3, "digest")
 
 
-class Said(subject.Lines):
-    """Keeps what a run says."""
+class Messages(subject.Lines):
+    """Keeps what a run prints."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -40,16 +40,23 @@ class Said(subject.Lines):
         self.lines.append(line)
 
 
-def make_config(recipe: str, optimizer: str | None = None, **knobs: Any) -> subject.Config:
+@contextmanager
+def messages() -> Iterator[list[str]]:
+    """The list gets every message of fastcifar's logger."""
+    with subject.shown(Messages()) as kept:
+        yield kept.lines  # type: ignore[attr-defined]
+
+
+def make_config(recipe: str, optimizer: str | None = None, **settings: Any) -> subject.Config:
     config = subject.RECIPES[recipe]
     if optimizer:
-        config = subject.with_optimizer(config, optimizer)  # type: ignore[arg-type]
-    return replace(config, **TINY | knobs)
+        config = subject.with_optimizer(config, optimizer)
+    return subject.with_settings(config, **TINY | settings)
 
 
-def make_job(recipe: str = "speedrun94", optimizer: str | None = None, **knobs: Any) -> subject.Job:
-    config = make_config(recipe, optimizer, **knobs)
-    return subject.prepare(config, make_dataset(), subject.choose_machine(config), progress=Said())
+def make_task(recipe: str = "speedrun94", optimizer: str | None = None, **settings: Any) -> subject.Task:
+    config = make_config(recipe, optimizer, **settings)
+    return subject.make_task(config, make_dataset(), subject.choose_hardware(config))
 
 
 class Watched:
@@ -62,10 +69,10 @@ class Watched:
         self.inner, self.sync_is_error = inner, sync_is_error
         self.epochs: list[dict[str, Any]] = []
 
-    def epoch(self, plan: subject.EpochPlan, side_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch: dict[str, Any] = {"side": side_px, "trains": torch.is_grad_enabled(), "batches": [], "steps": []}
+    def epoch(self, plan: subject.EpochPlan, size_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch: dict[str, Any] = {"size": size_px, "trains": torch.is_grad_enabled(), "batches": [], "steps": []}
         self.epochs.append(epoch)
-        batches = self.inner.epoch(plan, side_px)
+        batches = self.inner.epoch(plan, size_px)
         try:
             while True:
                 with card.counting() as in_batch:
@@ -86,35 +93,38 @@ class Watched:
 def noting_steps() -> Iterator[list[subject.Step]]:
     """The list gets every step that a run makes."""
     made: list[subject.Step] = []
-    before = subject.training.make_step
+    before = subject.loop.make_step
 
-    def make(job: subject.Job, state: subject.State, forward: Any) -> subject.Step:
-        made.append(before(job, state, forward))
+    def make(task: subject.Task, state: subject.State, forward: Any) -> subject.Step:
+        made.append(before(task, state, forward))
         return made[-1]
 
-    subject.training.make_step = make  # type: ignore[assignment]
+    subject.loop.make_step = make
     try:
         yield made
     finally:
-        subject.training.make_step = before
+        subject.loop.make_step = before
 
 
-def watch_run(job: subject.Job, sync_is_error: bool = True) -> dict[str, Any]:
+def watch_run(
+    task: subject.Task, sync_is_error: bool = True, observers: Sequence[subject.Observer] = ()
+) -> dict[str, Any]:
     """Trains to the end; what it did, as plain numbers."""
-    job.executor = watched = Watched(job.executor, sync_is_error)
-    with noting_steps() as steps, card.counting() as all_in_all:
-        result = subject.training.train(job)
+    watched = Watched(task.executor, sync_is_error)
+    task = replace(task, executor=watched)
+    with messages() as said, noting_steps() as steps, card.counting() as all_in_all:
+        result = subject.train(task, observers)
     (step,) = steps
     return {
-        "may_be_recorded": subject.can_be_recorded(job),
+        "may_be_recorded": subject.can_be_recorded(task),
         "recorded": isinstance(step, subject.GraphedStep),
         "place": step.next.item() if isinstance(step, subject.GraphedStep) else None,
-        "num_steps": job.num_steps,
-        "sides": sorted({job.config.low_res_px, 32}),
+        "num_steps": task.num_steps,
+        "sizes": task.image_sizes,
         "epochs": [epoch for epoch in watched.epochs if epoch["trains"]],
         "refresh": [epoch for epoch in watched.epochs if not epoch["trains"]],
         "all": all_in_all,
-        "said": job.progress.lines,  # type: ignore[attr-defined]
+        "said": said,
         "swa_recorded": result.summary["swa_recorded"],
         "precision": result.summary["precision"],
         "accuracies": sorted(name for name in result.summary if name.startswith("accuracy")),

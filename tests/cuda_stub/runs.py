@@ -6,19 +6,22 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import subject
 import torch
-from observe import Layouts, Watched, card, make_job, watch_run
+from observe import Layouts, Watched, card, make_task, watch_run
 from torch import Tensor
 
 PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
 
 
-def watched(recipe: str = "speedrun94", optimizer: str | None = None, sync_is_error: bool = True, **knobs: Any) -> Any:
-    return watch_run(make_job(recipe, optimizer, **knobs), sync_is_error)
+def watched(
+    recipe: str = "speedrun94", optimizer: str | None = None, sync_is_error: bool = True, **settings: Any
+) -> dict[str, Any]:
+    return watch_run(make_task(recipe, optimizer, **settings), sync_is_error)
 
 
 def deterministic(recipe: str) -> dict[str, Any]:
@@ -26,44 +29,43 @@ def deterministic(recipe: str) -> dict[str, Any]:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
     try:
-        return watch_run(make_job(recipe, deterministic=True))
+        return watch_run(make_task(recipe, deterministic=True))
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-def with_layouts(**knobs: Any) -> dict[str, Any]:
+def with_layouts(**settings: Any) -> dict[str, Any]:
     """Also the layout that each convolution of a run works in, cuDNN's host code included."""
     with Layouts() as layouts:
-        run = watch_run(make_job(**knobs))
+        run = watch_run(make_task(**settings))
     return {**run, "layouts": layouts.seen}
 
 
-def host_time(recipe: str, recorded: bool, **knobs: Any) -> dict[str, Any]:
-    """Microseconds of the host per step, and what a step and its batch ask of the card, by image side."""
-    job = make_job(recipe, cuda_graph=recorded, epochs=8.0, **knobs)
-    state = subject.start(job)
-    forward = subject.training.warm_up(job, state.model)
+def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
+    """Microseconds of the host per step, and what a step and its batch ask of the card, by image size."""
+    task = make_task(recipe, cuda_graph=recorded, epochs=8.0, **settings)
+    state = subject.start_state(task)
+    task = subject.warm_up(task, state.model)
     with card.counting() as recording:
-        step = subject.make_step(job, state, forward)
+        step = subject.make_step(task, state, state.model)
     state.model.train()
-    by_side = {}
-    for epoch, side in enumerate(sorted({job.config.low_res_px, 32})):
-        job.executor, executor = Watched(job.executor), job.executor
-        plan = subject.draw_plan(job.config, job.num_train, epoch)
+    by_size = {}
+    for epoch, size in enumerate(task.image_sizes):
+        executor = Watched(task.executor)
+        plan = task.plan(epoch)
         step_us: list[float] = []
         step.begin_epoch()
         with card.without_effects():
             for _ in range(4):
-                for x, y in job.executor.epoch(plan, side):
+                for x, y in executor.epoch(plan, size):
                     begun = time.perf_counter()
                     step(x, y)
                     step_us.append((time.perf_counter() - begun) * 1e6)
-        last = job.executor.epochs[-1]
-        by_side[side] = {"us": statistics.median(step_us[3:]), "least_us": min(step_us), "step": last["steps"][-1],
+        last = executor.epochs[-1]
+        by_size[size] = {"us": statistics.median(step_us[3:]), "least_us": min(step_us), "step": last["steps"][-1],
                          "batch": last["batches"][-1]}  # fmt: skip
-        job.executor = executor
     return {"recorded": isinstance(step, subject.GraphedStep), "captured": recording.get("captured", 0),
-            "sides": by_side}  # fmt: skip
+            "sizes": by_size}  # fmt: skip
 
 
 # ---- faults put in on purpose, for the checks to find
@@ -79,7 +81,7 @@ def with_item_in_step(recorded: bool, sync_is_error: bool) -> dict[str, Any]:
 
     subject.Step.update = update_and_look  # type: ignore[method-assign]
     try:
-        return watch_run(make_job(cuda_graph=recorded), sync_is_error)
+        return watch_run(make_task(cuda_graph=recorded), sync_is_error)
     finally:
         subject.Step.update = update  # type: ignore[method-assign]
 
@@ -89,7 +91,7 @@ def with_rehearsal_that_does_not_wait() -> dict[str, Any]:
     wait_stream = torch.cuda.Stream.wait_stream
     torch.cuda.Stream.wait_stream = lambda self, other: None  # type: ignore[method-assign]
     try:
-        return watch_run(make_job())
+        return watch_run(make_task())
     finally:
         torch.cuda.Stream.wait_stream = wait_stream  # type: ignore[method-assign]
 
@@ -97,21 +99,21 @@ def with_rehearsal_that_does_not_wait() -> dict[str, Any]:
 class IndexesFromTheHost(subject.TorchExecutor):
     """Picks labels by an index that lies in host memory: torch copies it to the card and waits."""
 
-    def epoch(self, plan: subject.EpochPlan, side_px: int = 32) -> Any:
-        for step, (x, _) in enumerate(super().epoch(plan, side_px)):
+    def epoch(self, plan: subject.EpochPlan, size_px: int = 32) -> Any:
+        for step, (x, _) in enumerate(super().epoch(plan, size_px)):
             yield x, self.data.labels[plan.index[step]]
 
 
 def with_index_from_the_host() -> dict[str, Any]:
-    job = make_job()
-    job.executor = IndexesFromTheHost(job.executor.data)  # type: ignore[attr-defined]
-    return watch_run(job, sync_is_error=False)
+    task = make_task()
+    executor = IndexesFromTheHost(task.executor.data)  # type: ignore[attr-defined]
+    return watch_run(replace(task, executor=executor), sync_is_error=False)
 
 
 def dali_falls_back() -> dict[str, Any]:
     """DALI finds no driver that it can use here; `auto` goes on without it."""
-    job = make_job(augment="auto")
-    return {"augment": job.machine.augment, "why": job.machine.why.get("augment", "")}
+    hardware = make_task(augment="auto").hardware
+    return {"executor": hardware.executor, "reason": hardware.reasons.get("augment", "")}
 
 
 def _cases() -> dict[str, Callable[[], Any]]:

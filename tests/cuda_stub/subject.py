@@ -1,20 +1,33 @@
 """What is tested: the one file of these tests that knows where in fastcifar things are."""
 
-from fastcifar import entry
-from fastcifar import train as training
-from fastcifar.augment import DeviceData, EpochPlan, Executor, TorchExecutor, draw_plan
+from fastcifar.augment.plan import EpochPlan
+from fastcifar.augment.torch_executor import Executor, TorchExecutor
+from fastcifar.cli import train as command_line
+from fastcifar.cli.progress import Lines, shown
 from fastcifar.config import Config
-from fastcifar.data import Dataset
-from fastcifar.job import Job, can_be_recorded, network, prepare, start
-from fastcifar.machine import choose as choose_machine
-from fastcifar.optim import make_optimizers, set_row
-from fastcifar.progress import Lines
+from fastcifar.data.dataset import Dataset
+from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.recipes import RECIPES, with_optimizer
-from fastcifar.state import State
-from fastcifar.step import GraphedStep, Step, autocast, make_step
+from fastcifar.runs.checkpoints import Checkpoints, Interrupted
+from fastcifar.runs.observers import Observer
+from fastcifar.settings import with_settings
+from fastcifar.training import loop
+from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.loop import train
+from fastcifar.training.state import State
+from fastcifar.training.step import GraphedStep, Step, autocast, make_step
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import Task, can_be_recorded, make_task, plain_network, start
+from fastcifar.training.warm_up import warm_up
 
 __all__ = [
-    "RECIPES", "Config", "Dataset", "DeviceData", "EpochPlan", "Executor", "GraphedStep", "Job", "Lines", "State",
-    "Step", "TorchExecutor", "autocast", "can_be_recorded", "choose_machine", "draw_plan", "entry", "make_optimizers",
-    "make_step", "network", "prepare", "set_row", "start", "training", "with_optimizer",
+    "RECIPES", "Checkpoints", "Config", "Dataset", "EpochPlan", "Executor", "GraphedStep", "Interrupted", "Lines",
+    "Observer", "State", "Step", "Task", "TorchExecutor", "autocast", "can_be_recorded", "choose_hardware",
+    "command_line", "loop", "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown",
+    "start_state", "train", "warm_up", "with_optimizer", "with_settings",
 ]  # fmt: skip
+
+
+def start_state(task: Task) -> State:
+    """The state before the first step of a run of its own."""
+    return start(task, Stopwatch(task.hardware.device))

@@ -49,15 +49,15 @@ def measure() -> list[list[Any]]:
     for recipe in RECIPES:
         for recorded in (True, False):
             told = host_time(recipe, recorded)
-            for side, found in told["sides"].items():
+            for size, found in told["sizes"].items():
                 step = found["step"]
                 copies = sum(n for name, n in step.items() if name.startswith("copies"))
-                nodes = told["captured"] // len(told["sides"])
+                nodes = told["captured"] // len(told["sizes"])
                 rows.append(
                     [
                         recipe,
                         "recorded" if told["recorded"] else "plain",
-                        side,
+                        size,
                         step.get("launches", 0) or f"{step.get('replays', 0)} replay",
                         copies,
                         step.get("memsets", 0),

@@ -9,7 +9,7 @@ pytestmark = marks
 
 @pytest.mark.parametrize("name", ["one run", "one run, sgd"])
 def test_a_run_leaves_its_folder(name: str) -> None:
-    told = ask("commands", name)
+    told = ask("command_runs", name)
     assert told["code"] == 0, told["stderr"]
     assert {"checkpoint.pt", "model.safetensors", "metrics.jsonl", "summary.json", "curves.png"} <= set(told["files"])
     assert told["counted"]["replays"] == told["last"]["num_steps"] == 12
@@ -17,7 +17,7 @@ def test_a_run_leaves_its_folder(name: str) -> None:
 
 
 def test_several_seeds() -> None:
-    told = ask("commands", "two seeds")
+    told = ask("command_runs", "two seeds")
     assert told["code"] == 0 and told["last"]["seeds"] == [0, 1], told["stderr"]
     assert told["counted"]["replays"] == 24  # each seed records anew
     assert {"runs.jsonl", "summary.json", "model.safetensors"} <= set(told["files"])
@@ -25,9 +25,9 @@ def test_several_seeds() -> None:
 
 @pytest.mark.parametrize("name", ["interrupted", "interrupted, plain"])
 def test_an_interrupted_run_goes_on(name: str) -> None:
-    told = ask("commands", name)
+    told = ask("command_runs", name)
     first, second = told["first"], told["second"]
-    assert first["code"] == 128 + 15 and "go on with" in first["stdout"][-1]
+    assert first["code"] == 128 + 15 and "continue with" in first["stdout"][-1]
     assert second["code"] == 0 and second["last"]["num_steps"] == 12, second["stderr"]
     replays = first["counted"].get("replays", 0) + second["counted"].get("replays", 0)
     assert replays == (0 if "plain" in name else 12)
@@ -35,12 +35,12 @@ def test_an_interrupted_run_goes_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resumed", "resumed, sgd", "resumed, plain"])
 def test_a_resumed_run_stands_at_the_right_row(name: str) -> None:
-    run = ask("commands", name)
+    run = ask("command_runs", name)
     assert complaints_about_run(run) == []
     assert 0 < sum(len(epoch["steps"]) for epoch in run["epochs"]) < run["num_steps"]
 
 
 def test_memory_that_runs_out_is_one_line() -> None:
-    told = ask("commands", "out of memory")
+    told = ask("command_runs", "out of memory")
     assert told["code"] == 2
     assert "out of memory on Stub card" in told["stderr"] and "Traceback" not in told["stderr"]

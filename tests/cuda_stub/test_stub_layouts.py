@@ -33,5 +33,5 @@ def test_convolutions_of_fake_tensors(name: str) -> None:
     told = ask("fakes", name)
     assert complaints_about_layouts(told["layouts"], told["dtype"], NOT_CHANNELS_LAST.get(name, ())) == []
     assert told["weights"] == ["cuda"]
-    sides = {tensor["shape"][-1] for tensor in told["layouts"] if tensor["what"] == "aten::convolution input"}
-    assert set(fakes.SIDES) <= sides
+    sizes = {tensor["shape"][-1] for tensor in told["layouts"] if tensor["what"] == "aten::convolution input"}
+    assert set(fakes.SIZES) <= sizes

@@ -27,7 +27,7 @@ def test_every_recipe_is_among_them() -> None:
 
 def test_both_image_sizes_are_trained() -> None:
     run = ask("runs", "recipe speedrun94")
-    assert [epoch["side"] for epoch in run["epochs"]] == [22, 32, 32, 32]
+    assert [epoch["size"] for epoch in run["epochs"]] == [22, 32, 32, 32]
 
 
 @pytest.mark.parametrize("name", ["averaging every step", "averaging every step, plain"])
@@ -40,6 +40,6 @@ def test_the_tail_is_averaged_without_a_wait(name: str) -> None:
 
 def test_without_dali_the_torch_executor_is_used() -> None:
     told = ask("runs", "dali")
-    if told["augment"] == "dali":
+    if told["executor"] == "dali":
         pytest.skip("DALI found a driver")
-    assert told["augment"] == "torch" and ("DALI" in told["why"] or told["why"] == "no DALI here")
+    assert told["executor"] == "torch" and ("DALI" in told["reason"] or told["reason"] == "no DALI here")

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_config
 
-from fastcifar.augment import TorchExecutor, draw_plan, to_device
-from fastcifar.config import Config
-from fastcifar.dali import DaliExecutor
-from fastcifar.machine import has_dali
+from fastcifar.augment.dali import DaliExecutor
+from fastcifar.augment.images import to_device
+from fastcifar.augment.plan import draw_plan
+from fastcifar.augment.torch_executor import TorchExecutor
+from fastcifar.training.hardware import has_dali
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +30,7 @@ def on_card(num: int, pad_px: int, dtype: torch.dtype = torch.float16):
 
 
 def plan_of(epoch: int, num: int, batch_size: int, pad_px: int = 2):
-    return draw_plan(Config(batch_size=batch_size, crop_pad_px=pad_px, mirror="random"), num, epoch)
+    return draw_plan(make_config(batch_size=batch_size, crop_pad_px=pad_px, mirror="random"), num, epoch)
 
 
 @pytest.fixture

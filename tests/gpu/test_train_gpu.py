@@ -1,6 +1,7 @@
 """On a card: a step makes the host wait for nothing, keeps channels_last, and can be reproduced bit for bit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,37 +9,39 @@ import torch
 from conftest import make_config, make_dataset
 from torch import Tensor, nn
 
-from fastcifar import machine
-from fastcifar.augment import EpochPlan, Executor
-from fastcifar.job import Job, prepare, start
-from fastcifar.progress import Silent
-from fastcifar.step import GraphedStep, make_step
-from fastcifar.train import Result, train
+from fastcifar.augment.plan import EpochPlan
+from fastcifar.augment.torch_executor import Executor
+from fastcifar.runs.observers import Observer, Progress, Result
+from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.loop import train
+from fastcifar.training.step import GraphedStep, make_step
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import Task, make_task, start
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
 
 DATASET = make_dataset(2000, 500)
 
 
-def make_job(**knobs: Any) -> Job:
+def make_card_task(**settings: Any) -> Task:
     plain: dict[str, Any] = {
         "device": "cuda", "scale": "full", "compile": "off", "augment": "torch", "batch_size": 100, "lr_peak": 0.2,
         "epochs": 3,
     }  # fmt: skip
-    config = make_config(**plain | knobs)
-    return prepare(config, DATASET, machine.choose(config), progress=Silent())
+    config = make_config(**plain | settings)
+    return make_task(config, DATASET, choose_hardware(config))
 
 
-class Fenced:
+class Fenced(Executor):
     """An executor that makes any hidden wait for the card an error, from the second step of each of so many epochs."""
 
     def __init__(self, inner: Executor, epochs: int) -> None:
         self.inner, self.epochs, self.steps = inner, epochs, 0
 
-    def epoch(self, plan: EpochPlan, side_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, plan: EpochPlan, size_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
         self.epochs -= 1
         try:
-            for batch in self.inner.epoch(plan, side_px):
+            for batch in self.inner.epoch(plan, size_px):
                 yield batch
                 if self.epochs >= 0:  # the batch-norm refresh comes after the last epoch and may wait
                     torch.cuda.set_sync_debug_mode("error")
@@ -51,27 +54,33 @@ class Fenced:
     ("precision", "optimizer"), [("fp16", "sgd"), ("bf16", "sgd"), ("fp32", "sgd"), ("bf16", "muon")]
 )  # not fp16 with muon: GradScaler waits for optimizers that do not skip overflow themselves
 def test_no_step_waits_for_the_card(precision, optimizer):
-    job = make_job(precision=precision, optimizer=optimizer, swa_every=1)
-    job.executor = fenced = Fenced(job.executor, epochs=3)
-    result = train(job)
-    assert fenced.steps == job.num_steps == 60
+    task = make_card_task(precision=precision, optimizer=optimizer, swa_every=1)
+    fenced = Fenced(task.executor, epochs=3)
+    result = train(replace(task, executor=fenced))
+    assert fenced.steps == task.num_steps == 60
     assert all(torch.isfinite(torch.tensor(row["loss_train"])) for row in result.history)
     assert result.history[-1]["loss_train"] < result.history[0]["loss_train"]
 
 
+class Waiting(Observer):
+    """Reads a number back from the card after each step."""
+
+    def on_step(self, run: Progress) -> None:
+        torch.ones((), device="cuda").item()
+
+
 def test_the_fence_notices_a_wait():
-    job = make_job(precision="bf16")
-    job.executor = Fenced(job.executor, epochs=3)
-    job.progress.step = lambda step: torch.ones((), device="cuda").item()  # type: ignore[method-assign, assignment]
+    task = make_card_task(precision="bf16")
+    fenced = Fenced(task.executor, epochs=3)
     with pytest.raises(RuntimeError, match="synchronizing"):
-        train(job)
+        train(replace(task, executor=fenced), [Waiting()])
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("network", ["resnet9", "resnet18"])
 def test_every_convolution_sees_channels_last(network, precision):
-    job = make_job(network=network, precision=precision, epochs=0.1)
+    task = make_card_task(network=network, precision=precision, epochs=0.1)
     seen: list[Tensor] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -80,10 +89,10 @@ def test_every_convolution_sees_channels_last(network, precision):
 
     handle = nn.modules.module.register_module_forward_hook(look)
     try:
-        train(job)
+        train(task)
     finally:
         handle.remove()
-    assert {t.dtype for t in seen} == {job.machine.dtype}
+    assert {t.dtype for t in seen} == {task.hardware.dtype}
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen)
 
 
@@ -93,7 +102,8 @@ def test_equal_seeds_agree_bit_for_bit(monkeypatch):
     torch.use_deterministic_algorithms(True)
 
     def run(seed: int) -> Result:
-        return train(make_job(precision="bf16", seed=seed, low_res_px=24, low_res_until=0.5, deterministic=True))
+        task = make_card_task(precision="bf16", seed=seed, low_res_px=24, low_res_until=0.5, deterministic=True)
+        return train(task)
 
     try:
         first, second, other = run(3), run(3), run(4)
@@ -107,16 +117,17 @@ def test_equal_seeds_agree_bit_for_bit(monkeypatch):
 
 def test_card_and_cpu_agree_in_fp32(exact_fp32):
     """The same seed on both: the first losses differ by rounding alone."""
-    knobs = {"scale": "small", "precision": "fp32", "epochs": 0.1, "swa_start": None, "lr_peak": 0.01}
-    here = train(make_job(device="cpu", **knobs))
-    there = train(make_job(**knobs))
+    settings: dict[str, Any] = {"scale": "small", "precision": "fp32", "epochs": 0.1, "swa_start": None,
+                                "lr_peak": 0.01}  # fmt: skip
+    here = train(make_card_task(device="cpu", **settings))
+    there = train(make_card_task(**settings))
     assert there.history[0]["loss_train"] == pytest.approx(here.history[0]["loss_train"], rel=1e-3)
 
 
 @pytest.mark.timeout(600)  # a cold compile takes most of it
 def test_compiled_run_trains_as_the_plain_one():
-    plain = train(make_job(precision="bf16", epochs=1))
-    compiled = train(make_job(precision="bf16", epochs=1, compile="default"))
+    plain = train(make_card_task(precision="bf16", epochs=1))
+    compiled = train(make_card_task(precision="bf16", epochs=1, compile="default"))
     assert compiled.summary["compile"] == "default"
     assert compiled.history[0]["loss_train"] == pytest.approx(plain.history[0]["loss_train"], rel=0.1)
     assert not any("_orig_mod" in key for key in compiled.model.state_dict())
@@ -124,18 +135,17 @@ def test_compiled_run_trains_as_the_plain_one():
 
 @pytest.mark.parametrize("tail", [2 / 3, None])
 def test_a_recorded_step_trains_as_the_plain_one(tail):
-    """Two image sides, a tail and evaluations between the replays; in fp32, so that rounding does not hide a fault."""
-    knobs: dict[str, Any] = {"precision": "fp32", "optimizer": "muon", "lr_peak": 0.05, "low_res_px": 24,
-                             "low_res_until": 0.4, "swa_start": tail, "swa_every": 2}  # fmt: skip
-    plain, recorded = train(make_job(cuda_graph=False, **knobs)), train(make_job(**knobs))
+    """Two image sizes, a tail and evaluations between the replays; in fp32, so that rounding does not hide a fault."""
+    settings: dict[str, Any] = {"precision": "fp32", "optimizer": "muon", "lr_peak": 0.05, "low_res_px": 24,
+                                "low_res_until": 0.4, "swa_start": tail}  # fmt: skip
+    settings |= {"swa_every": 2} if tail else {}
+    plain, recorded = train(make_card_task(cuda_graph=False, **settings)), train(make_card_task(**settings))
     losses = [[row["loss_train"] for row in result.history] for result in (plain, recorded)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert plain.history[-1]["lr"] == recorded.history[-1]["lr"]
 
 
-def test_a_step_is_recorded_and_not_given_up():
-    job = make_job(precision="bf16", optimizer="muon")
-    said: list[str] = []
-    job.progress.say = said.append  # type: ignore[method-assign]
-    state = start(job)
-    assert type(make_step(job, state, state.model)) is GraphedStep, said
+def test_a_step_is_recorded_and_not_given_up(caplog):
+    task = make_card_task(precision="bf16", optimizer="muon")
+    state = start(task, Stopwatch(task.hardware.device))
+    assert type(make_step(task, state, state.model)) is GraphedStep, caplog.messages

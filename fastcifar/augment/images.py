@@ -1,0 +1,69 @@
+"""Images on the device: uint8, copied and padded once, and normalised when a batch is taken.
+
+Both executors and the evaluation read from here. Shapes: N images, B images of a batch, C = 3 channels, H W = 32
+pixels, P pixels of padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """Images and labels on the device, reflect-padded once, so that a crop only reads from another place."""
+
+    padded: Tensor  # [N, H+2P, W+2P, C] uint8
+    labels: Tensor  # [N] int64
+    mean: Tensor  # [C] f32, in 0..255
+    inv_std: Tensor  # [C] f32
+    pad_px: int
+    dtype: torch.dtype  # of the batches
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """[..., C] uint8 -> [..., C] in the compute dtype: one fused multiply-add in fp32, then the cast."""
+        return torch.addcmul(-self.mean * self.inv_std, pixels.float(), self.inv_std).to(self.dtype)
+
+
+def to_device(
+    images: NDArray[np.uint8] | Tensor,
+    labels: NDArray[np.int64] | Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    pad_px: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> DeviceImages:
+    """Copies uint8 images [N, 32, 32, 3] to the device, once, and pads them there. mean and std are in [0, 1]."""
+    pixels = torch.as_tensor(images).to(device)
+    size = pixels.shape[1]
+    reflected = torch.arange(-pad_px, size + pad_px, device=device).abs()
+    reflected = torch.where(reflected >= size, 2 * (size - 1) - reflected, reflected)
+    padded = pixels[:, reflected][:, :, reflected].contiguous() if pad_px else pixels
+    return DeviceImages(
+        padded=padded,
+        labels=torch.as_tensor(labels).to(device),
+        mean=torch.tensor(mean, device=device) * 255,
+        inv_std=1 / (torch.tensor(std, device=device) * 255),
+        pad_px=pad_px,
+        dtype=dtype,
+    )
+
+
+def test_batches(data: DeviceImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yields all images in order: x [B, 3, 32, 32] channels_last, y [B], and the number of rows that count.
+
+    The last batch is filled up by repeating images, so that all batches have one shape (one compiled graph) and no
+    test image is dropped.
+    """
+    num = len(data.labels)
+    for start in range(0, num, batch_size):
+        rows = torch.arange(start, start + batch_size, device=data.labels.device) % num
+        x = data.normalize(data.padded[rows]).permute(0, 3, 1, 2)  # [B, C, H, W] channels_last by strides
+        yield x, data.labels[rows], min(batch_size, num - start)

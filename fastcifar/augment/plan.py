@@ -1,0 +1,84 @@
+"""The augmentation plan: every random draw of an epoch, made before an executor carries it out.
+
+Shapes: N images, S steps of an epoch, B images of a step, C = 3 channels, H W = 32 pixels, P pixels of padding.
+
+The plan is drawn by one counter-based generator keyed by (seed, epoch): an epoch's draws depend on nothing that
+happened before, so a resumed run, another executor or another number of processes sees the same images.
+Within a batch the order of images is free; the plan sorts each batch by (crop, mirror), so that images which share
+both lie side by side. The DALI executor hands such a group over as one sequence; the torch executor does not care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcifar.config import Config
+
+FIRST_MIRROR = -1  # key of the draw that holds for the whole run; epochs count from 0
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """All random draws of one epoch. Row s is step s; images of a step are sorted by (crop, mirror)."""
+
+    index: Tensor  # [S, B] int64, which image
+    offset_y: Tensor  # [S, B] int64 in 0..2P, first row of the crop in the padded image
+    offset_x: Tensor  # [S, B] int64 in 0..2P
+    mirror: Tensor  # [S, B] bool, crop first, then mirror left to right
+    cutout_y: Tensor  # [S, B] int64 in 0..H-1, centre of the blanked square
+    cutout_x: Tensor  # [S, B] int64
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> EpochPlan:
+        """The same plan with `change` applied to each of its tensors."""
+        return EpochPlan(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
+
+    def steps(self, first: int, last: int) -> EpochPlan:
+        """Only the steps from `first` up to `last`: a resumed epoch, or a fraction of one."""
+        return self.map(lambda t: t[first:last])
+
+    def part(self, rank: int, world: int) -> EpochPlan:
+        """The share of one of `world` processes: every world-th image of each step. Together they are the step."""
+        return self.map(lambda t: t[:, rank::world])
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    """Counter-based generator of an epoch's draws: neighbouring seeds and epochs share nothing (Philox, 2011)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch + 1,))))
+
+
+def draw_plan(config: Config, num_images: int, epoch: int) -> EpochPlan:
+    """Draws an epoch on the CPU: each image at most once, and exactly once when the batch size divides N.
+
+    numpy draws, not torch: 2 ms for 50,000 images, while torch's sort took 4 to 200 ms on a busy machine.
+    """
+    batch = min(config.optimizer.batch_size, num_images)
+    steps = num_images // batch  # the rest of a ragged epoch is left out, other images in each epoch
+    shape, gen = (steps, batch), _generator(config.seed, epoch)
+    index = gen.permutation(num_images)[: steps * batch].reshape(shape)
+    places = 2 * config.augment.crop_pad_px + 1
+    offset_y, offset_x = gen.integers(places, size=(2, *shape))
+    mirror = gen.integers(2, size=shape, dtype=np.uint8)
+    cutout_y, cutout_x = gen.integers(32, size=(2, *shape))
+    if config.augment.mirror == "alternating":  # airbench (Jordan 2024): no image is seen twice running from one side
+        first_mirror = _generator(config.seed, FIRST_MIRROR).integers(2, size=num_images, dtype=np.uint8)
+        mirror = first_mirror[index] ^ np.uint8(epoch % 2)
+    elif config.augment.mirror == "none":
+        mirror = np.zeros_like(mirror)
+    code = ((offset_y * places + offset_x) * 2 + mirror).astype(np.uint16)
+    order = code.argsort(axis=1, kind="stable")
+    draws = (index, offset_y, offset_x, mirror.astype(bool), cutout_y, cutout_x)
+    return EpochPlan(*(torch.from_numpy(np.take_along_axis(d, order, axis=1)) for d in draws))
+
+
+def image_size(config: Config, epoch: int) -> int:
+    """Image height and width in pixels during an epoch: low in the epochs that end before `low_res_until`."""
+    low_res = epoch + 1 <= config.epoch_of(config.augment.low_res_until) + 1e-9
+    return config.augment.low_res_px if low_res else 32

@@ -1,0 +1,118 @@
+"""What a person sees while a run trains: a bar with the time left on a terminal, one plain line per epoch elsewhere.
+
+Messages of the other rooms come through the `fastcifar` logger; `shown` prints them among these lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastcifar.runs.observers import Observer, Progress, Result
+
+log = logging.getLogger("fastcifar")
+
+
+class Lines(Observer):
+    """Plain lines on stdout."""
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Ends the display."""
+
+    def on_epoch(self, run: Progress, row: dict[str, Any]) -> None:
+        self.say(epoch_line(row, -(-run.num_steps // run.steps_per_epoch)))
+
+    def on_end(self, result: Result) -> None:
+        for line in result_lines(result.summary):
+            self.say(line)
+
+
+class Silent(Lines):
+    """Prints nothing: processes that do not lead."""
+
+    def say(self, line: str) -> None:
+        pass
+
+
+class Bar(Lines):
+    """Lines above a live bar of steps with the time left."""
+
+    def __init__(self, num_steps: int) -> None:
+        from rich import progress
+
+        columns = (progress.BarColumn(), progress.TaskProgressColumn(), progress.MofNCompleteColumn(),
+                   progress.TextColumn("steps, left"), progress.TimeRemainingColumn())  # fmt: skip
+        self.live = progress.Progress(*columns, transient=True)
+        self.task = self.live.add_task("", total=num_steps)
+        self.live.start()
+
+    def say(self, line: str) -> None:
+        self.live.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_step(self, run: Progress) -> None:
+        self.live.update(self.task, completed=run.step)
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+def make_progress(num_steps: int, is_leader: bool) -> Lines:
+    """A bar where stdout is a terminal, lines elsewhere, nothing in processes that do not lead."""
+    if not is_leader:
+        return Silent()
+    return Bar(num_steps) if sys.stdout is not None and sys.stdout.isatty() else Lines()
+
+
+class Handler(logging.Handler):
+    """Shows log messages as lines of a progress display."""
+
+    def __init__(self, progress: Lines) -> None:
+        super().__init__()
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.progress.say(record.getMessage())
+
+
+@contextmanager
+def shown(progress: Lines) -> Iterator[Lines]:
+    """Shows the messages of the `fastcifar` logger as lines of `progress`, and closes it in the end."""
+    handler, propagated = Handler(progress), log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield progress
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagated
+        progress.close()
+
+
+def epoch_line(row: dict[str, Any], num_epochs: int) -> str:
+    """A metrics row as a plain line."""
+    accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+    shown = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
+    return (
+        f"epoch {row['epoch']:3d}/{num_epochs}  {row['phase']:5s}  lr {row['lr']:<8.4g} "
+        f"momentum {row['momentum']:.3f}  loss {row['loss_train']:.4f}{shown}  {row['time_s']:7.1f} s"
+    )
+
+
+def result_lines(summary: dict[str, Any]) -> list[str]:
+    """The accuracies of a finished run, and notes on what a user may want to change."""
+    raw, averaged = summary["accuracy_raw"], summary["accuracy_swa"]
+    lines = []
+    if averaged is not None and averaged < raw:
+        lines.append(f"note: the averaged weights ({averaged:.2%}) are worse than the raw ones ({raw:.2%}): "
+                     "a longer tail or a higher --swa-lr may help")  # fmt: skip
+    if summary["steps_skipped_fp16"]:
+        lines.append(f"note: {summary['steps_skipped_fp16']} steps were skipped by fp16 overflow")
+    shown = f", averaged {averaged:.2%}" if averaged is not None else ""
+    return [*lines, f"accuracy {summary['accuracy']:.2%} (raw {raw:.2%}{shown})"]

@@ -1,0 +1,62 @@
+"""--runs N: trains seed, seed+1, ..., writes runs.jsonl as they end, then statistics over them.
+
+Under --parallel seeds each process trains its own seeds. Seeds that an interrupted job has finished are not trained
+again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastcifar.cli.progress import Lines
+from fastcifar.cli.signals import Signals
+from fastcifar.runs import folder, intervals, record
+from fastcifar.runs.checkpoints import Checkpoints, Interrupted
+from fastcifar.runs.model_file import write_model
+from fastcifar.training import processes
+from fastcifar.training.loop import train
+from fastcifar.training.processes import World
+from fastcifar.training.task import Task, normalization_facts
+
+
+def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, progress: Lines) -> None:
+    """Trains every seed that is left and prints the statistics as the last line. Raises Interrupted after a signal."""
+    run = task.config.run
+    summaries = processes.gather(folder.finished_seeds(task.config), world)[0]
+    done = {row["seed"] for row in summaries}
+    left = [s for s in range(task.config.seed, task.config.seed + run.runs) if s not in done]
+    at_once = world.size if run.parallel == "seeds" else 1
+    for i in range(0, len(left), at_once):
+        share = left[i : i + at_once][world.rank if at_once > 1 else 0 :][:1]
+        outcome = _train_seed(task, share[0], out, signals, progress) if share else (None, None)
+        results = processes.gather(outcome, world)
+        summaries += [summary for summary, _ in results[:at_once] if summary]
+        if out:
+            record.write_lines(out / "runs.jsonl", summaries)
+        if signal := max(number or 0 for _, number in results):
+            raise Interrupted(signal)
+    if out:
+        summary = intervals.summarize_runs(summaries, run.target)
+        record.write_json(out / "summary.json", summary)
+        print(record.to_json(summary), flush=True)
+
+
+def _train_seed(
+    task: Task, seed: int, out: Path | None, signals: Signals, progress: Lines
+) -> tuple[dict[str, Any] | None, int | None]:
+    """(summary, None), or (None, signal) when the run was interrupted. Keeps the first seed's model."""
+    config = task.config
+    one = replace(task, config=replace(config, seed=seed, run=replace(config.run, runs=1, resume=None)))
+    world = task.world
+    stop = Checkpoints(None, one.config, one.dataset.digest, lambda step: processes.agree(signals(), world, step))
+    try:
+        result = train(one, [stop])
+    except Interrupted as e:
+        return None, e.number
+    progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")
+    if out and seed == config.seed:
+        facts = {**normalization_facts(one), "accuracy": result.summary["accuracy"]}
+        write_model(out / "model.safetensors", result.model, facts)
+    return result.summary, None

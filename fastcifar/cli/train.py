@@ -1,0 +1,136 @@
+"""`train_fast.py` and `fastcifar train`: flags -> config -> data -> training -> run folder, last line and exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastcifar.cli import flags
+from fastcifar.cli.banner import banner, plan
+from fastcifar.cli.errors import DONE, message_and_code
+from fastcifar.cli.progress import Lines, make_progress, shown
+from fastcifar.cli.schedule import preview
+from fastcifar.cli.seeds import train_seeds
+from fastcifar.cli.signals import Signals, Stopped
+from fastcifar.config import Config
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.files import lock_folder
+from fastcifar.data.load import load
+from fastcifar.runs import folder, plots, record
+from fastcifar.runs.checkpoints import Interrupted
+from fastcifar.runs.observers import Observer
+from fastcifar.training import hardware, memory, processes
+from fastcifar.training.loop import train
+from fastcifar.training.processes import World
+from fastcifar.training.run_files import run_observers as files_of_run
+from fastcifar.training.stopwatch import Stopwatch, process_age_s
+from fastcifar.training.task import Task, make_task, start
+
+DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained."
+
+
+def main(argv: Sequence[str], signals: Signals | None = None, prog: str = "train_fast.py") -> int:
+    """Runs the command line and returns the exit code. An error is one line on stderr, below a traceback with --debug.
+
+    signals: handlers that are set already; without them this function sets its own and restores the earlier ones.
+    """
+    handlers = signals or Signals()
+    handlers.phase = "prepare"
+    try:
+        return run(flags.parse(argv, prog, DESCRIPTION), handlers)
+    except (Interrupted, Stopped) as e:
+        print(e, file=sys.stderr, flush=True)
+        return 128 + e.number
+    except Exception as e:
+        message, code = message_and_code(e)
+        if not message or "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {' '.join(message.split()) or repr(e)}", file=sys.stderr, flush=True)
+        return code
+    finally:
+        processes.leave_processes()
+        if signals is None:
+            handlers.restore()
+
+
+def run(config: Config, signals: Signals) -> int:
+    """Does what a config asks for and returns the exit code. Raises the errors that `main` turns into exit codes."""
+    if config.run.plot_schedule:
+        plots.draw_schedules(Path("schedule.png"), {config.run.recipe: preview(config)})
+        print("schedule.png")
+        return DONE
+    if config.run.resume and not config.run.dry_run and (summary := folder.finished(config)):
+        print(f"{config.run.resume}: this run is complete; --extend-epochs N continues its averaging tail")
+        print(record.to_json(summary), flush=True)
+        return DONE
+    world = processes.join_processes()
+    chosen = hardware.choose_hardware(config, world.local_rank)
+    if config.machine.deterministic:
+        hardware.make_deterministic()
+    stopwatch = Stopwatch(chosen.device)
+    stopwatch.time_s["import"] = process_age_s()
+    config = hardware.with_hardware(config, chosen)
+    out = folder.choose(config) if world.is_leader and not config.run.dry_run else None
+    with lock_folder(out) if out else contextlib.nullcontext():
+        if out:
+            folder.claim(out, config)
+        with stopwatch("data"):
+            dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
+            together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
+            task = make_task(config, dataset, chosen, together)
+        if world.is_leader:
+            print(banner(task), flush=True)
+        if config.run.dry_run:
+            start(task, stopwatch)
+            if world.is_leader:
+                print(record.to_json(plan(task)))
+            return DONE
+        signals.phase = "train"
+        with shown(make_progress(task.num_steps, world.is_leader)) as progress:
+            train_and_report(task, world, out, signals, progress, stopwatch)
+        return DONE
+
+
+def load_data(config: Config, progress: bool) -> Dataset:
+    """The data set that a config names. DataError when it is missing or damaged."""
+    return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
+                cache_dir=config.machine.cache_dir, progress=progress)  # fmt: skip
+
+
+def train_and_report(
+    task: Task, world: World, out: Path | None, signals: Signals, progress: Lines, stopwatch: Stopwatch
+) -> None:
+    """Trains one run or several seeds, and prints the last line: the summary, or how to continue."""
+    try:
+        if task.config.run.runs > 1:
+            train_seeds(task, world, out, signals, progress)
+            return
+        result = train(task, [progress, *run_observers(task, out, signals)], stopwatch)
+        if out:
+            progress.say(f"results in {out}")
+            print(record.to_json(result.summary), flush=True)
+    except (Interrupted, Stopped):
+        if out:
+            command = folder.resume_command(out, world.size)
+            print(f"interrupted and saved; continue with: {command}", flush=True)
+        raise
+    except (RuntimeError, MemoryError) as e:
+        if not memory.ran_out(e):
+            raise
+        traceback.clear_frames(e.__traceback__)  # releases the step that did not fit
+        fits = memory.batch_that_fits(task)
+        advice = f"--batch-size {fits} fits" if fits else "no batch size fits; try --scale small"
+        raise ValueError(f"out of memory on {task.hardware.name} with --batch-size {task.batch_size}: {advice} (as a "
+                         "new run; a checkpoint of this one is kept)") from e  # fmt: skip
+
+
+def run_observers(task: Task, out: Path | None, signals: Signals) -> list[Observer]:
+    """What watches a run of its own folder, the signals included."""
+    observers = files_of_run(task, out, signals)
+    if task.world.size == 1:
+        after_checkpoints = 2 if out else 1
+        observers.insert(after_checkpoints, signals)  # type: ignore[arg-type]  # an observer that imports no torch
+    return observers

@@ -1,0 +1,27 @@
+"""Reports problems with data: `DataError` stops the program, `print_warning` lets it continue.
+
+Every module of this package raises `DataError` for bad input; the command line prints its message as one line.
+"""
+
+from __future__ import annotations
+
+import sys
+
+SUPPORTED_SOURCES = (
+    "give a folder or tar with cifar-10-batches-py or with train/<class>/*.png|jpg and test/<class>/..., or an .npz "
+    "with x_train, y_train, x_test, y_test"
+)
+"""The end of each message about a source that is not of a supported kind."""
+
+
+class DataError(ValueError):
+    """Bad or missing data. The message is one printable line: what is wrong, where, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        # File names come from untrusted archives: control characters must not reach the terminal.
+        super().__init__("".join(c if c.isprintable() else "?" for c in message))
+
+
+def print_warning(text: str) -> None:
+    """Prints one warning line on stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

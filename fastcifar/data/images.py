@@ -1,0 +1,118 @@
+"""Reads data sets of encoded images: finds them in folders, decodes PNG and JPEG, and sorts them by class.
+
+An image belongs to a split and a class by its name, `train/<class>/<file>` or `test/<class>/<file>`. Tars of images
+are opened by `archives` and decoded here.
+
+Letters: N images of H = W = 32 pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fastcifar.data import limits
+from fastcifar.data.errors import SUPPORTED_SOURCES, DataError
+from fastcifar.data.progress import progress_bar
+from fastcifar.data.raw import Images, RawData
+
+SPLITS = ("train", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_IMAGES_PER_TASK = 256  # decoded by a thread at a time: enough that starting the task costs nothing in comparison
+_MAX_PENDING_TASKS = 64  # bounds the memory of images that are read and not yet decoded
+
+
+def read_image_folder(path: Path, progress: bool) -> RawData:
+    """Returns the data set in `path`: train/<class>/*.png|jpg|jpeg and test/<class>/... of 32x32 pixels.
+
+    Hidden files and files with other suffixes are ignored. Raises DataError as `decode_images` and `sort_by_class` do.
+    """
+    class_folders: set[tuple[str, ...]] = set()
+    names, images = decode_images(_read_files(path, class_folders), path, progress)
+    return sort_by_class(path, names, images, class_folders)
+
+
+def _read_files(path: Path, class_folders: set[tuple[str, ...]]) -> Iterator[tuple[str, bytes]]:
+    """Yields (train/<class>/<file>, content) in order of name; adds each (split, class) folder to class_folders."""
+    for split in SPLITS:
+        for folder in sorted(f for f in (path / split).glob("*") if f.is_dir() and not f.name.startswith(".")):
+            class_folders.add((split, folder.name))
+            for file in sorted(folder.iterdir()):
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file():
+                    yield f"{split}/{folder.name}/{file.name}", limits.read_limited(file, limits.MAX_IMAGE_BYTES)
+
+
+def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool) -> tuple[list[str], Images]:
+    """Returns the names of the files and their pixels as RGB, uint8 [N, 32, 32, 3], in the order of `files`.
+
+    `files` yields (name, encoded image). Threads decode while the next files are still being read. Raises DataError
+    for a file that is not a PNG or JPEG of 32x32 pixels; `path` is the source named in messages.
+    """
+    names: list[str] = []
+    decoded: list[Images] = [np.empty((0, 32, 32, 3), np.uint8)]
+    pending: deque[Future[Images]] = deque()
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_bar(f"decoding the images of {path.name}", progress) as advance,
+    ):
+        while chunk := list(itertools.islice(files, _IMAGES_PER_TASK)):
+            names += [name for name, _ in chunk]
+            pending.append(pool.submit(_decode_chunk, path, chunk))
+            advance(len(chunk))
+            if len(pending) > _MAX_PENDING_TASKS:
+                decoded.append(pending.popleft().result())
+        decoded += [future.result() for future in pending]
+    return names, np.concatenate(decoded)
+
+
+def _decode_chunk(path: Path, files: list[tuple[str, bytes]]) -> Images:
+    from PIL import Image  # imported here, so that a run from the cache does not wait for it
+
+    pixels = np.empty((len(files), 32, 32, 3), np.uint8)
+    for row, (name, data) in enumerate(files):
+        try:
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))  # reads only the header
+            if image.size == (32, 32):  # another size is never decoded: it may be a decompression bomb
+                pixels[row] = np.asarray(image.convert("RGB"))
+        except Exception as error:  # PIL raises almost any exception on a damaged file
+            raise DataError(f"{path}: {name} is not a readable PNG or JPEG ({error}); replace it") from error
+        if image.size != (32, 32):
+            raise DataError(f"{path}: {name} has {image.size[0]}x{image.size[1]} pixels; expected 32x32: resize it")
+    return pixels
+
+
+def sort_by_class(path: Path, names: list[str], images: Images, class_folders: set[tuple[str, ...]]) -> RawData:
+    """Returns the images of each split in order of name, with labels that number the classes in alphabetical order.
+
+    CIFAR-10's official labels are in alphabetical order too, so its images get the same labels from any container.
+    names: <split>/<class>/<file> of each image. images: uint8 [N, 32, 32, 3]. class_folders: every (split, class)
+    found. Raises DataError for duplicate names, an empty class folder, no training images, and classes that are in
+    only one split; `path` is the source named in messages.
+    """
+    keys = [tuple(name.split("/")) for name in names]
+    if len(set(keys)) < len(keys):
+        raise DataError(f"{path}: holds {len(keys) - len(set(keys))} files twice; make the archive again")
+    used = {key[:2] for key in keys}
+    empty = ["/".join(folder) for folder in sorted(class_folders - used)]
+    if empty:
+        raise DataError(f"{path}: no images in {', '.join(empty)}; add .png or .jpg files or remove the folder")
+    train, test = ({name for split, name in used if split == selected} for selected in SPLITS)
+    if not train:
+        raise DataError(f"{path}: no images in train/<class>/; {SUPPORTED_SOURCES}")
+    if train != test:
+        unpaired = ", ".join(sorted(train ^ test))
+        raise DataError(f"{path}: train and test differ in their classes ({unpaired}); each class needs images in both")
+    labels = {name: label for label, name in enumerate(sorted(train))}
+    arrays = []
+    for split in SPLITS:
+        rows = sorted((key, row) for row, key in enumerate(keys) if key[0] == split)
+        arrays.append((images[[row for _, row in rows]], np.array([labels[key[1]] for key, _ in rows], np.int64)))
+    (x_train, y_train), (x_test, y_test) = arrays
+    return RawData(tuple(labels), x_train, y_train, x_test, y_test)

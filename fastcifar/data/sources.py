@@ -1,0 +1,98 @@
+"""Reads the data set at a path, whatever its format, and computes a fingerprint that serves as its cache key.
+
+A source is a folder of official batches, a folder of images, a tar of either, or an .npz file. Nothing is written.
+Whatever is wrong with a source ends in a `DataError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Literal
+
+from fastcifar.data import limits
+from fastcifar.data.archives import read_tar
+from fastcifar.data.errors import SUPPORTED_SOURCES, DataError
+from fastcifar.data.images import SPLITS, read_image_folder
+from fastcifar.data.npz import read_npz
+from fastcifar.data.official import OFFICIAL_FOLDER, OFFICIAL_MD5, decode_official
+from fastcifar.data.raw import RawData, check_raw
+
+SourceKind = Literal["file", "official folder", "image folder"]
+
+
+def read_source(path: Path, progress: bool = True) -> RawData:
+    """Returns the checked arrays at `path`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
+
+    Raises DataError for anything that is not a whole, well-formed data set.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns about odd files; the error message alone shall be printed
+            return check_raw(path, _read_unchecked(path, progress))
+    except DataError:
+        raise
+    except Exception as error:  # the parsers of four formats raise too many kinds of exception to list
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: damaged or not a data set ({reason}); download or make it again") from error
+
+
+def fingerprint(path: Path) -> str:
+    """Returns a hexadecimal SHA-256 that changes with the data at `path`.
+
+    For a file it covers the content; for a folder the path and the names, sizes and modification times of the files
+    below, which is much faster than reading them. Raises DataError if `path` is no data set or cannot be read.
+    """
+    try:
+        kind = _source_kind(path)
+        if kind == "file":
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        roots = [_official_folder(path)] if kind == "official folder" else [path / split for split in SPLITS]
+        total = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape"))
+        for root in roots:
+            for folder, subfolders, names in os.walk(root):
+                subfolders.sort()  # in place: os.walk then visits them in this order on every machine
+                for name in sorted(names):
+                    stat = os.stat(os.path.join(folder, name))
+                    entry = f"{os.path.relpath(folder, path)}/{name}:{stat.st_size}:{stat.st_mtime_ns}\n"
+                    total.update(entry.encode(errors="surrogateescape"))
+        return total.hexdigest()
+    except OSError as error:
+        where = error.filename or path
+        raise DataError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _source_kind(path: Path) -> SourceKind:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; {SUPPORTED_SOURCES}")
+    if path.is_file():
+        return "file"
+    if path.is_dir():
+        if _official_folder(path).is_dir():
+            return "official folder"
+        if any((path / split).is_dir() for split in SPLITS):
+            return "image folder"
+    raise DataError(f"{path}: holds no data set; {SUPPORTED_SOURCES}")
+
+
+def _official_folder(path: Path) -> Path:
+    """The folder of the batch files: `path` itself or the one inside it."""
+    return path if path.name == OFFICIAL_FOLDER or (path / "data_batch_1").exists() else path / OFFICIAL_FOLDER
+
+
+def _read_unchecked(path: Path, progress: bool) -> RawData:
+    kind = _source_kind(path)
+    if kind == "official folder":
+        root = _official_folder(path)
+        existing = [name for name in OFFICIAL_MD5 if (root / name).exists()]
+        return decode_official(
+            root, {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
+        )
+    if kind == "image folder":
+        return read_image_folder(path, progress)
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # an .npz is a zip; the content decides, not the suffix
+    return read_npz(path) if is_zip else read_tar(path, progress)

@@ -1,0 +1,46 @@
+"""Layers that the networks share: convolutions, norms, activations and how filters start.
+
+Shapes: B images, C channels, H W pixels. All weights and activations are channels_last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """Convolution whose filters are standardised to zero mean and unit gain (Qiao et al. 2019, arXiv:1903.10520)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        var, mean = torch.var_mean(w.float(), dim=(1, 2, 3), keepdim=True, correction=0)
+        w = ((w - mean) * torch.rsqrt(var * w[0].numel() + 1e-6)).to(w.dtype)
+        return self._conv_forward(x, w, self.bias)
+
+
+def conv(c_in: int, c_out: int, norm: str, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps H and W (up to the stride)."""
+    kind = StandardizedConv2d if norm == "gn-ws" else nn.Conv2d
+    return kind(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def start_as_identity(layer: nn.Conv2d) -> nn.Conv2d:
+    """Its first filters pass the channels on as they are (airbench); standardised ones cannot."""
+    if not isinstance(layer, StandardizedConv2d):
+        nn.init.dirac_(layer.weight.data[: min(layer.weight.shape[:2])])
+    return layer
+
+
+def make_norm(channels: int, norm: str) -> nn.Module:
+    """Batch norm with its scale fixed at 1 (hlb-CIFAR10: the next filter can scale) or group norm of 8 groups."""
+    if norm == "gn-ws":
+        return nn.GroupNorm(8, channels)
+    layer = nn.BatchNorm2d(channels, momentum=0.4)  # short runs: the running statistics must follow the weights
+    layer.weight.requires_grad = False
+    return layer

@@ -1,0 +1,86 @@
+"""ResNet-9, the default network.
+
+It follows the line ResNet-9 (Page 2018) -> hlb-CIFAR10 (Balsam 2023) -> airbench (Jordan 2024, arXiv:2404.00498): a
+fixed whitening convolution made from the data, three stages of convolution, max-pool and a second convolution or a
+residual block, identity-initialised filters, norms without a scale of their own.
+
+Shapes: B images, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_identity
+
+WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64), "wide": (24, 128, 384, 512)}
+"""Channels of stem and three stages of resnet9: 0.74 GFLOP per image, 0.05 to end in minutes on 2 CPU cores, or 2.7
+for the last points (the widths and depth of airbench96).
+
+The stem holds the strongest principal directions of 2x2x3 patches, each with both signs: at most 24.
+"""
+DEPTHS = {"full": (2, 2, 3), "small": (2, 2, 3), "wide": (3, 3, 3)}
+"""Convolutions of the three stages; where there are three, the last two are a residual block."""
+LOGIT_SCALE = 4.0
+
+
+class Stage(nn.Module):
+    """[B, C_in, H, W] -> [B, C, H/2, W/2]: convolution and pool, then a second convolution or a residual block of two.
+
+    The block's sum is inside its last norm: with filters of fixed norm (Muon) a sum after the norm lost 3 points, and a
+    shortcut over a single convolution half a point (LOG.md).
+    """
+
+    def __init__(self, c_in: int, c_out: int, depth: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.activation, self.depth = ACTIVATIONS[activation], depth
+        self.conv1, self.norm1 = start_as_identity(conv(c_in, c_out, norm)), make_norm(c_out, norm)
+        self.conv2, self.norm2 = start_as_identity(conv(c_out, c_out, norm)), make_norm(c_out, norm)
+        if depth == 3:
+            self.conv3, self.norm3 = start_as_identity(conv(c_out, c_out, norm)), make_norm(c_out, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        y = self.activation(self.norm2(self.conv2(x)))
+        return self.activation(self.norm3(x + self.conv3(y))) if self.depth == 3 else y
+
+
+class ResNet9(nn.Module):
+    """x [B, 3, S, S] -> logits [B, K]; S = 32, or at least 16 in the low-resolution part of a run."""
+
+    def __init__(
+        self, widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int, norm: str, activation: str
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.stem = nn.Conv2d(3, widths[0], kernel_size=2)
+        self.stem.weight.requires_grad = False
+        nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
+        stages = zip(pairwise(widths), depths, strict=True)
+        self.stages = nn.Sequential(*(Stage(i, o, depth, norm, activation) for (i, o), depth in stages))
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        nn.init.normal_(self.head.weight)
+        self.logit_scale = LOGIT_SCALE / widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.stem(x))  # [B, C0, S-1, S-1]
+        x = self.stages(x)  # [B, C, 3, 3] for S = 32
+        x = x.amax(dim=(2, 3))  # [B, C]
+        return self.head(x).float() * self.logit_scale
+
+    @torch.no_grad()
+    def whitening_filters(self, images: Tensor, eps: float = 5e-4) -> Tensor:
+        """Filters [C0, 3, 2, 2] f64 for the stem, from normalised images [N, 3, H, W] f32, computed where they lie:
+        the stem's outputs on 2x2 patches become uncorrelated.
+
+        PCA whitening of patches as a first layer: Page 2019 ("How to train your ResNet 8"), both signs: airbench.
+        """
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
+        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu())
+        strongest = (vectors.T / (values[:, None] + eps).sqrt())[-(len(self.stem.weight) // 2) :]  # eigh sorts upwards
+        filters = strongest.view(-1, 3, 2, 2)
+        return torch.cat([filters, -filters])

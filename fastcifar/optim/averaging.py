@@ -1,0 +1,84 @@
+"""Stochastic Weight Averaging (Izmailov et al. 2018, arXiv:1803.05407): the running mean of the weights of the tail.
+
+The loop records weights during the tail; the end of the run takes the mean and refreshes batch norm. The mean is kept
+in fp32 in every precision of the model: fp16 would lose the small differences between successive weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+REFRESH_IMAGES = 10_000
+"""Training images that re-estimate the batch-norm statistics: few enough to cost a small part of an epoch."""
+
+
+class RunningMean:
+    """Mean of all recorded weights: mean += (weights - mean) / count, as torch.optim.swa_utils.AveragedModel does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.count = 0
+        self.mean = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def record(self, model: nn.Module) -> None:
+        """Adds the current weights of the model to the mean. Does not wait for the device."""
+        self.count += 1
+        weights = [p.float() for p in model.parameters()]
+        torch._foreach_lerp_(list(self.mean.values()), weights, 1 / self.count)
+
+    def averaged(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with the mean as its weights. Its batch-norm statistics are those of the raw weights."""
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, p in twin.named_parameters():
+                p.copy_(self.mean[name])
+        return twin
+
+    def state(self) -> dict[str, Tensor | int]:
+        """Plain containers for a checkpoint."""
+        return {"count": self.count, **{f"mean.{n}": v for n, v in self.mean.items()}}
+
+    def load(self, state: dict[str, Tensor | int]) -> None:
+        """Restores `state()`."""
+        self.count = int(state["count"])
+        for name, v in self.mean.items():
+            v.copy_(torch.as_tensor(state[f"mean.{name}"]))
+
+
+@torch.no_grad()
+def refresh_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Re-estimates every batch norm's mean and variance over equal batches [B, 3, H, W] of augmented training images.
+
+    Every batch counts the same: the k-th moves the statistics by 1/k, a number that the host knows (torch's own
+    momentum=None reads its count back from the device, a wait for each batch norm and batch).
+    Returns the number of batches. Give it the plain model: a compiled one would be compiled for each k.
+    On any error, an empty iterable included (ValueError), the old statistics are put back.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return 0
+    before = [(m.momentum, copy.deepcopy(m.state_dict())) for m in norms]
+    was_training, count = model.training, 0
+    try:
+        for m in norms:
+            m.reset_running_stats()
+        model.train()
+        for count, x in enumerate(batches, start=1):
+            for m in norms:
+                m.momentum = 1 / count
+            model(x)
+        if not count:
+            raise ValueError("batch-norm refresh got no batches")
+    except BaseException:
+        for m, (_, stats) in zip(norms, before, strict=True):
+            m.load_state_dict(stats)
+        raise
+    finally:
+        for m, (momentum, _) in zip(norms, before, strict=True):
+            m.momentum = momentum
+        model.train(was_training)
+    return count

@@ -1,0 +1,164 @@
+"""Parameter groups and optimizers: Muon, SGD for CUDA graphs, torch's fused SGD, apex's FusedSGD.
+
+Optimizers know nothing of schedules: `set_row` writes a row of the schedule's table into their groups before a step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from fastcifar.config import Config
+from fastcifar.config import Optimizer as OptimizerSettings
+
+APEX_HELP = (
+    "optimizer apex-sgd needs NVIDIA's apex, built from source (https://github.com/NVIDIA/apex#installation; the PyPI "
+    "package named apex is another program); the default --optimizer sgd is torch's own fused SGD"
+)
+
+
+def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
+    """[M, R, C] -> [M, R, C], each matrix replaced by nearly its closest semi-orthogonal one.
+
+    Newton-Schulz iteration with Muon's quintic coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
+    the singular values end near 1, not at 1. One batched product for all matrices of a shape.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = x if x.shape[1] <= x.shape[2] else x.mT
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
+
+
+def _start_momenta(optimizer: Optimizer) -> None:
+    """Gives every weight a momentum of zero, so that it exists before the first step, which may be recorded."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+class Muon(Optimizer):
+    """Nesterov momentum whose update is orthogonalised, for filters [out, in, h, w] seen as matrices [out, in*h*w].
+
+    torch.optim.Muon takes matrices only and one at a time. As in airbench94_muon each filter bank is kept at a fixed
+    norm, sqrt(out), which takes the place of weight decay.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+        _start_momenta(self)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            filters = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in filters]
+            buffers = [self.state[p]["momentum_buffer"] for p in filters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            updates = torch._foreach_mul(buffers, group["momentum"])
+            torch._foreach_add_(updates, grads)
+            same_shape = defaultdict(list)
+            for p, update in zip(filters, updates, strict=True):
+                same_shape[p.shape].append((p, update))
+            for shape, pairs in same_shape.items():
+                matrices = torch.stack([u.reshape(len(u), -1) for _, u in pairs])
+                for (p, _), direction in zip(pairs, orthogonalize(matrices), strict=True):
+                    p.mul_(shape[0] ** 0.5 / p.norm())
+                    p.sub_(direction.view(shape) * group["lr"])
+
+
+class CapturableSGD(Optimizer):
+    """Nesterov SGD whose learning rate and momentum may be tensors on the device, so that a CUDA graph can hold it.
+
+    torch.optim.SGD asks `momentum != 0` in Python, a wait that no graph can record, and its fused kernel takes momentum
+    as a number. The formula is torch's: v = momentum * v + g; weights -= lr * (g + momentum * v).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum})
+        _start_momenta(self)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            updates: Any = [p.grad for p in weights]
+            if group["weight_decay"]:
+                updates = torch._foreach_add(updates, weights, alpha=group["weight_decay"])
+            buffers = [self.state[p]["momentum_buffer"] for p in weights]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            updates = torch._foreach_add(updates, torch._foreach_mul(buffers, group["momentum"]))
+            torch._foreach_mul_(updates, group["lr"])
+            torch._foreach_sub_(weights, updates)
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Filters, classifier, biases. `lr_scale` is relative to the schedule; decay touches neither norms nor biases.
+
+    Nesterov is set per group: torch rejects it as an argument when the first momentum is 0.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    head = [p for n, p in named if n == "head.weight"]
+    small = [p for _, p in named if p.ndim == 1]
+    filters = [p for n, p in named if p.ndim > 1 and n != "head.weight"]
+    decay = settings.weight_decay
+    return [
+        {"params": filters, "lr_scale": 1.0, "weight_decay": decay, "nesterov": True},
+        {"params": head, "lr_scale": settings.head_lr_scale, "weight_decay": decay, "nesterov": True},
+        {"params": small, "lr_scale": settings.bias_lr_scale, "weight_decay": 0.0, "nesterov": True},
+    ]
+
+
+def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) -> list[Optimizer]:
+    """Optimizers that together hold every trainable parameter once. ValueError when apex is chosen and not installed.
+
+    recorded: the step is to be part of a CUDA graph, so learning rate and momentum come as tensors.
+    """
+    settings, rates = config.optimizer, {"lr": config.schedule.peak, "momentum": config.optimizer.momentum}
+    filters, *rest = parameter_groups(model, settings)
+    if settings.name == "muon":
+        sgd = _fused_sgd(rest, **rates)
+        for group in sgd.param_groups:
+            group["fixed_momentum"] = True  # the table's momentum is Muon's
+        return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
+    groups = [filters, *rest]
+    if settings.name == "apex-sgd":
+        return [_apex_sgd()(groups, **rates)]
+    if recorded:
+        return [CapturableSGD(groups, **rates)]
+    return [_fused_sgd(groups, **rates)]
+
+
+def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
+    """torch's SGD whose momentum exists from the start.
+
+    torch leaves it uninitialised in the first step (seen in 2.15): if fp16 overflow skips that step, it stays garbage.
+    """
+    sgd = SGD(groups, lr=lr, momentum=momentum, fused=True)
+    _start_momenta(sgd)
+    return sgd
+
+
+def _apex_sgd() -> Any:
+    """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class."""
+    try:
+        return importlib.import_module("apex.optimizers").FusedSGD
+    except Exception as e:  # a foreign or broken package may raise anything on import
+        raise ValueError(APEX_HELP) from e
+
+
+def set_row(optimizers: list[Optimizer], lr: float | Tensor, momentum: float | Tensor) -> None:
+    """Writes a row of the schedule's table into all groups: numbers, or tensors of no dimension on the device."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            if not group.get("fixed_momentum"):
+                group["momentum"] = momentum

@@ -1,0 +1,138 @@
+"""Learning rate and momentum as a table with a row per optimizer step, made before training by torch's schedulers.
+
+The training step reads row t: there is no hidden counter and nothing to resume, and the whole schedule can be drawn
+before training starts. The one exception is ReduceLROnPlateau, which needs a metric: it rewrites the rows to come at
+the end of each epoch (`end_epoch`). The averaging tail follows Izmailov et al. 2018 (arXiv:1803.05407).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, lr_scheduler
+
+from fastcifar.config import Config
+from fastcifar.schedules import Plateau, Span
+
+
+@dataclass
+class ScheduleTable:
+    """Learning rate and momentum of every step of a run.
+
+    table: [num_steps, 2] f64 on the CPU. tail_step: first step of the averaging tail, num_steps without a tail.
+    """
+
+    table: Tensor
+    tail_step: int
+
+    def end_epoch(self, next_step: int, accuracy: float) -> None:
+        """Called after each epoch with the held-out accuracy. A table made beforehand ignores it."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers and tensors for a checkpoint."""
+        return {"table": self.table}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores `state()`. The table may be longer than before: that of an extended run."""
+        self.table = state["table"].clone()
+
+
+class PlateauTable(ScheduleTable):
+    """ReduceLROnPlateau: rewrites the rows of the epochs to come when the accuracy of an epoch is known."""
+
+    def __init__(self, table: Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
+        super().__init__(table, tail_step)
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.optimizer = _throwaway_optimizer(config)
+        self.torch_scheduler = config.schedule.torch_scheduler(self.optimizer, Span(0, config.epochs))
+
+    def end_epoch(self, next_step: int, accuracy: float) -> None:
+        self.torch_scheduler.step(accuracy)
+        if next_step < self.tail_step:
+            self.table[next_step : self.tail_step, 0] = self.optimizer.param_groups[0]["lr"]
+            _write_tail(self.table, self.tail_step, self.config, self.steps_per_epoch)
+
+    def state(self) -> dict[str, Any]:
+        return {"table": self.table, "plateau": self.torch_scheduler.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.torch_scheduler.load_state_dict(state["plateau"])
+        self.optimizer.param_groups[0]["lr"] = state["plateau"]["_last_lr"][0]
+
+
+def make_schedule_table(config: Config, steps_per_epoch: int) -> ScheduleTable:
+    """The table of a whole run: torch's own rows before the averaging tail, then the tail's."""
+    num_steps = count_steps(config.epochs, steps_per_epoch)
+    tail_step = num_steps
+    if config.tail:
+        tail_step = min(num_steps, round(config.epoch_of(config.tail.start) * steps_per_epoch))
+    table = torch.empty(num_steps, 2, dtype=torch.float64)
+    table[:tail_step] = _cycle_rows(config, tail_step, steps_per_epoch)
+    _write_tail(table, tail_step, config, steps_per_epoch)
+    if isinstance(config.schedule, Plateau):
+        return PlateauTable(table, tail_step, config, steps_per_epoch)
+    return ScheduleTable(table, tail_step)
+
+
+def _throwaway_optimizer(config: Config) -> SGD:
+    return SGD([torch.zeros(1, requires_grad=True)], lr=config.schedule.peak, momentum=config.optimizer.momentum)
+
+
+def _write_tail(table: Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
+    """Writes the rows of the averaging tail, which continues from the cycle's last row. In place."""
+    tail = config.tail
+    if tail is None:
+        return
+    last_lr, last_momentum = table[tail_step - 1].tolist() if tail_step else (tail.lr, config.optimizer.momentum)
+    anneal_steps = round(config.epoch_of(tail.anneal) * steps_per_epoch)
+    for t in range(tail_step, len(table)):  # k-th of the anneal steps is k / anneal_steps of the way
+        way = min(1.0, (t - tail_step + 1) / anneal_steps) if anneal_steps else 1.0
+        table[t, 0] = tail.lr if way == 1.0 else last_lr + (tail.lr - last_lr) * way
+    table[tail_step:, 1] = last_momentum if tail.momentum is None else tail.momentum
+
+
+def _cycle_rows(config: Config, num_steps: int, steps_per_epoch: int) -> Tensor:
+    """[num_steps, 2] f64, read off a throwaway optimizer while torch's scheduler is stepped as documented."""
+    if num_steps == 0:
+        return torch.empty(0, 2, dtype=torch.float64)
+    schedule = config.schedule
+    count = num_steps if schedule.interval == "step" else math.ceil(num_steps / steps_per_epoch)
+    optimizer = _throwaway_optimizer(config)
+    group = optimizer.param_groups[0]
+    span = Span(count, config.epochs, config.tail.lr if config.tail else None)
+    scheduler = schedule.torch_scheduler(optimizer, span)
+    rows = []
+    with warnings.catch_warnings():  # torch expects optimizer.step() in between; there is nothing to optimize here
+        warnings.simplefilter("ignore")
+        for i in range(count):
+            rows.append((float(group["lr"]), float(group["momentum"])))
+            if i + 1 < count and not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step()
+    table = torch.tensor(rows, dtype=torch.float64)
+    return table if schedule.interval == "step" else table.repeat_interleave(steps_per_epoch, 0)[:num_steps]
+
+
+def count_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Number of optimizer steps in `epochs` epochs, at least 1: users give epochs, schedules count steps."""
+    return max(1, round(epochs * steps_per_epoch))
+
+
+def extend(schedule: ScheduleTable, config: Config, steps_per_epoch: int) -> ScheduleTable:
+    """Lengthens the table to `extend_epochs` by repeating the last row of the tail. ValueError without a tail."""
+    extend_epochs = config.run.extend_epochs
+    if extend_epochs is None:
+        return schedule
+    num_steps, before = count_steps(extend_epochs, steps_per_epoch), len(schedule.table)
+    if num_steps < before:
+        raise ValueError(f"extend_epochs {extend_epochs:g} is shorter than the run it extends ({before} steps)")
+    if schedule.tail_step >= before:
+        raise ValueError("this run has no averaging tail: its schedule ended, so more epochs would train at its last "
+                         "learning rate; start a new run with --epochs instead")  # fmt: skip
+    schedule.table = torch.cat([schedule.table, schedule.table[-1:].expand(num_steps - before, 2)])
+    return schedule

@@ -1,0 +1,76 @@
+"""config.json of a run folder: a Config as plain containers, and back with every value checked.
+
+The same plain form stands in a checkpoint and in summary.json. A file may come from anywhere: a setting that is
+unknown or makes no sense ends in a ConfigFileError of one line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from fastcifar.config import Config
+from fastcifar.schedules import SCHEDULES
+from fastcifar.settings import PARTS
+from fastcifar.validation import Part
+
+MAX_BYTES = 1 << 20
+
+
+class ConfigFileError(ValueError):
+    """One line: which file, what is wrong with it, what to do."""
+
+
+def config_to_plain(config: Config) -> dict[str, Any]:
+    """Nested dicts with a part each; the schedule has its `name`, but not a function of your own; no tail is None."""
+    plain = asdict(config)
+    schedule = {name: value for name, value in plain["schedule"].items() if not callable(value)}
+    plain["schedule"] = {"name": config.schedule.name, **schedule}
+    return plain
+
+
+def config_from_plain(values: Any, where: str) -> Config:
+    """The Config of `config_to_plain`. ConfigFileError names the first setting that is unknown or wrong."""
+    try:
+        _check_names(values, {f.name for f in fields(Config)}, "the settings")
+        parts: dict[str, Any] = {name: value for name, value in values.items() if name in ("epochs", "seed")}
+        for name, kind in PARTS.items():
+            if name in values and not (name == "tail" and values[name] is None):
+                parts[name] = _part(kind, values[name], name)
+        if "schedule" in values:
+            schedule = values["schedule"]
+            _check_names(schedule, None, "schedule")
+            name = schedule.get("name")
+            if not isinstance(name, str) or name not in SCHEDULES:
+                raise ValueError(f"schedule.name is {name!r}")
+            parts["schedule"] = _part(SCHEDULES[name], {k: v for k, v in schedule.items() if k != "name"}, "schedule")
+        return Config(**parts)
+    except (TypeError, ValueError, OverflowError) as e:
+        message = str(e).replace("Config.__init__() ", "")[:200]
+        raise ConfigFileError(f"{where}: {message}; it was changed by hand or by another version") from e
+
+
+def _part(kind: type[Part], values: Any, name: str) -> Any:
+    _check_names(values, {f.name for f in fields(kind)}, name)
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _check_names(values: Any, known: set[str] | None, name: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is no table of names and values")
+    unknown = sorted(map(repr, values.keys() - known)) if known is not None else []
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0][:80]}")
+
+
+def load_config(path: Path) -> Config:
+    """The Config of a run folder's config.json. ConfigFileError when it cannot be read or is not one."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ConfigFileError(f"{path}: cannot be read ({e}); the run's settings are needed to resume it") from e
+    return config_from_plain(values, str(path))

@@ -1,0 +1,106 @@
+"""The run folder: whether a run may start or continue in it, what is finished, and the command that continues it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastcifar.config import Config
+from fastcifar.runs import checkpoint, config_file, intervals, record
+from fastcifar.runs.environment import utc_stamp
+from fastcifar.settings import method_differences
+
+RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors")
+
+
+def choose(config: Config) -> Path:
+    """The folder of a new or resumed run, created if it is missing. OSError when it cannot be created."""
+    if config.run.resume:
+        return Path(config.run.resume)
+    if config.run.out is None:
+        return _new_folder(config)
+    out = Path(config.run.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file; choose a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def claim(out: Path, config: Config) -> None:
+    """Writes config.json and removes partial files of a killed process. The caller holds the folder's lock.
+
+    Raises ValueError when the folder has results of another run; a run that was stopped before its first checkpoint
+    has none.
+    """
+    if config.run.resume:
+        _check_settings(out / "checkpoint.pt", config)
+    elif any((out / name).exists() for name in RESULTS):
+        raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another folder")
+    if not config.run.resume or config.run.extend_epochs:  # an extension, too, continues with --resume alone
+        record.write_json(out / "config.json", config_file.config_to_plain(config))
+    for name in ("config.json", "curves.png", *RESULTS):
+        for part in out.glob(f".{name}.*.part"):
+            part.unlink(missing_ok=True)
+
+
+def _check_settings(path: Path, config: Config) -> None:
+    """CheckpointError when the checkpoint is not one of this config. Checked before the data is loaded."""
+    if path.exists():
+        saved = config_file.config_from_plain(checkpoint.load(path)["config"], str(path))
+        if changed := method_differences(saved, config):
+            raise checkpoint.CheckpointError(f"{path}: has other settings than the config.json beside it: "
+                                             f"{'; '.join(changed)[:200]}; put the right one back")  # fmt: skip
+
+
+def _new_folder(config: Config) -> Path:
+    name = f"{utc_stamp()}-{config.run.recipe}-s{config.seed}"
+    for i in range(1, 1000):
+        out = Path("runs") / (name if i == 1 else f"{name}-{i}")
+        try:
+            out.mkdir(parents=True)  # fails where another process was faster
+            return out
+        except FileExistsError:
+            continue
+    raise ValueError(f"runs/{name}: exists, with 999 numbered ones; give --out")
+
+
+def finished(config: Config) -> dict[str, Any] | None:
+    """The summary of the run in `config.run.resume` when nothing is left to do, else None."""
+    try:
+        summary = json.loads((Path(config.run.resume or "") / "summary.json").read_text())
+        reached = summary["epochs"] >= (config.final_epochs) and summary.get("n", 1) >= config.run.runs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return summary if reached else None
+
+
+def finished_seeds(config: Config) -> list[dict[str, Any]]:
+    """The summaries in runs.jsonl of a resumed job of several seeds. ValueError when the file is damaged."""
+    path = Path(config.run.resume or "") / "runs.jsonl"
+    if config.run.resume is None or not path.exists():
+        return []
+    seeds = range(config.seed, config.seed + config.run.runs)
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        intervals.summarize_runs(rows, config.run.target)  # reads all that is needed of them later
+        right = all(row["seed"] in seeds for row in rows) and len({row["seed"] for row in rows}) == len(rows)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        right = False
+    if not right:
+        raise ValueError(f"{path}: damaged or of other seeds; move it away to train all seeds again")
+    return rows
+
+
+def resume_command(out: Path, processes: int = 1) -> str:
+    """The command that continues a run, to be typed in the current folder."""
+    program = sys.argv[0] if sys.argv[0].endswith(".py") else "train_fast.py"
+    if processes > 1:
+        return shlex.join(["torchrun", f"--nproc-per-node={processes}", program, "--resume", str(out)])
+    name = Path(sys.executable).name
+    found = shutil.which(name)
+    python = name if found and Path(found) == Path(sys.executable) else sys.executable
+    return shlex.join([python, program, "--resume", str(out)])

@@ -1,0 +1,57 @@
+"""Observers of a run: called after every step, after every epoch and at the end. They do not change the training.
+
+The loop calls a short list of them, in order. Progress, metrics.jsonl, checkpoints, pictures and records are
+observers, each in its own file; a user's own is a class with the same three methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from fastcifar.optim.schedule_table import ScheduleTable
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a run. `model` holds the weights that `summary["accuracy"]` was measured with."""
+
+    model: nn.Module
+    summary: dict[str, Any]
+    """Contents of summary.json."""
+    history: list[dict[str, Any]]
+    """A row per epoch: the lines of metrics.jsonl."""
+    schedule: ScheduleTable
+
+
+class Progress(Protocol):
+    """What an observer may read of a run in progress. Steps are counted from the start of the run."""
+
+    model: nn.Module
+    step: int
+    history: list[dict[str, Any]]
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """State of the run for a checkpoint. Called by all processes together, as they share their sums."""
+        ...
+
+
+class Observer:
+    """Does nothing. Subclasses override what they need; `on_step` must cost next to nothing."""
+
+    def on_step(self, run: Progress) -> None:
+        """Called after each optimizer step."""
+
+    def on_epoch(self, run: Progress, row: dict[str, Any]) -> None:
+        """Called after each epoch with its line of metrics.jsonl."""
+
+    def on_end(self, result: Result) -> None:
+        """Called once, when the result is known."""

@@ -1,0 +1,124 @@
+"""Pictures by matplotlib: the curves of a run, schedules before training, accuracies of several runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcifar.data.files import write_atomically
+from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.runs.observers import Observer, Result
+
+TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
+
+
+def _figure(rows: int, width_in: float, height_in: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no display, no global state
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 2 if rows > 1 else 1, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, lambda f: f.write(picture.getvalue()))
+
+
+class Curves(Observer):
+    """Draws curves.png when the run ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_end(self, result: Result) -> None:
+        draw_curves(self.path, result.history, result.schedule, result.summary)
+
+
+def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTable, summary: dict[str, Any]) -> None:
+    """curves.png of a run folder: lr and momentum per step, loss and accuracy per epoch, the tail shaded."""
+    table, tail_step, num_steps = schedule.table, schedule.tail_step, len(schedule.table)
+    per_epoch = num_steps / summary["epochs"]
+    figure, axes = _figure(2, 11, 7)
+    (lr_axis, momentum_axis), (loss_axis, accuracy_axis) = axes
+    step_epochs = torch.arange(num_steps) / per_epoch
+    lr_axis.plot(step_epochs, table[:, 0], color="tab:blue")
+    lr_axis.set(title="learning rate", ylim=(0, None))
+    momentum_axis.plot(step_epochs, table[:, 1], color="tab:purple")
+    momentum_axis.set(title="momentum")
+    momentum_axis.margins(y=0.2)
+
+    ends = [row["step"] / per_epoch for row in history]
+    mark = "o-" if len(history) < 60 else "-"
+    loss_axis.plot(ends, [row["loss_train"] for row in history], mark, markersize=3, color="tab:red")
+    loss_axis.set(title="training loss (mean of the epoch)")
+    values = [row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val") for row in history]
+    points = [(e, 100 * v) for e, v in zip(ends, values, strict=True) if v is not None]
+    if points:
+        accuracy_axis.plot(*zip(*points, strict=True), mark, markersize=3, color="tab:green", label="raw weights")
+    end = num_steps / per_epoch
+    for key, label, marker in (("accuracy_swa", "averaged weights", "*"), ("accuracy_tta", "with views", "P")):
+        if summary.get(key) is not None:
+            accuracy_axis.plot(end, 100 * summary[key], marker, markersize=11, label=f"{label} {summary[key]:.2%}",
+                               clip_on=False, zorder=3)  # fmt: skip
+    accuracy_axis.set(title="test accuracy" if history[-1]["accuracy_test"] is not None else "held-out accuracy")
+    accuracy_axis.yaxis.set_major_formatter("{x:g}%")
+    accuracy_axis.legend(loc="lower right")
+    for axis in axes.flat:
+        axis.set(xlabel="epoch", xlim=(0, end))
+        axis.grid(alpha=0.3)
+        if tail_step < num_steps:
+            axis.axvspan(tail_step / per_epoch, end, **TAIL)
+    if tail_step < num_steps:
+        lr_axis.text((tail_step / per_epoch + end) / 2, lr_axis.get_ylim()[1] * 0.95, "SWA tail", ha="center", va="top")
+    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {summary['dataset']}")
+    _save(figure, path)
+
+
+def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) -> None:
+    """Learning rate and momentum of named (schedule, steps per epoch) on one picture.
+
+    Left over epochs; right over the share of the run and relative to the peak, so that shapes compare.
+    """
+    figure, axes = _figure(2, 11, 7)
+    for column, relative in enumerate((False, True)):
+        for row, title in enumerate(("learning rate", "momentum")):
+            axis = axes[row][column]
+            for i, (name, (schedule, steps_per_epoch)) in enumerate(schedules.items()):
+                table, tail = schedule.table, schedule.tail_step
+                x = torch.arange(len(table)) / (len(table) if relative else steps_per_epoch)
+                y = table[:, row] / table[:, row].max() if relative and row == 0 else table[:, row]
+                axis.plot(x, y, label=name, color=f"C{i}", linewidth=1.4)
+                axis.plot(x[tail:], y[tail:], color=f"C{i}", linewidth=4, alpha=0.35)
+            axis.set(title=f"{title} / peak" if relative and row == 0 else title)
+            axis.set(xlabel="share of the run" if relative else "epoch")
+            axis.grid(alpha=0.3)
+            if row == 0:
+                axis.set_ylim(0, None)
+            else:
+                axis.margins(y=0.2)
+    axes[0][0].legend()
+    figure.suptitle("schedules (thick: averaging tail)")
+    _save(figure, path)
+
+
+def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]) -> None:
+    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band."""
+    figure, axes = _figure(1, 9, 6)
+    axis = axes[0][0]
+    for i, (name, runs) in enumerate(histories.items()):
+        measured = [e for e, row in enumerate(runs[0]) if row["accuracy_test"] is not None]
+        values = 100 * torch.tensor([[run[e]["accuracy_test"] for e in measured] for run in runs])  # [runs, measured]
+        epochs = torch.tensor(measured) + 1
+        axis.plot(epochs, values.mean(0), "o-", markersize=3, color=f"C{i}", label=name)
+        axis.fill_between(epochs, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
+    axis.set(xlabel="epoch", title="test accuracy of the raw weights (mean and range over seeds)")
+    axis.yaxis.set_major_formatter("{x:g}%")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)

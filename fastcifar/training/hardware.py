@@ -1,0 +1,139 @@
+"""Resolves the `auto` settings that depend on the machine: device, precision, compile mode, executor and scale.
+
+The command line prints the reasons; the resolved scale and precision become part of the run's config, so that a
+resumed run keeps them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fastcifar.config import Config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILE_PAYS_PFLOP = 20.0
+"""Training work above which compiling on a GPU is expected to pay back its tens of seconds: an estimate (half a
+minute to compile, half a millisecond saved in a step of 0.37 TFLOP), not measured on a card."""
+PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.135}
+"""Forward and backward of 50,000 images by resnet9, on average over its image sizes."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and in which arithmetic a run computes; `reasons` has a short one for each setting that was `auto`."""
+
+    device: torch.device
+    precision: str
+    compile: str
+    executor: str
+    scale: str
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of activations and of the batches."""
+        return DTYPES[self.precision]
+
+    @property
+    def name(self) -> str:
+        """Name of the device as its maker gives it, with the number of threads on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        if self.device.type == "cpu":
+            return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+        return self.device.type
+
+
+def choose_hardware(config: Config, local_rank: int = 0) -> Hardware:
+    """Resolves device, precision, compile mode, executor and scale. ValueError when a choice is not available here."""
+    settings, reasons = config.machine, dict[str, str]()
+    device = _device(settings.device, local_rank)
+    on_gpu = device.type == "cuda"
+
+    precision: str = settings.precision
+    if precision == "auto" and on_gpu:
+        precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        reasons["precision"] = "bf16 from compute capability 8.0 on"
+    elif precision == "auto":
+        precision = "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+        reasons["precision"] = "this CPU multiplies bf16" if precision == "bf16" else "no bf16 arithmetic here"
+    if precision == "fp16" and not on_gpu:
+        raise ValueError(
+            f"precision fp16 needs a CUDA card, this run is on {device.type}; use --precision bf16 or fp32"
+        )
+
+    scale: str = config.model.scale
+    if scale == "auto":
+        scale = "full" if on_gpu else "small"
+        reasons["scale"] = "full on a GPU, small elsewhere"
+
+    compile_mode: str = settings.compile
+    if compile_mode == "auto":
+        # On CPUs the compiled step was slower than the eager one (docs/log).
+        pflop = config.run.runs * config.epochs * PFLOP_PER_EPOCH[scale]
+        compile_mode = "default" if on_gpu and pflop >= COMPILE_PAYS_PFLOP else "off"
+        reasons["compile"] = "pays off within the run" if compile_mode != "off" else "does not pay off within the run"
+
+    executor: str = settings.executor
+    if executor == "auto":
+        executor = "dali" if on_gpu and has_dali() else "torch"
+        reasons["augment"] = "DALI on the card" if executor == "dali" else ("no DALI here" if on_gpu else "CPU")
+    return Hardware(device, precision, compile_mode, executor, scale, reasons)
+
+
+def with_hardware(config: Config, hardware: Hardware) -> Config:
+    """The config with the scale and precision that were resolved, which a resumed run must keep."""
+    return replace(
+        config,
+        model=replace(config.model, scale=hardware.scale),  # type: ignore[arg-type]  # checked by Model
+        machine=replace(config.machine, precision=hardware.precision),  # type: ignore[arg-type]  # checked by Machine
+    )
+
+
+def has_dali() -> bool:
+    """Whether DALI is installed. It is not imported: whether it runs is known only once an executor exists."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # no package named nvidia at all
+        return False
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        built = (
+            "this torch is built without CUDA" if torch.version.cuda is None else "no working driver or card is found"
+        )
+        raise ValueError(f"device cuda: {built} (check `nvidia-smi`); use --device cpu or leave it out")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps: not available in this torch or on this machine; use --device cpu")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 dot products (AVX512-BF16 or AMX); emulated bf16 would be slower than fp32."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    private = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch before get_capabilities
+    return bool(private and private())
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
+
+
+def make_deterministic() -> None:
+    """Makes equal seeds give bit-equal runs on one machine. Must be called before the first CUDA call of a process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,148 @@
+"""The training loop: plan an epoch, step through it, average the weights in the tail, measure, finish.
+
+`train` is the method from top to bottom. Observers (`fastcifar.runs.observers`) watch it: progress, metrics,
+checkpoints, pictures. Steps and epochs count from 0; a metrics row says epoch 1 for the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastcifar.augment.plan import image_size
+from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
+from fastcifar.runs.observers import Observer, Result
+from fastcifar.training.evaluate import accuracies
+from fastcifar.training.processes import data_parallel, sum_over_processes
+from fastcifar.training.state import Diverged, State
+from fastcifar.training.step import autocast, make_step
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.summary import Accuracies, summarize
+from fastcifar.training.task import Task, start
+from fastcifar.training.warm_up import warm_up
+
+CHANCE_STEPS = 50
+"""Steps of the first epoch after which an accuracy at chance means that the training has failed."""
+
+
+def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch | None = None) -> Result:
+    """Trains a run to its end, from its beginning or from the checkpoint in `config.run.resume`.
+
+    Raises Diverged when training has failed. An observer may raise to end the run.
+    """
+    config, steps_per_epoch = task.config, task.steps_per_epoch
+    stopwatch = stopwatch or Stopwatch(task.hardware.device)
+    with stopwatch("compile"):
+        state = start(task, stopwatch)
+        model = state.model
+        task = warm_up(task, model)
+        step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
+
+    while state.step < task.num_steps:
+        epoch, first = divmod(state.step, steps_per_epoch)
+        last = min(steps_per_epoch, task.num_steps - epoch * steps_per_epoch)
+        model.train()
+        step.begin_epoch()
+        with stopwatch("train"):
+            plan = task.plan(epoch).steps(first, last)
+            for x, y in task.executor.epoch(plan, image_size(config, epoch)):
+                step(x, y)
+                state.step += 1
+                if joins_average(task, state):
+                    state.average.record(model)
+                for observer in observers:
+                    observer.on_step(state)
+        row = end_epoch(task, state)
+        for observer in observers:
+            observer.on_epoch(state, row)
+
+    result = finish(task, state)
+    for observer in observers:
+        observer.on_end(result)
+    return result
+
+
+def joins_average(task: Task, state: State) -> bool:
+    """Whether the weights after this step join the average: every k steps of the tail, or at its epochs' ends."""
+    tail, in_tail = task.config.tail, state.step - state.schedule.tail_step
+    if tail is None or in_tail <= 0:
+        return False
+    is_last = state.step == task.num_steps
+    if tail.every_steps is not None:
+        return in_tail % tail.every_steps == 0 or (is_last and state.average.count == 0)
+    return state.step % task.steps_per_epoch == 0 or is_last
+
+
+def end_epoch(task: Task, state: State) -> dict[str, Any]:
+    """Measures the epoch and adds its row to the history. Raises Diverged when training has visibly failed."""
+    config = task.config
+    epoch = (state.step - 1) // task.steps_per_epoch
+    steps = state.step - (state.history[-1]["step"] if state.history else 0)
+    loss = sum_over_processes(state.loss_sum.clone(), task.world).item() / steps / task.world.size
+    state.loss_sum.zero_()
+    lr, momentum = state.schedule.table[state.step - 1].tolist()
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}: lower --lr-peak"
+                       + (" or use --precision bf16" if task.hardware.precision == "fp16" else ""))  # fmt: skip
+    accuracy: float | None = None
+    is_last = state.step == task.num_steps
+    if is_last or (epoch + 1) % config.evaluation.eval_every == 0:
+        with state.stopwatch("eval"):
+            accuracy, _ = accuracies(task, state.model, task.watched)
+        state.schedule.end_epoch(state.step, accuracy)
+    measured = {"accuracy_test": accuracy}
+    if config.data.val_split:
+        measured = {"accuracy_test": None, "accuracy_val": accuracy}
+    row = {
+        "epoch": epoch + 1, "step": state.step,
+        "phase": "tail" if state.step > state.schedule.tail_step else "cycle", "lr": lr, "momentum": momentum,
+        "loss_train": loss, **measured, "time_s": round(state.stopwatch.time_s["train"], 4),
+    }  # fmt: skip
+    state.history.append(row)
+    num_classes = len(task.dataset.classes)
+    if epoch == 0 and steps >= CHANCE_STEPS and accuracy is not None and accuracy < 1.2 / num_classes and not is_last:
+        raise Diverged(
+            f"accuracy is {accuracy:.1%} after the first epoch, which is chance for {num_classes} classes "
+            f"(loss {loss:.3f}): lower --lr-peak (now {config.schedule.peak:g}) or check the labels"
+        )
+    return row
+
+
+def finish(task: Task, state: State) -> Result:
+    """Averages the weights of the tail, refreshes batch norm, and measures the final accuracies."""
+    stopwatch, final, has_tail = state.stopwatch, state.model, state.average.count > 0
+    if has_tail:
+        with stopwatch("swa"), autocast(task.hardware):
+            final = state.average.averaged(state.model)
+            final._compiled_call_impl = None
+            refresh_batch_norm(final, _refresh_batches(task))
+    before_s = stopwatch.seconds("eval")
+    with stopwatch("eval"):
+        plain, with_views = accuracies(task, final, task.test, task.config.evaluation)
+    eval_final_s = stopwatch.seconds("eval") - before_s
+    raw = state.history[-1].get("accuracy_test")  # None when the last epoch was measured on held-out images
+    if raw is None:
+        with stopwatch("eval"):
+            raw = plain if final is state.model else _raw_accuracy(task, state.model)
+    measured = Accuracies(
+        raw=raw,
+        averaged=plain if has_tail else None,
+        with_views=with_views if task.config.evaluation.tta != "none" else None,
+    )
+    summary = summarize(task, state, measured, eval_final_s)
+    return Result(final, summary, state.history, state.schedule)
+
+
+def _raw_accuracy(task: Task, model: nn.Module) -> float:
+    plain, _ = accuracies(task, model, task.test)
+    return plain
+
+
+def _refresh_batches(task: Task) -> Iterator[Tensor]:
+    """Augmented training images of the epoch after the last, in batches of the training size."""
+    steps = max(1, min(task.steps_per_epoch, REFRESH_IMAGES // task.batch_size))
+    plan = task.plan(-(-task.num_steps // task.steps_per_epoch)).steps(0, steps)
+    return (x for x, _ in task.executor.epoch(plan))

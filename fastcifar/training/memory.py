@@ -1,0 +1,42 @@
+"""Finds the batch size that fits when memory has run out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fastcifar.training.step import autocast
+from fastcifar.training.task import Task, plain_network
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that a device or the host had no memory left."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
+
+
+def batch_that_fits(task: Task) -> int | None:
+    """The batch size halved until a step of blank images fits; None when one image per process does not fit."""
+    batch = task.batch_size // 2
+    while batch >= task.world.size:
+        if task.hardware.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            _one_step(task, batch // task.world.size)
+            return batch
+        except (MemoryError, RuntimeError) as e:
+            if not ran_out(e):
+                return None
+        batch //= 2
+    return None
+
+
+def _one_step(task: Task, batch: int) -> None:
+    model = plain_network(task).to(task.hardware.device).train()
+    size = max(32, task.config.augment.low_res_px)
+    x = torch.zeros(batch, 3, size, size, device=task.hardware.device, dtype=task.hardware.dtype)
+    with autocast(task.hardware):
+        logits = model(x.contiguous(memory_format=torch.channels_last))
+    F.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64, device=x.device)).backward()

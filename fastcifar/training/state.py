@@ -1,0 +1,174 @@
+"""Everything that changes while training (`State`), its form in a checkpoint, and the check of a loaded one.
+
+Shapes: steps and epochs count from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastcifar.optim.averaging import RunningMean
+from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.runs import checkpoint
+from fastcifar.training.processes import World, sum_over_processes
+from fastcifar.training.stopwatch import Stopwatch
+
+FIRST_LOSS_SCALE = 2.0**12
+"""First loss scale in fp16. It only falls, by halves, so it tells the number of skipped steps."""
+
+
+class Diverged(RuntimeError):
+    """Raised when the loss is not finite, or the accuracy is at chance after an epoch. The message is a diagnosis."""
+
+
+@dataclass
+class State:
+    """Everything that changes while training, and so everything that a checkpoint holds."""
+
+    model: nn.Module
+    optimizers: list[Optimizer]
+    scaler: torch.amp.GradScaler
+    schedule: ScheduleTable
+    average: RunningMean
+    loss_sum: Tensor
+    """Sum of the loss over the steps of this epoch so far: a scalar on the device."""
+    stopwatch: Stopwatch
+    steps_per_epoch: int
+    world: World
+    step: int = 0
+    """Steps taken."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A row per epoch: the lines of metrics.jsonl."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return len(self.schedule.table)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state for a checkpoint, with the seconds spent. Raises Diverged when the weights are not finite.
+
+        All processes must call it together: it averages their loss sums, so that any number of processes can continue.
+        """
+        # In place, as a recorded step adds to this very tensor.
+        self.loss_sum.copy_(sum_over_processes(self.loss_sum, self.world) / self.world.size)
+        if not self.is_finite():
+            lr = self.schedule.table[self.step - 1, 0].item()
+            raise Diverged(f"weights or loss are not finite at step {self.step}, learning rate {lr:g}: lower --lr-peak")
+        return {**self.tree(), "time_s": {phase: self.stopwatch.seconds(phase) for phase in ("train", "eval")}}
+
+    def tree(self) -> dict[str, Any]:
+        """Plain containers and tensors. Learning rate and momentum are stored in the schedule's table only."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [[_momentum(o, p) for p in _weights(o)] for o in self.optimizers],
+            "loss_scale": float(self.scaler.get_scale()),
+            "schedule": self.schedule.state(),
+            "mean": self.average.state(),
+            "loss_sum": self.loss_sum,
+            "step": self.step,
+            "history": self.history,
+        }
+
+    @torch.no_grad()
+    def load(self, tree: dict[str, Any], num_steps: int) -> None:
+        """Restores `tree()`. ValueError, with nothing loaded, when a part of it is not what this run writes."""
+        _check_tree(tree, self, num_steps)
+        self.model.load_state_dict(tree["model"])
+        for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
+            for p, momentum in zip(_weights(optimizer), momenta, strict=True):
+                optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
+        self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
+        self.schedule.load(tree["schedule"])
+        self.average.load(tree["mean"])
+        self.loss_sum.copy_(tree["loss_sum"])
+        self.step, self.history = tree["step"], tree["history"]
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Restores weights, statistics, momenta and sums when the block ends, also by an error. Clears gradients.
+
+        Tensors are copied back in place, on their device and without a wait, so that what was recorded on them holds.
+        """
+        momenta = [kept["momentum_buffer"] for o in self.optimizers for kept in o.state.values()]
+        tensors = [*self.model.state_dict().values(), *self.average.mean.values(), *momenta, self.loss_sum]
+        before, count, training = [t.clone() for t in tensors], self.average.count, self.model.training
+        try:
+            yield
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            self.model.train(training)
+            self.average.count = count
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+
+    def is_finite(self) -> bool:
+        """Whether weights and loss are finite. Waits for the device."""
+        norms = torch._foreach_norm(list(self.model.parameters()))
+        return bool(torch.stack([*norms, self.loss_sum]).sum().isfinite())
+
+
+def _weights(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
+    """The momentum of a weight; zero before the first step, which torch treats as none."""
+    momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+    return torch.zeros_like(p) if momentum is None else momentum
+
+
+def skipped_steps(scale: float) -> int:
+    """Number of steps that fp16 overflow has skipped, from the loss scale."""
+    return round(math.log2(FIRST_LOSS_SCALE / scale))
+
+
+def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int) -> None:
+    """ValueError when this run could not have written the saved tree at any step."""
+    like = fresh.tree()
+    loose = ("history", "schedule")
+    checkpoint.check({**tree, **{k: like[k] for k in loose if k in tree}}, like, "state")
+    step, count = tree["step"], tree["mean"]["count"]
+    if not 0 <= step <= num_steps:
+        raise ValueError(f"step is not within this run's {num_steps}")
+    if not 0 <= count <= step:
+        raise ValueError(f"mean.count is not within its {step} steps")
+    if not 0 < tree["loss_scale"] <= FIRST_LOSS_SCALE:
+        raise ValueError("loss_scale is not a value that training can reach")
+    _check_schedule(tree["schedule"], like["schedule"])
+    _check_history(tree["history"], step, num_steps, fresh.steps_per_epoch)
+
+
+def _check_schedule(saved: Any, like: dict[str, Any]) -> None:
+    checkpoint.check(saved, like, "schedule")
+    if "plateau" not in like and not torch.allclose(saved["table"], like["table"], rtol=1e-6, atol=1e-9):
+        raise ValueError("schedule.table is not the one these settings make")
+    measured = ("best", "num_bad_epochs", "last_epoch", "cooldown_counter", "_last_lr")
+    for name, value in like.get("plateau", {}).items():
+        if name not in measured and saved["plateau"][name] != value:
+            raise ValueError(f"schedule.plateau.{name} is not the one these settings make")
+
+
+def _check_history(rows: Any, step: int, num_steps: int, steps_per_epoch: int) -> None:
+    """ValueError unless there is a row per whole epoch, and one where the run ended inside an epoch."""
+    like: dict[str, Any] = dict.fromkeys(("lr", "momentum", "loss_train", "time_s"), 0.0)
+    like |= {"epoch": 0, "step": 0, "phase": ""}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("history is no list of rows")
+    for i, row in enumerate(rows):
+        accuracies = {k: 0.0 for k, v in row.items() if k in ("accuracy_test", "accuracy_val") and v is not None}
+        checkpoint.check({k: v for k, v in row.items() if v is not None}, like | accuracies, f"history.{i}")
+    steps = [row["step"] for row in rows]
+    whole = [s for s in steps if s % steps_per_epoch == 0]
+    ended = step < num_steps or steps[-1:] == [step]
+    if whole != list(range(steps_per_epoch, step + 1, steps_per_epoch)) or steps != sorted({*steps}) or not ended:
+        raise ValueError(f"history has not the rows of {step} steps")

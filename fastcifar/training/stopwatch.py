@@ -1,0 +1,99 @@
+"""The stopwatch: named phases of a run, each timed with the device idle at both ends.
+
+No other file measures time. What a phase covers is decided by the caller: the loop, the command line or a bench.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_IMPORTED_AT = time.monotonic()
+PHASES = ("import", "data", "compile", "train", "swa", "eval")
+
+
+def wait_for(device: torch.device) -> None:
+    """Blocks until the device has finished all work that was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Stopwatch:
+    """Seconds per named phase. A phase inside another pauses the outer one."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.time_s: dict[str, float] = defaultdict(float)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    def _lap(self) -> None:
+        wait_for(self.device)
+        now = time.perf_counter()
+        if self._running:
+            self.time_s[self._running[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._lap()
+        self._running.append(phase)
+        try:
+            yield
+        finally:
+            self._lap()
+            self._running.pop()
+
+    def seconds(self, phase: str) -> float:
+        """Seconds of a phase up to now, also while it runs. Does not wait for the device."""
+        running = self._running and self._running[-1] == phase
+        return self.time_s[phase] + (time.perf_counter() - self._since if running else 0.0)
+
+    def report(self) -> dict[str, float]:
+        """Seconds of all phases of the record, and `wall`: the age of the process."""
+        return {**{p: round(self.time_s[p], 4) for p in PHASES}, "wall": round(process_age_s(), 4)}
+
+
+def repeats_s(work: Callable[[], object], device: torch.device, repeats: int, warm_ups: int = 1) -> list[float]:
+    """Seconds of each of `repeats` calls, with the device idle at both ends, after `warm_ups` calls."""
+    taken = []
+    for _ in range(warm_ups + repeats):
+        wait_for(device)
+        since = time.perf_counter()
+        work()
+        wait_for(device)
+        taken.append(time.perf_counter() - since)
+    return taken[warm_ups:]
+
+
+def matrix_flop_per_s(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
+    """FLOP per second of a square matrix product, best of three: an upper bound for a network on this device.
+
+    Of random numbers: on a card a product of equal ones draws less power and runs faster than any network.
+    """
+    a = torch.rand(side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return 2 * side**3 / min(repeats_s(lambda: a @ a, device, repeats=3, warm_ups=0))
+
+
+def copy_bytes_per_s(device: torch.device, mib: int = 64) -> float:
+    """Bytes read and written per second by copying a tensor, best of five: an upper bound for work that moves data."""
+    source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / min(repeats_s(lambda: target.copy_(source), device, repeats=5))
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started (on Linux; elsewhere since this module was imported)."""
+    try:
+        with open("/proc/self/stat") as f:
+            started_ticks = int(f.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return time.monotonic() - _IMPORTED_AT

@@ -1,0 +1,47 @@
+"""The summary of a finished run: the contents of summary.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastcifar.runs import environment
+from fastcifar.runs.config_file import config_to_plain
+from fastcifar.training.state import State, skipped_steps
+from fastcifar.training.task import Task
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Test accuracies of a run, fractions in [0, 1]; None for what the run does not have."""
+
+    raw: float
+    """Of the last weights."""
+    averaged: float | None
+    """Of the averaged weights."""
+    with_views: float | None
+    """Of the averaged weights (or the last ones without a tail), with test-time views."""
+
+    @property
+    def final(self) -> float:
+        """The figure that the run stands for: with views, else of the averaged weights, else of the last ones."""
+        return next(a for a in (self.with_views, self.averaged, self.raw) if a is not None)
+
+
+def summarize(task: Task, state: State, accuracies: Accuracies, eval_final_s: float) -> dict[str, Any]:
+    """Everything a reader of summary.json is promised. `eval_final_s`: seconds of the final evaluation."""
+    config, hardware, stopwatch = task.config, task.hardware, state.stopwatch
+    skipped = skipped_steps(state.scaler.get_scale()) if hardware.precision == "fp16" else 0
+    return {
+        "dataset": task.dataset.name, "n_train": task.num_train, "n_test": len(task.dataset.y_test),
+        "recipe": config.run.recipe, "scale": hardware.scale, "epochs": config.final_epochs,
+        "num_steps": task.num_steps, "seed": config.seed, "accuracy": accuracies.final,
+        "accuracy_raw": accuracies.raw, "accuracy_swa": accuracies.averaged, "accuracy_tta": accuracies.with_views,
+        "loss_last": state.history[-1]["loss_train"], "swa_recorded": state.average.count,
+        "steps_skipped_fp16": skipped, "time_s": {**stopwatch.report(), "eval_final": round(eval_final_s, 4)},
+        "images_per_s": round(task.num_steps * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
+        "train_pflop": task.train_pflop, "peak_mem_mib": environment.peak_mem_mib(hardware.device),
+        "device": hardware.name, "precision": hardware.precision, "compile": hardware.compile,
+        "augment": hardware.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,
+        "versions": environment.versions(), **environment.source_state(), "config": config_to_plain(config),
+    }  # fmt: skip

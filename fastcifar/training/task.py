@@ -1,0 +1,202 @@
+"""A run before its first step: what is trained on what (`Task`, fixed), and the first or resumed `State`.
+
+Shapes: B images of a step, N training images, K classes. Steps and epochs count from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.images import DeviceImages, to_device
+from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
+from fastcifar.augment.torch_executor import Executor, TorchExecutor
+from fastcifar.config import Config
+from fastcifar.data.dataset import Dataset, hold_out
+from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.resnet9 import ResNet9
+from fastcifar.optim.averaging import RunningMean
+from fastcifar.optim.optimizers import make_optimizers
+from fastcifar.optim.schedule_table import count_steps, make_schedule_table
+from fastcifar.training import processes
+from fastcifar.training.hardware import Hardware, with_hardware
+from fastcifar.training.processes import World
+from fastcifar.training.resume import resume
+from fastcifar.training.state import FIRST_LOSS_SCALE, State
+from fastcifar.training.stopwatch import Stopwatch
+
+WHITENING_IMAGES = 5000
+"""Training images that the fixed filters of the stem are made from."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what: settings, hardware, data on the device. Nothing in it changes while training."""
+
+    config: Config
+    hardware: Hardware
+    dataset: Dataset
+    world: World
+    executor: Executor
+    test: DeviceImages
+    watched: DeviceImages
+    """Images that the accuracy per epoch is measured on: the test images, or held-out ones with val_split."""
+    num_train: int
+    steps_per_epoch: int
+    flop_per_image: dict[int, float]
+    """Forward and backward, by image size in pixels."""
+    stem_filters: Tensor | None
+    """Whitening filters of the training images, the same for every seed; None for a network without them."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run, its extension included."""
+        return count_steps(self.config.final_epochs, self.steps_per_epoch)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, of all processes together."""
+        return min(self.config.optimizer.batch_size, self.num_train)
+
+    @property
+    def image_sizes(self) -> list[int]:
+        """Image sizes in pixels that occur in the run, in increasing order."""
+        return sorted({self.config.augment.low_res_px, 32})
+
+    @property
+    def train_pflop(self) -> float:
+        """PFLOP of forward and backward over the whole run."""
+        per_epoch = self.steps_per_epoch * self.batch_size
+        whole, steps_left = divmod(self.num_steps, self.steps_per_epoch)
+        images = [per_epoch] * whole + [steps_left * self.batch_size]
+        return sum(n * self.flop_per_image[image_size(self.config, e)] for e, n in enumerate(images) if n) / 1e15
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """This process's share of an epoch's random draws."""
+        return draw_plan(self.config, self.num_train, epoch).part(self.world.rank, self.world.size)
+
+
+def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None) -> Task:
+    """Puts the data on the device and derives everything fixed from the settings.
+
+    Raises ValueError when settings, data and number of processes do not fit together.
+    """
+    world = world or World()
+    config = with_hardware(config, hardware)
+    held_out: list[Any] = []
+    if config.data.val_split:
+        dataset, *held_out = hold_out(dataset, config.data.val_split, config.seed)
+    num_train = len(dataset.y_train)
+    batch = min(config.optimizer.batch_size, num_train)
+    if batch % world.size:
+        raise ValueError(f"batch_size {batch} does not divide among {world.size} processes; choose a multiple")
+    if min(len(labels) for labels in (dataset.y_test, *held_out[1:])) < world.size:
+        raise ValueError(f"fewer test images than the {world.size} processes; use a larger set or fewer processes")
+
+    def on_device(images: Any, labels: Any, pad_px: int) -> DeviceImages:
+        return to_device(images, labels, dataset.mean, dataset.std, pad_px, hardware.device, hardware.dtype)
+
+    def share(images: Any, labels: Any) -> DeviceImages:
+        return on_device(images[world.rank :: world.size], labels[world.rank :: world.size], 0)
+
+    test = share(dataset.x_test, dataset.y_test)
+    train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
+    executor, hardware = _make_executor(config, hardware, train_images)
+    model = make_model(config.model, len(dataset.classes), config.seed)
+    sample = _sample(dataset, hardware.device)
+    return Task(
+        config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
+        test=test, watched=share(*held_out) if held_out else test, steps_per_epoch=num_train // batch,
+        flop_per_image={size: train_flop(model, size) for size in {config.augment.low_res_px, 32}},
+        stem_filters=model.whitening_filters(sample) if isinstance(model, ResNet9) else None,
+    )  # fmt: skip
+
+
+def _sample(dataset: Dataset, device: torch.device) -> Tensor:
+    """Some normalised training images [N, 3, 32, 32] f32, of all classes, also where they lie sorted."""
+    num_train = len(dataset.y_train)
+    rows = torch.linspace(0, num_train - 1, min(WHITENING_IMAGES, num_train)).long()
+    images = torch.as_tensor(dataset.x_train[rows.numpy()]).to(device).float() / 255
+    mean, std = (torch.tensor(v, device=device) for v in (dataset.mean, dataset.std))
+    return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+def _make_executor(config: Config, hardware: Hardware, images: DeviceImages) -> tuple[Executor, Hardware]:
+    """The executor, and the hardware with what it is: `auto` falls back to torch where DALI does not run."""
+    cutout_px = config.augment.cutout_px
+    if hardware.executor == "torch":
+        return TorchExecutor(images, cutout_px), hardware
+    try:
+        return DaliExecutor(images, cutout_px), hardware
+    except DaliUnavailable as e:
+        if config.machine.executor == "dali":
+            raise
+        reasons = {**hardware.reasons, "augment": str(e)}
+        return TorchExecutor(images, cutout_px), replace(hardware, executor="torch", reasons=reasons)
+
+
+def can_be_recorded(task: Task) -> bool:
+    """Whether a CUDA graph can hold the step: the host may decide and read nothing in it.
+
+    Excluded are the loss scaling of fp16, gradients shared between processes, the compile modes that record graphs
+    themselves, and apex, whose kernel takes momentum as a number.
+    """
+    config, hardware = task.config, task.hardware
+    return (
+        config.machine.cuda_graph
+        and hardware.device.type == "cuda"
+        and config.optimizer.name != "apex-sgd"
+        and hardware.precision != "fp16"
+        and task.world.size == 1
+        and hardware.compile in ("off", "default")
+    )
+
+
+def start(task: Task, stopwatch: Stopwatch) -> State:
+    """The state before the first step, or that of the checkpoint in `config.run.resume`.
+
+    Raises CheckpointError when the checkpoint does not fit the task.
+    """
+    config, device = task.config, task.hardware.device
+    model: Any = make_model(config.model, len(task.dataset.classes), config.seed).to(device)
+    if task.stem_filters is not None:
+        with torch.no_grad():
+            model.stem.weight.copy_(task.stem_filters)
+    processes.join_batch_norms(model, task.world)
+    state = State(
+        model=model,
+        optimizers=make_optimizers(model, config, can_be_recorded(task)),
+        average=RunningMean(model),
+        scaler=_loss_scaler(device, enabled=task.hardware.precision == "fp16"),
+        schedule=make_schedule_table(config, task.steps_per_epoch),
+        loss_sum=torch.zeros((), device=device),
+        stopwatch=stopwatch,
+        steps_per_epoch=task.steps_per_epoch,
+        world=task.world,
+    )
+    if config.run.resume:
+        resume(state, config, task.dataset.digest)
+    return state
+
+
+def _loss_scaler(device: torch.device, enabled: bool) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, FIRST_LOSS_SCALE, growth_interval=2**31 - 1, enabled=enabled)
+
+
+def normalization_facts(task: Task) -> dict[str, Any]:
+    """What a reader of the model file needs: class names, normalisation and the network's settings."""
+    dataset, settings = task.dataset, task.config.model
+    return {
+        "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name,
+        "network": settings.network, "norm": settings.norm, "activation": settings.activation,
+        "scale": settings.scale,
+    }  # fmt: skip
+
+
+def plain_network(task: Task, **changes: Any) -> nn.Module:
+    """The task's network on the CPU before its first step, with other settings if `changes` names some."""
+    return make_model(replace(task.config.model, **changes), len(task.dataset.classes), task.config.seed)

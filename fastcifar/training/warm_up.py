@@ -1,0 +1,64 @@
+"""Compiles the network and runs every batch shape once on random images, before the clock of the training starts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from fastcifar.training import evaluate
+from fastcifar.training.step import autocast, random_batch
+from fastcifar.training.task import Task
+
+log = logging.getLogger("fastcifar")
+
+
+def warm_up(task: Task, model: nn.Module) -> Task:
+    """Compiles the model in place and runs all its shapes; weights and statistics are left as they were.
+
+    Where the compiler fails, the plain model is used and a warning is logged: the returned task then says that nothing
+    is compiled. On a CPU without compiling nothing needs a warm-up.
+    """
+    device, mode = task.hardware.device, task.hardware.compile
+    # cuDNN times its kernels for each shape when it first sees it, which is here.
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    if mode == "off" and device.type == "cpu":
+        return task
+    before = copy.deepcopy(model.state_dict())
+    try:
+        if mode != "off":
+            model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
+        _run_all_shapes(task, model)
+    except Exception as e:
+        if mode == "off":
+            raise
+        model._compiled_call_impl = None  # back to the plain forward
+        torch._dynamo.reset()
+        reason = " ".join(str(e).split())[:150]
+        log.warning("torch.compile failed (%s: %s); going on without it", type(e).__name__, reason)
+        task = replace(task, hardware=replace(task.hardware, compile="off"))
+        _run_all_shapes(task, model)
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(before)
+    return task
+
+
+def _run_all_shapes(task: Task, model: nn.Module) -> None:
+    """Forward and backward of each training shape, forward of each evaluation shape."""
+    generator = torch.Generator().manual_seed(0)
+    evaluation = task.config.evaluation
+    batch_sizes = {evaluate.batch_size(images) for images in (task.watched, task.test)}
+    if evaluation.tta != "none":
+        batch_sizes |= {evaluate.count_unsure(batch, evaluation.tta_share) for batch in batch_sizes}
+    shapes = [(True, task.batch_size // task.world.size, size) for size in task.image_sizes]
+    shapes += [(False, batch, 32) for batch in sorted(batch_sizes)]
+    for training, batch, size in shapes:
+        x = random_batch(task.hardware, batch, size, generator)
+        model.train(training)
+        with torch.set_grad_enabled(training), autocast(task.hardware):
+            logits = model(x)
+        if training:
+            logits.sum().backward()

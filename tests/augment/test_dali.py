@@ -1,0 +1,160 @@
+"""DALI's CPU operators give the batches of the torch executor; where DALI is missing, one line says so."""
+
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_config
+
+from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.images import to_device
+from fastcifar.augment.plan import EpochPlan, draw_plan
+from fastcifar.augment.torch_executor import TorchExecutor
+from fastcifar.training.hardware import has_dali
+
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+# Same fp32 arithmetic, rounded once at the end. In fp32 the constants differ in their last bit (DALI is given std, we
+# keep 1/std): one fp32 ulp of the largest values. 16-bit results come out equal, bit for bit.
+LARGEST_DIFFERENCE = {torch.float32: 2.4e-7, torch.float16: 0.0, torch.bfloat16: 0.0}
+
+
+def assert_same_epoch(steps: list, plan: EpochPlan, reference: TorchExecutor, size_px: int = 32) -> None:
+    allowed = LARGEST_DIFFERENCE[reference.data.dtype]
+    assert len(steps) == len(plan)
+    for (x, y), (x_ref, y_ref) in zip(steps, reference.epoch(plan, size_px), strict=True):
+        assert x.dtype == x_ref.dtype and x.shape == x_ref.shape
+        assert x.stride() == x_ref.stride() and x.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(y, y_ref)
+        assert (x.float() - x_ref.float()).abs().max() <= allowed
+
+
+def pair(pad_px: int = 2, dtype: torch.dtype = torch.float16, cutout_px: int = 0, num: int = 400, prefetch: int = 2):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (num, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, num)
+    data = to_device(images, labels, MEAN, STD, pad_px, torch.device("cpu"), dtype)
+    return DaliExecutor(data, cutout_px, prefetch), TorchExecutor(data, cutout_px)
+
+
+def plan_of(epoch: int, num: int = 400, batch_size: int = 100, crop_pad_px: int = 2) -> EpochPlan:
+    return draw_plan(make_config(batch_size=batch_size, mirror="random", crop_pad_px=crop_pad_px), num, epoch)
+
+
+@needs_dali
+@pytest.mark.parametrize("dtype", LARGEST_DIFFERENCE)
+@pytest.mark.parametrize("pad_px", [0, 2, 4])
+def test_same_batches_as_torch(pad_px, dtype):
+    dali, reference = pair(pad_px, dtype, cutout_px=8)
+    for epoch in range(3):  # all steps of an epoch are kept, so a buffer used again would show
+        plan = plan_of(epoch, crop_pad_px=pad_px)
+        assert_same_epoch(list(dali.epoch(plan)), plan, reference)
+
+
+@needs_dali
+@pytest.mark.parametrize("pad_px", [1, 3, 8])
+def test_every_crop_and_side_in_one_batch(pad_px):
+    places = range(2 * pad_px + 1)
+    code = torch.cartesian_prod(torch.tensor(places), torch.tensor(places), torch.tensor([0, 1]))
+    y, x, mirror = code.T[:, None].contiguous()
+    plan = EpochPlan(torch.arange(len(code))[None] % 400, y, x, mirror.bool(), y, x)
+    dali, reference = pair(pad_px)
+    assert_same_epoch(list(dali.epoch(plan)), plan, reference)
+
+
+@needs_dali
+def test_plans_of_any_size_and_low_resolution():
+    dali, reference = pair()
+    for batch_size, size_px in ((100, 32), (1, 32), (400, 16), (37, 24), (400, 32)):
+        plan = plan_of(1, batch_size=batch_size)
+        assert_same_epoch(list(dali.epoch(plan, size_px)), plan, reference, size_px)
+
+
+@needs_dali
+@pytest.mark.parametrize("prefetch", [1, 2, 4])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_abandoned_epoch_leaves_nothing_behind(prefetch, taken):
+    dali, reference = pair(prefetch=prefetch)
+    for epoch in range(3):
+        left_early = dali.epoch(plan_of(epoch))
+        assert len(list(islice(left_early, taken))) == taken
+        plan = plan_of(epoch + 1)
+        assert_same_epoch(list(dali.epoch(plan)), plan, reference)
+
+
+@needs_dali
+def test_an_epoch_shorter_than_the_prefetch():
+    dali, reference = pair(prefetch=4)
+    for epoch in range(3):
+        plan = plan_of(epoch, batch_size=400)
+        assert_same_epoch(list(dali.epoch(plan)), plan, reference)
+
+
+@needs_dali
+def test_two_epochs_at_once_are_refused():
+    dali, _ = pair()
+    first = dali.epoch(plan_of(0))
+    next(first)
+    second = dali.epoch(plan_of(1))
+    next(second)
+    with pytest.raises(RuntimeError, match="a newer epoch has begun"):
+        next(first)
+    assert len(list(second)) == 3  # the newer one goes on
+
+
+@needs_dali
+def test_batches_work_ahead_of_the_consumer():
+    dali, _ = pair()
+    made = []
+    sequences = dali._sequences
+    dali._sequences = lambda *args: made.append(1) or sequences(*args)
+    steps = dali.epoch(plan_of(0))
+    next(steps)
+    assert len(made) == 2  # the one in hand and the next, made while the first trains
+
+
+@needs_dali
+def test_a_share_of_a_batch():
+    dali, reference = pair()
+    for rank in range(3):
+        plan = plan_of(0).part(rank, 3)
+        assert_same_epoch(list(dali.epoch(plan)), plan, reference)
+
+
+# Where DALI does not run. No mark: these need no DALI
+
+
+def assert_one_line(error: pytest.ExceptionInfo) -> None:
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 400
+    assert "pip install nvidia-dali-cuda130" in text and "--augment torch" in text
+
+
+@pytest.mark.parametrize("module", ["nvidia", "nvidia.dali"])
+def test_not_installed(monkeypatch, module):
+    for name in [name for name in sys.modules if name == "nvidia" or name.startswith("nvidia.dali")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert not has_dali()
+    with pytest.raises(DaliUnavailable, match="DALI does not run here") as error:
+        pair(num=4)
+    assert_one_line(error)
+
+
+def test_no_driver_or_one_too_old(monkeypatch):
+    def build(*_):
+        raise RuntimeError("\nCUDA runtime error cudaErrorInsufficientDriver (35):\nCUDA driver is too old\n" * 9)
+
+    monkeypatch.setattr(DaliExecutor, "_build", build)
+    with pytest.raises(DaliUnavailable, match="InsufficientDriver") as error:
+        pair(num=4)
+    assert_one_line(error)
+
+
+def test_importing_the_file_does_not_import_dali():
+    code = "import sys, fastcifar.augment.dali; sys.exit('nvidia.dali' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

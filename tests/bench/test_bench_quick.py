@@ -1,0 +1,91 @@
+"""Every bench with --quick, and the command that runs all of them within a time budget."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
+
+from bench import compare, gpu, loader, schedules, step, time_to_accuracy
+from fastcifar.recipes import RECIPES
+from fastcifar.training.hardware import cpu_multiplies_bf16
+
+
+def test_gpu_continues_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    table = (
+        f"import pathlib; p = pathlib.Path({str(out / 'good')!r}); p.mkdir(); (p / 'table.md').write_text('figures')"
+    )
+    parts = [
+        gpu.Part("bad", ["-c", "raise SystemExit('broken')"], 60, needs=()),
+        gpu.Part("missing", ["-c", "pass"], 60, needs=("no_such_package",)),
+        gpu.Part("good", ["-c", table], 60, needs=()),
+        gpu.Part("hangs", ["-c", "import time; print('begun', flush=True); time.sleep(600)"], 600, needs=()),
+        gpu.Part("late", ["-c", "pass"], 60, needs=()),
+    ]
+    monkeypatch.setattr(gpu, "plan", lambda options: parts)
+    monkeypatch.setattr(gpu, "GRACE_S", 1.0)
+    monkeypatch.setattr(gpu, "LEAST_S", 2.0)
+    assert gpu.main(["--out", str(out), "--budget-s", "8"]) == 1
+    index = json.loads((out / "index.json").read_text())
+    assert index["took_s"] < 8
+    status = {part["name"]: part["status"] for part in index["parts"]}
+    assert status == {"bad": "failed", "missing": "left out", "good": "done", "hangs": "cut", "late": "left out"}
+    reasons = {part["name"]: part["reason"] for part in index["parts"]}
+    assert "broken" in reasons["bad"] and "no_such_package" in reasons["missing"] and "budget" in reasons["late"]
+    assert "figures" in (out / "report.md").read_text() and (out / "logs" / "hangs.txt").read_text() == "begun\n"
+
+
+def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
+    options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
+    parts = gpu.plan(options)
+    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "step", "schedules"]
+    modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
+               "schedules": schedules}  # fmt: skip
+    import tyro
+
+    for part in parts[1:]:
+        module = modules[part.arguments[1].removeprefix("bench.")]
+        read = tyro.cli(module.Options, args=part.arguments[2:])
+        assert read.quick and read.out == tmp_path / part.name
+    options.quick = False
+    recipes = {"speedrun94", "swa30", "accurate96"}
+    assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
+
+
+def test_schedules_quick(tmp_path: Path, tiny_network: None) -> None:
+    """The pictures also have recipes that measure the accuracy at their end only."""
+    recipes = ["swa30", "speedrun94", "onecycle30"]
+    argv = ["--quick", "--data", "synthetic", "--recipes", *recipes, "--scale", "small", "--out", str(tmp_path)]
+    assert schedules.main(argv) == 0
+    table = results(tmp_path)["table"]
+    assert sorted(row["recipe"] for row in table) == sorted(recipes)
+    best = [max(row[k]["mean"] or 0 for k in ("accuracy_raw", "accuracy_swa")) for row in table]
+    assert best == sorted(best, reverse=True)  # which recipe is best after two epochs is chance; the order is not
+    assert all((tmp_path / name).stat().st_size for name in ("accuracies.png", "learning_rates.png", "table.md"))
+
+
+def test_default_variants_of_a_cpu_are_eager_and_in_dtypes_that_it_multiplies() -> None:
+    found = step.default_variants(step.Options(device="cpu"))
+    assert found[:2] == ("fp32", "fp32-nchw")
+    assert found[2:] == (("bf16",) if cpu_multiplies_bf16() else ())
+    assert {step.configure(name, step.Options(device="cpu")).machine.compile for name in found} == {"off"}
+
+
+@pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
+def test_quick(name: str, tmp_path: Path) -> None:
+    bench = {"loader": loader, "step": step, "time_to_accuracy": time_to_accuracy}[name]
+    more_flags = {  # in fp32: bf16 takes ten times as long where a CPU emulates it
+        "loader": [],
+        "step": ["--variants", "fp32", "fp32-nchw"],
+        "time_to_accuracy": ["--data", "synthetic", "--vary", "lr_peak=0.5", "--set", "precision=fp32"],
+    }
+    assert bench.main(["--quick", *more_flags[name], "--out", str(tmp_path)]) == 0
+    table = results(tmp_path)
+    assert name != "time_to_accuracy" or (table["process_s"]["warm"]["mean"] > 0 and not table["failed"])
+
+
+def test_gpu_quick(tmp_path: Path) -> None:
+    assert gpu.main(["--quick", "--only", "tests", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
+    assert "images/s" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,97 @@
+"""The command line as a person meets it: run folders, last lines, exit codes."""
+
+import json
+import signal
+
+import pytest
+from commands import stop_at
+
+from fastcifar.cli import train as command
+from fastcifar.data.files import lock_folder
+from fastcifar.runs.checkpoint import load
+from fastcifar.runs.checkpoints import Checkpoints, Interrupted
+
+pytestmark = pytest.mark.usefixtures("here")
+
+# A run and its folder
+
+
+def test_a_run_ends_with_its_summary(call, base, tmp_path):
+    code, out, err = call(*base, "--out", "r")
+    assert (code, err) == (0, [])
+    assert json.loads(out[-1]) == json.loads((tmp_path / "r/summary.json").read_text())
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {
+        "checkpoint.pt", "config.json", "curves.png", "metrics.jsonl", "model.safetensors", "summary.json",
+    }  # fmt: skip
+
+
+def test_the_folder_is_named_after_the_run_and_never_used_twice(call, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcifar.runs.folder.utc_stamp", lambda: "20260131-235959")
+    monkeypatch.setattr(command, "train", lambda *args: (_ for _ in ()).throw(Interrupted(signal.SIGTERM)))
+    assert [call(*base)[0] for _ in range(2)] == [143, 143]
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"20260131-235959-swa30-s0", "20260131-235959-swa30-s0-2"}
+
+
+def test_a_folder_that_holds_a_run_is_refused(call, base, tmp_path):
+    assert call(*base, "--out", "r")[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    code, _, err = call(*base, "--out", "r")
+    assert code == 2 and len(err) == 1 and "holds a run already; continue it with --resume r" in err[0]
+    assert {p: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+
+
+@pytest.mark.parametrize("flags", [["--out", "r"], ["--resume", "r"], ["--resume", "auto"]], ids=" ".join)
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(call, base, tmp_path, monkeypatch, flags):
+    out = "runs/r" if flags[1] == "auto" else "r"
+    with monkeypatch.context() as patched:
+        stop_at(patched, signal.SIGTERM)
+        patched.setattr(Checkpoints, "_save", lambda *args, **kwargs: None)
+        assert call(*base, "--out", out)[0] == 143
+    (tmp_path / out / ".checkpoint.pt.0123abcd.part").write_bytes(b"left by a kill")
+    (tmp_path / out / ".mine.part").touch()
+    code, _, err = call(*(base if flags[0] == "--out" else []), *flags)
+    assert (code, err) == (0, []) and load(tmp_path / out / "checkpoint.pt")["state"]["step"] == 16
+    assert [p.name for p in (tmp_path / out).glob(".*")] == [".mine.part"]
+
+
+@pytest.mark.parametrize("out", ["x.txt", "x.txt/r", "/proc/r"])
+def test_a_folder_that_cannot_be_made_is_told(call, base, tmp_path, out):
+    (tmp_path / "x.txt").touch()
+    code, _, err = call(*base, "--out", out)
+    assert code == 2 and len(err) == 1 and out in err[0]
+
+
+def test_two_processes_do_not_train_in_one_folder(call, base, tmp_path):
+    (tmp_path / "r").mkdir()
+    with lock_folder(tmp_path / "r"):
+        code, _, err = call(*base, "--out", "r")
+    assert code == 2 and len(err) == 1 and "r: another process trains in it" in err[0]
+    assert not list((tmp_path / "r").iterdir())
+    assert call(*base, "--out", "r")[0] == 0
+
+
+def test_a_dry_run_writes_nothing(call, base, tmp_path):
+    code, out, err = call(*base, "--dry-run")
+    assert (code, err) == (0, []) and json.loads(out[-1])["num_steps"] == 16
+    assert not list(tmp_path.iterdir())
+
+
+# Exit codes
+
+
+def test_errors_are_one_line_and_a_traceback_with_debug(call, base):
+    code, out, err = call(*base, "--epochs", "-1")
+    assert (code, out, len(err)) == (2, [], 1) and err[0].startswith("error: ")
+    code, _, err = call(*base, "--epochs", "-1", "--debug")
+    assert code == 2 and err[0].startswith("Traceback") and err[-1].startswith("error: ")
+
+
+def test_divergence_ends_with_3(call, base):
+    code, _, err = call(*base, "--lr-peak", "1e20", "--out", "r")
+    assert code == 3 and len(err) == 1 and "training diverged: " in err[0] and "lower --lr-peak" in err[0]
+
+
+def test_a_mistake_of_the_program_shows_its_traceback(call, base, monkeypatch):
+    monkeypatch.setattr(command, "banner", lambda task: 1 / 0)
+    code, _, err = call(*base, "--out", "r")
+    assert code == 1 and err[0].startswith("Traceback") and "ZeroDivisionError" in err[-1]

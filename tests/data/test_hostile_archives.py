@@ -1,0 +1,107 @@
+"""Tests of archives and images made to do harm: unsafe names, links, huge sizes, decompression bombs."""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
+from tiny_sets import assert_refused, encode_image, make_image_files, random_images, write_folder, write_npz, write_tar
+
+from fastcifar.data import limits
+
+
+@pytest.mark.parametrize("name", ["../x.png", "train/cat/../../../x.png", "/tmp/fastcifar-x.png", "a/../../etc/passwd"])
+def test_unsafe_names_in_a_tar_are_refused(tmp_path, name):
+    assert_refused(
+        write_tar(tmp_path / "a.tar", make_image_files() | {name: encode_image(random_images(1)[0])}), "unsafe name"
+    )
+    assert not Path("/tmp/fastcifar-x.png").exists() and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    link = tarfile.TarInfo("train/cat/99.png")
+    link.type, link.linkname = kind, "/etc/passwd"
+    assert_refused(
+        write_tar(tmp_path / "a.tar", make_image_files(), extra=(link,)), "train/cat/99.png", "link or device"
+    )
+
+
+@pytest.mark.parametrize("size", [2 << 20, 8 << 30, 1 << 62])
+def test_huge_declared_sizes_are_refused_before_reading(tmp_path, size):
+    claim = tarfile.TarInfo("train/cat/99.png")
+    claim.size = size
+    path = write_tar(tmp_path / "a.tar", make_image_files())
+    with path.open("r+b") as file:  # in place of the end mark
+        file.seek(tar_end(path))
+        file.write(claim.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024)
+    assert_refused(path, "claims")
+
+
+def tar_end(path: Path) -> int:
+    """Offset behind the last member, where the end mark begins."""
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+        return last.offset_data + -(-last.size // 512) * 512
+
+
+def test_a_huge_name_record_is_refused(tmp_path):
+    """A GNU long-name record is read whole by tarfile: its size must be limited, too."""
+    record = tarfile.TarInfo("././@LongLink")
+    record.type, record.size = tarfile.GNUTYPE_LONGNAME, 3 << 30
+    (tmp_path / "a.tar").write_bytes(record.tobuf(tarfile.GNU_FORMAT) + b"x" * 4096)
+    assert_refused(tmp_path / "a.tar", "64 MiB")
+
+
+def test_a_compressed_bomb_ends_at_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_DATASET_BYTES", 1 << 20)
+    filler = {f"filler{i}": bytes(1 << 20) for i in range(3)}
+    assert_refused(write_tar(tmp_path / "a.tar.gz", filler | make_image_files(), "w:gz"), "in total")
+
+
+def test_too_many_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_FILES", 5)
+    assert_refused(write_tar(tmp_path / "a.tar", make_image_files()), "more than 5 files")
+
+
+def test_a_file_beyond_the_limit_in_a_folder(tmp_path):
+    assert_refused(
+        write_folder(tmp_path / "toy", make_image_files() | {"train/cat/big.png": bytes(2 << 20)}), "big.png", "1 MiB"
+    )
+
+
+def make_png(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size, with few pixels behind it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (11_000, 11_000), (2**31 - 1, 2**31 - 1), (0, 0)])
+def test_a_decompression_bomb_in_a_png_header(tmp_path, size, capfd):
+    assert_refused(
+        write_folder(tmp_path / "toy", make_image_files() | {"train/cat/bomb.png": make_png(*size)}),
+        "train/cat/bomb.png",
+    )
+    assert capfd.readouterr().err == ""  # PIL's own warning would be a second line
+
+
+def test_an_npz_that_claims_a_huge_array(tmp_path):
+    path = write_npz(tmp_path / "a.npz", x_train=None)
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 32, 32, 3), }" % 10**12
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("x_train.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    assert_refused(path, "a.npz")
+
+
+def test_names_cannot_reach_the_terminal_or_add_lines(tmp_path):
+    bad = "train/cat/\x1b[2J\nerror: fake.png"
+    assert_refused(write_tar(tmp_path / "a.tar", make_image_files() | {bad: b"x"}), "?[2J?error")

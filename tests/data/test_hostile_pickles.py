@@ -1,0 +1,86 @@
+"""Tests of pickles made to run code or to exhaust memory: each must end in a one-line error and do nothing else."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
+from tiny_sets import assert_refused, in_official_folder, make_official_files, write_folder, write_tar
+
+from fastcifar.data import pickles
+
+
+class Calls:
+    """Its pickle asks the reader to call `function` with `arguments`."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def write_set_with_batch(tmp_path: Path, batch: bytes) -> Path:
+    return write_folder(tmp_path / "set", in_official_folder(make_official_files(2) | {"data_batch_1": batch}))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda mark: Calls(os.system, f"touch {mark}"),
+        lambda mark: Calls(builtins.eval, f"open({str(mark)!r}, 'w')"),
+        lambda mark: Calls(builtins.exec, f"open({str(mark)!r}, 'w')"),
+        lambda mark: Calls(builtins.getattr, "x", "upper"),
+        lambda mark: Calls(np.fromfile, "/etc/passwd"),
+    ],
+)
+def test_a_malicious_pickle_is_not_executed(tmp_path, protocol, call):
+    mark = tmp_path / "mark"
+    batch = pickle.dumps({b"data": call(mark), b"labels": [0]}, protocol)
+    assert_refused(write_set_with_batch(tmp_path, batch), "data_batch_1")
+    assert_refused(
+        write_tar(tmp_path / "a.tar", in_official_folder(make_official_files(2) | {"data_batch_1": batch})),
+        "data_batch_1",
+    )
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        b"cos\nsystem\n(S'touch mark'\ntR.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0atouch mark\x85R.",  # STACK_GLOBAL
+        b"(S'touch mark'\nios\nsystem\n.",  # INST
+        b"\x80\x02cnumpy.core.multiarray\nscalar\n.",
+        b"\x80\x02c_codecs\ndecode\n.",
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of two billion entries
+        b"\x80\x02T\xff\xff\xff\x7fab.",  # a string that claims 2 GiB
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # a bytearray that claims 1 TiB
+        b"\x80\x02" + b"(" * 100_000 + b".",
+        b"\x80\x02" + b"]" + b"\x85" * 100_000 + b".",
+        b"\x80\x02\x8b\xff\xff\xff\x7f.",
+        b".",
+        b"",
+    ],
+)
+def test_malformed_pickles_end_in_one_line_and_little_memory(tmp_path, batch):
+    assert_refused(write_set_with_batch(tmp_path, batch), "data_batch_1")
+    assert not Path("mark").exists()
+
+
+def test_the_names_that_a_pickle_may_ask_for():
+    """The list grows only by decision, and each name leads to a replacement defined in the same module."""
+    assert sorted(f"{module}.{name}" for module, name in pickles._REPLACEMENTS) == [
+        "_codecs.encode",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.dtype",
+        "numpy.ndarray",
+    ]
+    assert all(item.__module__ == pickles.__name__ for item in pickles._REPLACEMENTS.values())

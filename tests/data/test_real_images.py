@@ -1,0 +1,70 @@
+"""Tests on the 60,000 images of CIFAR-10, if they are next to the project: how they are read and recognised."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_sets import CIFAR10_CLASSES
+
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-png.tar.xz"
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not REAL.exists(), reason=f"{REAL.name} is not next to the project"),
+    pytest.mark.xdist_group("real images"),  # one process: the archive is decoded once
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return os.environ.get("FASTCIFAR_TEST_CACHE") or str(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="module")
+def real(cache: str) -> Dataset:
+    return load(str(REAL), cache_dir=cache, progress=False)
+
+
+def test_images_labels_and_normalisation(real: Dataset) -> None:
+    assert real.name == "cifar10" and real.classes == CIFAR10_CLASSES
+    assert real.x_train.shape == (50_000, 32, 32, 3) and real.x_test.shape == (10_000, 32, 32, 3)
+    assert set(np.bincount(real.y_train)) == {5_000} and set(np.bincount(real.y_test)) == {1_000}
+    assert np.allclose(real.mean, (0.4914, 0.4822, 0.4465), atol=6e-5, rtol=0)
+    assert np.allclose(real.std, (0.2470, 0.2435, 0.2616), atol=6e-5, rtol=0)
+
+
+def test_the_cache_starts_fast(real: Dataset, cache: str) -> None:
+    start = time.monotonic()
+    assert load(str(REAL), cache_dir=cache, progress=False).digest == real.digest
+    assert time.monotonic() - start < 5  # it takes 0.5 s; the limit allows for a busy machine
+
+
+def test_recognised_in_another_container_and_order(real: Dataset, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    train, test = random.permutation(50_000), random.permutation(10_000)
+    arrays = {"x_train": real.x_train[train], "y_train": real.y_train[train],
+              "x_test": real.x_test[test], "y_test": real.y_test[test]}  # fmt: skip
+    np.savez(tmp_path / "set.npz", **arrays)
+    cache = str(tmp_path / "cache")
+    assert load(str(tmp_path / "set.npz"), cache_dir=cache, progress=False).name == "cifar10"
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "split"])
+def test_one_changed_image_is_not_cifar10(real: Dataset, tmp_path: Path, change: str) -> None:
+    arrays = {name: getattr(real, name).copy() for name in ("x_train", "y_train", "x_test", "y_test")}
+    if change == "pixel":
+        arrays["x_test"][9_999, 31, 31, 2] ^= 1
+    elif change == "label":
+        arrays["y_train"][[0, -1]] = arrays["y_train"][[-1, 0]]
+    else:
+        arrays["x_train"][0], arrays["x_test"][0] = real.x_test[0], real.x_train[0]
+    np.savez(tmp_path / "set.npz", **arrays)
+    dataset = load(str(tmp_path / "set.npz"), cache_dir=str(tmp_path / "cache"), progress=False)
+    assert dataset.name == "set"

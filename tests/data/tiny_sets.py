@@ -1,0 +1,119 @@
+"""Tiny data sets of each kind for the tests of fastcifar.data, and what these tests do with them.
+
+Images are random; `random_images` with equal arguments returns equal pixels, so tests can compare what was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcifar.data import official
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.errors import DataError
+from fastcifar.data.load import load
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def load_path(path: Path, **options: Any) -> Dataset:
+    return load(str(path), progress=False, **options)
+
+
+def assert_refused(path: Path, *words: str) -> None:
+    """Asserts that loading ends in a one-line DataError that contains all words, and writes no cache file."""
+    with pytest.raises(DataError) as caught:
+        load_path(path)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    assert not list(Path(os.environ["FASTCIFAR_CACHE"]).glob("*"))
+
+
+def random_images(n: int, seed: int = 0) -> np.ndarray:
+    """uint8 [n, 32, 32, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+
+
+def encode_image(image: np.ndarray, file_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+# Sets as files: a dictionary from the name of each file to its content, and ways to write it to disk
+
+
+def make_image_files(classes: tuple[str, ...] = ("cat", "dog"), n_train: int = 3, n_test: int = 2) -> dict[str, bytes]:
+    """PNG files `<split>/<class>/<number>.png`, n_train and n_test of each class, in order of name."""
+    images = iter(random_images(len(classes) * (n_train + n_test)))
+    return {
+        f"{split}/{name}/{i:02}.png": encode_image(next(images))
+        for split, n in (("train", n_train), ("test", n_test))
+        for name in classes
+        for i in range(n)
+    }
+
+
+def make_official_files(n: int = 20, classes: tuple[str, ...] = CIFAR10_CLASSES) -> dict[str, bytes]:
+    """The seven files of the official layout, n images each, in pickle protocol 2 with keys of bytes, as published."""
+    files = {"batches.meta": pickle.dumps({b"label_names": [c.encode() for c in classes], b"num_vis": 3072}, 2)}
+    for index, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
+        planes = random_images(n, index).transpose(0, 3, 1, 2).reshape(n, 3072).copy()
+        labels = [i % len(classes) for i in range(n)]
+        batch = {b"batch_label": name.encode(), b"labels": labels, b"data": planes, b"filenames": [b"x.png"] * n}
+        files[name] = pickle.dumps(batch, 2)
+    return files
+
+
+def in_official_folder(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"cifar-10-batches-py/{name}": content for name, content in files.items()}
+
+
+def declare_published(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
+    """Makes fastcifar take these files for the published CIFAR-10."""
+    checksums = {name: hashlib.md5(files[name]).hexdigest() for name in official.OFFICIAL_MD5}
+    monkeypatch.setattr(official, "OFFICIAL_MD5", checksums)
+
+
+def write_folder(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
+    """Writes the files, then members without content, such as links."""
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for info in extra:
+            tar.addfile(info)
+    return path
+
+
+# Sets as arrays
+
+
+def make_arrays(n_train: int = 12, n_test: int = 6, k: int = 3) -> dict[str, np.ndarray]:
+    """x_train, y_train, x_test and y_test with labels 0, 1, .. k-1, 0, 1, ..."""
+    y = np.arange(n_train + n_test) % k
+    x = random_images(n_train + n_test)
+    return {"x_train": x[:n_train], "y_train": y[:n_train], "x_test": x[n_train:], "y_test": y[n_train:]}
+
+
+def write_npz(path: Path, **changes: np.ndarray | None) -> Path:
+    """Writes the arrays of `make_arrays` with some replaced, added or, for None, left out."""
+    np.savez(path, **{name: a for name, a in (make_arrays() | changes).items() if a is not None})
+    return path

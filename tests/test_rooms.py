@@ -1,0 +1,132 @@
+"""The house: imports run downward by rooms, one file reads a clock, one knows DALI, files and functions are short."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = sorted((ROOT / "fastcifar").rglob("*.py"))
+PROGRAMS = [*PACKAGE, *sorted((ROOT / "bench").glob("*.py")), ROOT / "train_fast.py"]
+ALL = [*PROGRAMS, *sorted((ROOT / "tests").rglob("*.py"))]
+ROOMS = ("bench", "train_fast", "cli", "training", "runs", "augment", "optim", "models", "data", "config")
+"""From the top down. A room imports itself and rooms below it; `config` is what lies beside the folders."""
+MAX_LINES, MAX_FUNCTION_LINES = 300, 60
+
+
+def room_of(path: Path) -> str:
+    inside = path.relative_to(ROOT)
+    if inside.parts[0] == "fastcifar":
+        return inside.parts[1] if len(inside.parts) > 2 else "config"
+    return inside.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_used(path: Path) -> set[str]:
+    """Rooms of this project that a file imports from."""
+    used = set()
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "fastcifar":
+            used.add(room if (room := rest.partition(".")[0]) in ROOMS else "config")
+        elif top in ("bench", "train_fast"):
+            used.add(top)
+    return used
+
+
+def rooms_below(room: str) -> set[str]:
+    return set(ROOMS[ROOMS.index(room) :])
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+def test_imports_run_downward(path):
+    if name_of(path) in ("fastcifar/__init__.py", "fastcifar/__main__.py"):  # the public names and the entry
+        return
+    wrong = rooms_used(path) - rooms_below(room_of(path))
+    assert not wrong, f"{name_of(path)} must not import from {', '.join(sorted(wrong))}"
+
+
+def test_imports_are_seen_in_every_form(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text(
+        "import fastcifar.data.dataset\nfrom fastcifar.training import loop\nfrom fastcifar import __version__\n"
+        "def f():\n    from fastcifar.optim.averaging import RunningMean\n    import bench.harness\n"
+    )
+    assert rooms_used(file) == {"data", "training", "config", "optim", "bench"}
+    assert "models" not in rooms_below("data") and "data" in rooms_below("models")
+
+
+def test_the_tests_have_the_folders_of_the_package():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert set(ROOMS) - {"train_fast", "config"} <= folders
+
+
+def reads_clock(path: Path) -> bool:
+    text = path.read_text()
+    calls = ("now", "today", "utcnow", "perf_counter", "monotonic", "elapsed_time", "process_time")
+    called = any(isinstance(n, ast.Attribute) and n.attr in calls for n in ast.walk(ast.parse(text)))
+    return called or any(name.partition(".")[0] in ("time", "timeit") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+def test_only_the_stopwatch_reads_a_clock(path):
+    """The date in a record is the one other thing that comes from a clock."""
+    assert reads_clock(path) == (path.name in ("stopwatch.py", "environment.py"))
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_only_one_file_imports_dali(path):
+    assert any(name.startswith("nvidia") for name in imports(path)) == (path.name == "dali.py")
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert path.stem not in ("utils", "util", "helpers", "common")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{node.name} is too long"
+
+
+def test_importing_does_no_work(tmp_path):
+    """No word, no file, no thread, no draw from a global generator."""
+    code = """
+import random, sys, threading
+import numpy, torch
+before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+for name in sys.argv[1:]:
+    __import__(name)
+after = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+assert threading.active_count() == 1, threading.enumerate()
+assert not torch.cuda.is_initialized()
+assert "nvidia.dali" not in sys.modules and "matplotlib" not in sys.modules
+"""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PROGRAMS]
+    names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+    places = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, **places, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

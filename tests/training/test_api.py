@@ -1,0 +1,134 @@
+"""Training from Python: the same run as by the command, on any arrays, with hooks, and one-line errors."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, make_dataset
+
+import fastcifar
+from fastcifar.data.arrays import to_rgb_32
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+SMALL: dict[str, Any] = {"device": "cpu", "precision": "fp32", "scale": "small", "epochs": 2, "batch_size": 32}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, fastcifar; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'tyro')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert all(hasattr(fastcifar, name) for name in fastcifar.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = fastcifar.no_such_name
+
+
+def test_a_training_writes_nothing_unless_asked(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    result = fastcifar.train("swa30", data=make_dataset(), **SMALL)
+    assert (result.folder, list(tmp_path.iterdir()), capfd.readouterr()) == (None, [], ("", ""))
+    assert 0 <= result.accuracy <= 1 and [row["epoch"] for row in result.history] == [1, 2]
+    assert result.summary["recipe"] == "swa30" and result.summary["epochs"] == 2
+
+
+def test_a_run_folder_is_that_of_the_command(tmp_path):
+    result = fastcifar.train(QUICK, data=make_dataset(), epochs=1, out=tmp_path / "r")
+    names = {"config.json", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png", "checkpoint.pt"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == names and result.folder == tmp_path / "r"
+    loaded = fastcifar.load(tmp_path / "r")
+    images = make_dataset().x_test
+    assert torch.equal(loaded.logits(images), result.model.logits(images))
+    with pytest.raises(ValueError, match="holds a run already"):
+        fastcifar.train(QUICK, data=make_dataset(), epochs=1, out=tmp_path / "r")
+
+
+def test_hooks_are_called_with_step_or_epoch_and_metrics():
+    steps: list[int] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
+    result = fastcifar.train(
+        QUICK, data=make_dataset(), epochs=2, on_step=lambda step, _: steps.append(step),
+        on_epoch=lambda epoch, row: rows.append((epoch, row)),
+    )  # fmt: skip
+    assert steps == list(range(1, 17)) and rows == [(row["epoch"], row) for row in result.history]
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((28, 28), 3), ((24, 24, 1), 2), ((64, 48, 3), 12), ((32, 32, 3), 2)])
+def test_fit_takes_any_small_images(shape, classes):
+    random = np.random.default_rng(0)
+    y = np.arange(120) % classes
+    x = random.integers(0, 60, (120, *shape), dtype=np.uint8)
+    x += (y * (190 // classes)).astype(np.uint8).reshape(-1, *[1] * len(shape))  # brightness tells the class
+    result = fastcifar.fit(x[:96], y[:96], test=(x[96:], y[96:]), **SMALL)
+    names, probability = result.model.predict(x[96:])
+    assert set(names) <= {str(i) for i in range(classes)} and probability.shape == (24,)
+    assert fastcifar.evaluate(result.model, (x[96:], y[96:]))["accuracy"] == pytest.approx(
+        np.mean([int(name) for name in names] == y[96:])
+    )
+
+
+def test_evaluate_gives_the_accuracy_of_the_run():
+    dataset = make_dataset()
+    result = fastcifar.train(QUICK, data=dataset, epochs=2, tta="none")
+    measured = fastcifar.evaluate(result.model, dataset, views=False)
+    assert measured["accuracy"] == pytest.approx(result.accuracy, abs=1e-6) and measured["loss"] > 0
+
+
+def test_normalisation_is_part_of_the_model():
+    dataset = make_dataset()
+    model = fastcifar.train(QUICK, data=dataset, epochs=1).model
+    x = (torch.from_numpy(dataset.x_test).float() / 255 - torch.tensor(dataset.mean)) / torch.tensor(dataset.std)
+    with torch.no_grad():
+        expected = model.network(x.permute(0, 3, 1, 2))
+    assert torch.allclose(model.logits(dataset.x_test), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"recipe": "nope"}, "recipe 'nope' is unknown; known: swa30"),
+        ({"lr_peek": 0.1}, "lr_peek is no setting; did you mean lr_peak?"),
+        ({"epochs": -1}, "epochs is -1; it must be above 0"),
+        ({"gamma": 0.5}, "--gamma has no effect with schedule onecycle"),
+        ({"optimizer": "adam"}, "optimizer is 'adam'"),
+        ({"data": "/no/such/file"}, "/no/such/file"),
+        ({"runs": 3}, "runs is for the command line"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments, told):
+    with pytest.raises(ValueError) as error:
+        fastcifar.train(**{"data": make_dataset(), **arguments})
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": np.zeros((4, 32, 32, 3))}, "images: float64 [4, 32, 32, 3]; expected uint8"),
+        ({"images": np.zeros((4, 16, 16), np.uint8)}, "images: 16x16 pixels; expected 24 to 64"),
+        ({"images": np.zeros((4, 32, 32, 2), np.uint8)}, "with 1 or 3 channels"),
+        ({"labels": np.zeros(4)}, "labels: float64 [4]; expected integers [N]"),
+        ({"labels": np.zeros(3, int)}, "4 images and 3 labels"),
+        ({"labels": np.array([0, 0, 0, 9])}, "a label is 9"),
+        ({"labels": np.array([0, 0, 0, -1])}, "-1"),
+        ({"classes": ["a", "a"]}, "class names"),
+    ],
+)
+def test_wrong_arrays_are_told_in_one_line(change, told):
+    images, labels = np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 0, 1])
+    with pytest.raises(ValueError) as error:
+        fastcifar.fit(**{"images": images, "labels": labels, "test": (images, labels), **change})
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_grey_images_get_three_equal_channels():
+    grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    assert np.array_equal(to_rgb_32(grey), np.stack([grey] * 3, axis=-1))
+
+
+def test_a_label_that_the_model_does_not_know_is_told():
+    model = fastcifar.train(QUICK, data=make_dataset(), epochs=0.5).model
+    with pytest.raises(ValueError, match=r"a label is 10; the model knows 0\.\.9"):
+        fastcifar.evaluate(model, (make_dataset().x_test[:1], np.array([10])))
+    with pytest.raises(ValueError, match=r"no model\.safetensors"):
+        fastcifar.load("nowhere")

@@ -1,0 +1,159 @@
+"""The recorded step does what the plain one does: proved on the CPU by a recorder that repeats the work itself."""
+
+import copy
+
+import pytest
+import torch
+from comparison import stop_at_step
+from conftest import Recorder, train_in_folder
+
+from fastcifar.runs.checkpoints import Interrupted
+from fastcifar.training import loop, step
+from fastcifar.training.loop import train
+from fastcifar.training.step import GraphedStep, Step, make_step
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import can_be_recorded, start
+
+NO_TAIL = {"optimizer": "muon", "lr_peak": 0.1, "bias_lr_scale": 5.0, "head_lr_scale": 5.0, "low_res_px": 24,
+           "low_res_until": 0.4, "swa_start": None}  # fmt: skip
+MUON = NO_TAIL | {"swa_start": 2 / 3, "swa_lr": 0.02}
+
+
+def again(work):
+    return work
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Runs take the recorded step, on the CPU; the list gets one entry per recording."""
+    recordings = []
+
+    def recorder(work):
+        recordings.append(work)
+        return work
+
+    monkeypatch.setattr(loop, "make_step", lambda task, state, forward: GraphedStep(task, state, forward, recorder))
+    return recordings
+
+
+def assert_same(a, b):
+    """Weights and metrics. Tensors of fp32 in the place of numbers of f64 round the rates, so not bit for bit."""
+    for name, value in a.model.state_dict().items():
+        assert torch.allclose(value, b.model.state_dict()[name], rtol=1e-3, atol=1e-4), name
+    losses = [[row["loss_train"] for row in result.history] for result in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    rates = [[(row["lr"], row["momentum"]) for row in result.history] for result in (a, b)]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("settings", [MUON, NO_TAIL, MUON | {"epochs": 2.5, "low_res_until": 0.9}],
+                         ids=["tail", "no-tail", "fraction"])  # fmt: skip
+def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recorded, monkeypatch, settings):
+    fast = train(make_quick_task(**settings))
+    monkeypatch.setattr(loop, "make_step", Step)
+    plain = train(make_quick_task(**settings))
+    assert len(recorded) == 2  # one per side, not one per step
+    assert_same(fast, plain)
+
+
+def test_a_recorded_run_is_resumed(make_quick_task, deterministic, recorded, tmp_path):
+    whole = train(make_quick_task(**MUON))
+    recorder = Recorder()
+    with pytest.raises(Interrupted):
+        train_in_folder(make_quick_task(**MUON), tmp_path, stop_at_step(recorder, 11), recorder)
+    resumed = train_in_folder(make_quick_task(**MUON, resume=str(tmp_path)), tmp_path)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_recording_leaves_the_state_as_it_was(make_quick_task):
+    task = make_quick_task(**MUON)
+    state = start(task, Stopwatch())
+    state.model.eval()
+    before = copy.deepcopy(state.tree())
+    GraphedStep(task, state, state.model, again)
+    after = state.tree()
+    assert not state.model.training
+    assert after["step"] == before["step"] == 0 and after["loss_sum"] == before["loss_sum"]
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+    for mine, theirs in zip(before["optimizers"], after["optimizers"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_rates_are_read_where_the_run_goes_on(make_quick_task):
+    """Not from row 0, and anew in each epoch: the plateau rule rewrites rows to come."""
+    task = make_quick_task(**MUON)
+    state = start(task, Stopwatch())
+    graphed = GraphedStep(task, state, state.model, again)
+    seen = []
+    state.step = 5
+    state.schedule.table[6, 0] = 0.0123
+    graphed.begin_epoch()
+    graphed.update = lambda x, y: seen.append(float(state.optimizers[0].param_groups[0]["lr"]))  # type: ignore[method-assign]
+    x, y = torch.zeros(32, 3, 24, 24), torch.zeros(32, dtype=torch.long)
+    graphed(x, y)
+    graphed(x, y)
+    assert seen == pytest.approx([state.schedule.table[5, 0].item(), 0.0123])
+
+
+def test_what_cannot_be_recorded_is_not(make_quick_task):
+    """Not on a CPU, whatever the other settings."""
+    assert not can_be_recorded(make_quick_task(**MUON))
+    assert type(make_step(make_quick_task(**MUON), None, None)) is Step  # type: ignore[arg-type]
+
+
+def test_a_recording_that_fails_costs_one_line(make_quick_task, monkeypatch, said):
+    def fails():
+        raise RuntimeError("operation not permitted when\nstream is capturing")
+
+    monkeypatch.setattr(step, "CudaGraphs", fails)
+    monkeypatch.setattr(step, "can_be_recorded", lambda task: True)
+    task = make_quick_task(**MUON)
+    assert type(make_step(task, start(task, Stopwatch()), None)) is Step  # type: ignore[arg-type]
+    (line,) = said
+    assert "stream is capturing" in line and "going on without it" in line and "\n" not in line
+
+
+class FailsInTheMiddle:
+    """Repeats the first image size's work, and fails in the second's, after the work has changed the state."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, work):
+        self.calls += 1
+        work()
+        if self.calls == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return work
+
+
+def fails_in_the_second_rehearsal(monkeypatch):
+    """Out of memory at the second image size, as on a card that is too small for it."""
+    plain = GraphedStep.at_next_row
+
+    def at_next_row(self, size):
+        plain(self, size)
+        if size == 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GraphedStep, "at_next_row", at_next_row)
+
+
+@pytest.mark.parametrize("where", ["recording", "rehearsal"])
+@pytest.mark.parametrize("settings", [MUON, MUON | {"optimizer": "sgd"}], ids=["muon", "sgd"])
+def test_a_recording_that_fails_in_its_middle_leaves_no_trace(make_quick_task, monkeypatch, where, settings):
+    recorder = FailsInTheMiddle()
+    monkeypatch.setattr(step, "CudaGraphs", lambda: recorder)
+    monkeypatch.setattr(step, "can_be_recorded", lambda task: True)
+    if where == "rehearsal":
+        fails_in_the_second_rehearsal(monkeypatch)
+    task = make_quick_task(**settings)
+    state = start(task, Stopwatch())
+    before = copy.deepcopy(state.tree())
+    assert type(make_step(task, state, state.model)) is Step
+    after = state.tree()
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+    assert all(torch.equal(a, b) for a, b in zip(before["optimizers"][0], after["optimizers"][0], strict=True))
+    assert after["loss_sum"] == before["loss_sum"] == 0
+    assert all(p.grad is None for p in state.model.parameters())  # the next step would add to them
