@@ -26,7 +26,7 @@ from fastcifar.data.dataset import Dataset
 from fastcifar.data.files import write_atomically
 from fastcifar.runs import environment, intervals, record
 from fastcifar.runs.observers import Result
-from fastcifar.settings import flat
+from fastcifar.settings import IneffectiveSetting, flat
 from fastcifar.training.hardware import choose_hardware, make_deterministic
 from fastcifar.training.loop import train
 from fastcifar.training.task import make_task
@@ -162,8 +162,8 @@ def parse(recipe: str, settings: str, variant: str = "") -> Config:
     while True:
         try:
             return flags.parse(["--recipe", recipe, *flags_of(" ".join([*kept, variant]))], prog="settings")
-        except ValueError as e:
-            ineffective = [s for s in kept if str(e).startswith(f"{_flag(s.partition('=')[0])} has no effect")]
+        except IneffectiveSetting as e:
+            ineffective = [s for s in kept if s.partition("=")[0].replace("-", "_") == e.name]
             if not variant or not ineffective:
                 raise
             kept = [setting for setting in kept if setting not in ineffective]

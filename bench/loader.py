@@ -2,9 +2,11 @@
 
     python -m bench.loader --batches 500 1000 2000 --repeats 10
 
-A repeat is an epoch: its random draws, its batches, and the wait until the device has made the last one. The bench
-measures executors and batch sizes in turn, so that a disturbance of the machine affects all of them. The pixels are
-random: speed does not depend on them.
+A repeat is an epoch: its random draws, its blocks and batches, and the wait until the device has made the last one. The
+bench measures executors and batch sizes in turn, so that a disturbance of the machine affects all of them. The pixels
+are random: speed does not depend on them. What a block costs the host, without the arithmetic:
+
+    python -m bench.loader --executors dali --batches 500 --block-steps 1 100 --image-px 1
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,18 +28,23 @@ from torch.utils.data import Dataset as TorchDataset
 
 from bench import harness
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
-from fastcifar.augment.torch_executor import Executor, TorchExecutor
+from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.runs import intervals, record
 from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware
-from fastcifar.training.stopwatch import repeats_s
+from fastcifar.training.stopwatch import Stopwatch, repeats_s
 
 Kind = Literal["torch", "dali", "dataloader"]
+Case = tuple[str, int, int]
+"""Executor, batch size, steps per block."""
+Epoch = Callable[[Stopwatch], None]
+PARTS = ("plan", "block", "rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +55,12 @@ class Options:
     """Executors to measure."""
     batches: tuple[int, ...] = (500, 1000, 2000)
     """Images per batch."""
+    block_steps: tuple[int, ...] = (0,)
+    """Steps per block. 0: what the executor takes by itself, on a card an epoch if memory allows, on a CPU one step."""
     images: int = 50_000
     """Images per epoch."""
+    image_px: int = 32
+    """Height and width of the images; with 1 the arithmetic costs next to nothing. Only the executors take it."""
     repeats: int = 10
     """Epochs to measure of each executor and batch size, after one that is not timed."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -99,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    rows = harness.Rows(options.out / "runs.jsonl", harness.state_of(config, options.images, options.workers))
+    rows = harness.Rows(
+        options.out / "runs.jsonl", harness.state_of(config, options.images, options.image_px, options.workers)
+    )
     measurements: list[dict[str, Any]] = []
     with harness.interruptible() as interruption:
         measure(rows, config, options, measurements)
@@ -112,20 +126,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(rows: harness.Rows, config: Config, options: Options, measurements: list[dict[str, Any]]) -> None:
     """Appends to `measurements`, one repeat of every executor and batch size after the other."""
     dataset, device = harness.random_dataset(options.images), choose_hardware(config).device
-    epochs: dict[tuple[str, int], Callable[[], Any]] = {}
+    epochs: dict[Case, Epoch] = {}
     for repeat in range(options.repeats):
         for kind in options.executors:
-            for batch in options.batches:
+            for batch, steps in cases(kind, options):
+                case = kind, batch, steps
 
-                def measure_epoch(kind: str = kind, batch: int = batch) -> dict[str, Any]:
-                    is_first = (kind, batch) not in epochs
+                def measure_epoch(case: Case = case) -> dict[str, Any]:
+                    is_first = case not in epochs
                     if is_first:
-                        epochs[kind, batch] = make_epoch(kind, batch, dataset, config, options)
-                    (epoch_s,) = repeats_s(epochs[kind, batch], device, repeats=1, warm_ups=int(is_first))
-                    return {"epoch_s": epoch_s, "images_per_s": options.images // batch * batch / epoch_s}
+                        epochs[case] = make_epoch(*case, dataset, config, options)
+                    clock = Stopwatch()  # of the host: does not wait for a card
+                    (epoch_s,) = repeats_s(lambda: epochs[case](clock), device, repeats=1, warm_ups=int(is_first))
+                    num_steps = options.images // case[1]
+                    host_us = {part: 1e6 * s / (1 + is_first) / num_steps for part, s in clock.time_s.items()}
+                    return {"epoch_s": epoch_s, "images_per_s": num_steps * case[1] / epoch_s, "host_us": host_us}
 
                 try:
-                    key = {"executor": kind, "batch": batch, "repeat": repeat}
+                    key = {"executor": kind, "batch": batch, "block_steps": steps, "repeat": repeat}
                     measurements.append(rows.get_or_measure(key, measure_epoch))
                 except DaliUnavailable as e:
                     if not any(row["executor"] == kind for row in measurements):
@@ -135,8 +153,16 @@ def measure(rows: harness.Rows, config: Config, options: Options, measurements: 
         print(f"repeat {repeat + 1} of {options.repeats}", flush=True)
 
 
-def make_epoch(kind: str, batch: int, dataset: Dataset, config: Config, options: Options) -> Callable[[], Any]:
-    """Returns a function that makes all batches of the next epoch. DaliUnavailable where DALI does not run."""
+def cases(kind: str, options: Options) -> list[tuple[int, int]]:
+    """Batch sizes and steps per block of an executor; the plain DataLoader knows no blocks."""
+    return list(product(options.batches, options.block_steps if kind != "dataloader" else (0,)))
+
+
+def make_epoch(kind: str, batch: int, steps: int, dataset: Dataset, config: Config, options: Options) -> Epoch:
+    """Returns a function that makes all batches of the next epoch. DaliUnavailable where DALI does not run.
+
+    Its clock measures three parts of it: "plan" (the random draws), "block" and "rows" (taking a batch of a block).
+    """
     hardware, pad_px = choose_hardware(config), config.augment.crop_pad_px
     if kind == "dataloader":
         loader = DataLoader(
@@ -144,7 +170,7 @@ def make_epoch(kind: str, batch: int, dataset: Dataset, config: Config, options:
             persistent_workers=options.workers > 0, pin_memory=hardware.device.type == "cuda",
         )  # fmt: skip
 
-        def load_epoch() -> None:
+        def load_epoch(clock: Stopwatch) -> None:
             for x, y in loader:
                 x.to(hardware.device, hardware.dtype, non_blocking=True)
                 y.to(hardware.device, non_blocking=True)
@@ -153,13 +179,23 @@ def make_epoch(kind: str, batch: int, dataset: Dataset, config: Config, options:
     images = to_device(
         dataset.x_train, dataset.y_train, dataset.mean, dataset.std, pad_px, hardware.device, hardware.dtype
     )
-    executor: Executor = DaliExecutor(images) if kind == "dali" else TorchExecutor(images)
+    size = options.image_px + 2 * pad_px
+    images = replace(images, padded=images.padded[:, :size, :size].contiguous())
+    executor: Executor = (DaliExecutor if kind == "dali" else TorchExecutor)(images, 0, steps * batch or None)
     config = with_settings(config, batch_size=batch)
     numbers = iter(range(10**9))
 
-    def execute_epoch() -> None:
-        for _ in executor.epoch(draw_plan(config, len(dataset.y_train), next(numbers))):
-            pass
+    def execute_epoch(clock: Stopwatch) -> None:
+        with clock("plan"):
+            plan = draw_plan(config, len(dataset.y_train), next(numbers))
+        blocks, num_steps = executor.blocks([(plan, options.image_px)]), 0
+        while num_steps < len(plan):
+            with clock("block"):
+                block = next(blocks)
+            with clock("rows"):
+                for step in range(len(block)):
+                    block.batch(step)
+            num_steps += len(block)
 
     return execute_epoch
 
@@ -168,21 +204,29 @@ def write_results(measurements: list[dict[str, Any]], head: dict[str, Any], opti
     """Writes table.md, table.json and rates.png."""
     table, lines, values = [], [], {}
     for kind in options.executors:
-        for batch in options.batches:
-            rates = [row["images_per_s"] for row in measurements
-                     if row["executor"] == kind and row.get("batch") == batch]  # fmt: skip
-            if rates:
-                stats, median = intervals.interval(rates), statistics.median(rates)
-                table.append({"executor": kind, "batch": batch, "images_per_s": {
-                    **stats, "best": max(rates), "median": median}})  # fmt: skip
-                lines.append((kind, batch, f"{max(rates):,.0f}", f"{median:,.0f}", harness.format_interval(stats),
-                              f"{1e6 / median:.2f}", len(rates)))  # fmt: skip
-                values[f"{kind} {batch}"] = rates
+        for batch, steps in cases(kind, options):
+            rows = [row for row in measurements if (row["executor"], row.get("batch"), row.get("block_steps"))
+                    == (kind, batch, steps)]  # fmt: skip
+            if not rows:
+                continue
+            rates = [row["images_per_s"] for row in rows]
+            stats, median = intervals.interval(rates), statistics.median(rates)
+            host_us = {part: statistics.median(row["host_us"][part] for row in rows) for part in rows[0]["host_us"]}
+            table.append({"executor": kind, "batch": batch, "block_steps": steps, "host_us": host_us,
+                          "images_per_s": {**stats, "best": max(rates), "median": median}})  # fmt: skip
+            lines.append((kind, batch, steps or "default", f"{max(rates):,.0f}", f"{median:,.0f}",
+                          harness.format_interval(stats), f"{1e6 / median:.2f}",
+                          ", ".join(f"{host_us[part]:.1f}" for part in PARTS) if host_us else "-",
+                          len(rates)))  # fmt: skip
+            values[f"{kind} {batch}" + f" x {steps}" * bool(steps)] = rates
     skipped = {row["executor"]: row["skipped"] for row in measurements if "skipped" in row}
     record.write_json(options.out / "table.json", {**head, "skipped": skipped, "table": table})
-    header = ("executor", "batch", "best images/s", "median", "mean ± std [95%]", "µs/image at the median", "n")
-    note = (f"{options.images:,} images an epoch, crop of {options.crop_pad_px} px and mirror, {head['device']}, "
-            f"{head['precision']}; plain DataLoader: {options.workers} worker processes.\n")  # fmt: skip
+    header = ("executor", "batch", "steps a block", "best images/s", "median", "mean ± std [95%]",
+              "µs/image at the median", f"host, µs a step: {', '.join(PARTS)}", "n")  # fmt: skip
+    note = (
+        f"{options.images:,} images of {options.image_px} px an epoch, crop of {options.crop_pad_px} px and "
+        f"mirror, {head['device']}, {head['precision']}; plain DataLoader: {options.workers} worker processes.\n"
+    )
     note += "".join(f"{kind} is left out: {reason}\n" for kind, reason in skipped.items())
     (options.out / "table.md").write_text(note + "\n" + harness.markdown_table(header, lines))
     harness.draw_panels(options.out / "rates.png", f"loader alone, {head['device']}", [("images/s", values, {})])

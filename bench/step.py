@@ -3,7 +3,7 @@
     python -m bench.step --scale full --batch 500 --variants bf16 bf16-compiled
 
 The bench times the parts of a step with the device idle before and after each, the whole step without waits inside, and
-the step in the training loop with its loader and with a fixed batch. It prints the floor of each part (`bench.floors`)
+the step in the training loop with its loader and with fixed blocks. It prints the floor of each part (`bench.floors`)
 and what the loader costs (goal: at most 3%).
 """
 
@@ -11,35 +11,24 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor
 
 from bench import harness
 from bench.floors import PARTS, Floors
-from fastcifar.augment.plan import EpochPlan
+from bench.timed_step import FixedBlocks, time_parts, time_step
 from fastcifar.config import Config
-from fastcifar.optim.optimizers import set_row
 from fastcifar.runs import intervals, record
 from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
-from fastcifar.training.state import State
-from fastcifar.training.step import Forward, Step, autocast, make_step
-from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, make_task, start
-from fastcifar.training.warm_up import warm_up
+from fastcifar.training.task import Task, make_task
 
 GOAL_LOADER = 0.03
-UNTIMED_STEPS = 2
-"""Number of first steps of an epoch that are not timed."""
 DTYPES = ("fp32", "bf16", "fp16")
 MODES = {"compiled": "default", "reduced": "reduce-overhead", "tuned": "max-autotune", "nchw": "off"}
 
@@ -69,45 +58,6 @@ class Options:
     """6 steps of 100 images, 2 repeats: shows that the bench works."""
     out: Path = Path("bench-results/step")
     """Folder of runs.jsonl, table.md, table.json and steps.png."""
-
-
-class FixedBatch:
-    """An executor that yields its first batch again and again, so that loading costs nothing."""
-
-    def __init__(self, task: Task) -> None:
-        self.x, self.y = next(iter(task.executor.epoch(task.plan(0).steps(0, 1))))
-
-    def epoch(self, plan: EpochPlan, size_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(len(plan)):
-            yield self.x, self.y
-
-
-class TimedStep(Step):
-    """The step of the training loop, with the device idle before and after each part."""
-
-    def __init__(self, task: Task, state: State, forward: Forward, stopwatch: Stopwatch) -> None:
-        super().__init__(task, state, forward)
-        self.part = stopwatch
-
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        with self.part("optimizer"):
-            set_row(self.state.optimizers, *self.rows[self.state.step])
-        self.update(x, y)
-
-    def update(self, x: Tensor, y: Tensor) -> None:
-        state = self.state
-        with self.part("forward"):
-            with autocast(self.task.hardware):
-                logits = self.forward(x)
-            loss = F.cross_entropy(logits, y, label_smoothing=self.task.config.optimizer.label_smoothing)
-            state.loss_sum += loss.detach()
-        with self.part("backward"):
-            state.scaler.scale(loss).backward()
-        with self.part("optimizer"):
-            for optimizer in state.optimizers:
-                state.scaler.step(optimizer)
-                optimizer.zero_grad(set_to_none=True)
-            state.scaler.update()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,76 +129,13 @@ def time_variant(task: Task, nchw: bool) -> dict[str, Any]:
     """One repeat of a variant: ms of its parts, of its step, and of the step in the training loop."""
     row: dict[str, Any] = {"parts_ms": time_parts(task, nchw), "step_ms": time_step(task, nchw)}
     if not nchw:  # the training loop is channels_last
-        for key, executor in (("train_ms", task.executor), ("train_fixed_ms", FixedBatch(task))):
+        for key, executor in (("train_ms", task.executor), ("train_fixed_ms", FixedBlocks(task))):
             summary = train(replace(task, executor=executor)).summary
             row[key] = 1e3 * summary["time_s"]["train"] / task.num_steps
     floors = Floors(task.config, task.hardware, task.batch_size)
     return {**row, "floor_ms": floors.parts_ms(), "floor_why": floors.reasons(), "flop_per_s": floors.flop_per_s,
             "bytes_per_s": floors.bytes_per_s, "augment": task.hardware.executor,
             "scale": task.hardware.scale}  # fmt: skip
-
-
-def time_parts(task: Task, nchw: bool) -> dict[str, float]:
-    """Median ms of each part of a step."""
-    stopwatch, steps_s = Stopwatch(task.hardware.device), []
-    steps = train_epoch(task, nchw, stopwatch)
-    next(steps)
-    for _ in steps:
-        steps_s.append(dict(stopwatch.time_s))
-        stopwatch.time_s.clear()
-    timed = steps_s[count_untimed(task) :]
-    return {part: 1e3 * statistics.median(step_s[part] for step_s in timed) for part in PARTS}
-
-
-def time_step(task: Task, nchw: bool) -> float:
-    """Mean ms of a step. The device does not wait between steps, so only the time of all of them is known."""
-    stopwatch, steps, untimed = Stopwatch(task.hardware.device), train_epoch(task, nchw), count_untimed(task)
-    for _ in range(1 + untimed):
-        next(steps)
-    with stopwatch("step"):
-        for _ in range(task.steps_per_epoch - untimed):
-            next(steps)
-    for _ in steps:  # lets the executor end its epoch
-        pass
-    return 1e3 * stopwatch.time_s["step"] / (task.steps_per_epoch - untimed)
-
-
-def count_untimed(task: Task) -> int:
-    """Number of first steps that are not timed; at least one step is."""
-    return min(UNTIMED_STEPS, task.steps_per_epoch - 1)
-
-
-def train_epoch(task: Task, nchw: bool, stopwatch: Stopwatch | None = None) -> Iterator[None]:
-    """Trains the first epoch; yields once before the first step, when everything is set up, and after each step.
-
-    With a stopwatch it times the parts of each step and adds the weights to the average after it. Without one it takes
-    the step of the training loop, recorded as a CUDA graph where possible; with `nchw` a plain one, because the buffers
-    of a recorded step are channels_last.
-    """
-    state = start(task, Stopwatch(task.hardware.device))
-    layout = torch.contiguous_format if nchw else torch.channels_last
-    model = state.model.to(memory_format=layout)
-    task = warm_up(task, model)
-    if stopwatch:
-        step: Step = TimedStep(task, state, model, stopwatch)
-    else:
-        step = Step(task, state, model) if nchw else make_step(task, state, model)
-    model.train()
-    step.begin_epoch()
-    batches = task.executor.epoch(task.plan(0))
-    yield
-    for _ in range(task.steps_per_epoch):
-        with stopwatch("augment") if stopwatch else nullcontext():
-            x, y = next(batches)
-            x = x.contiguous(memory_format=layout)
-        step(x, y)
-        state.step += 1
-        if stopwatch:
-            with stopwatch("averaging"):
-                state.average.record(model)
-        yield
-    for _ in batches:
-        pass
 
 
 def write_results(measurements: list[dict[str, Any]], head: dict[str, Any], options: Options) -> None:
@@ -280,7 +167,7 @@ def write_results(measurements: list[dict[str, Any]], head: dict[str, Any], opti
     loop_lines = [(entry["variant"], harness.format_interval(entry["train_ms"]),
                    harness.format_interval(entry["train_fixed_ms"]), harness.format_percent(entry["loader_cost"]))
                   for entry in table if entry["train_ms"]["n"]]  # fmt: skip
-    loop_header = ("variant", "step in the training loop, ms", "the same with a fixed batch, ms",
+    loop_header = ("variant", "step in the training loop, ms", "the same with fixed blocks, ms",
                    f"cost of the loader, % (goal: at most {GOAL_LOADER:.0%})")  # fmt: skip
     tables = harness.markdown_table(header, lines) + "\n" + harness.markdown_table(loop_header, loop_lines)
     (options.out / "table.md").write_text(note + tables)

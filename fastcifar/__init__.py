@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcifar.augment.loader import Loader
     from fastcifar.config import Config
     from fastcifar.data.dataset import Dataset
     from fastcifar.recipes import RECIPES
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from fastcifar.training.state import Diverged
 
 __version__ = "0.2.0"
-__all__ = ["RECIPES", "Classifier", "Config", "Dataset", "Diverged", "Observer", "Result", "evaluate", "fit", "load",
-           "train"]  # fmt: skip
+__all__ = [
+    "RECIPES", "Classifier", "Config", "Dataset", "Diverged", "Loader", "Observer", "Result", "evaluate", "fit", "load",
+    "train",
+]  # fmt: skip
 _HOMES = {
-    "Config": "config", "RECIPES": "recipes", "Dataset": "data.dataset", "Classifier": "runs.classifier",
-    "load": "runs.classifier", "Observer": "runs.observers", "Result": "training.api", "evaluate": "training.api",
-    "fit": "training.api", "train": "training.api", "Diverged": "training.state",
+    "Classifier": "runs.classifier", "Config": "config", "Dataset": "data.dataset", "Diverged": "training.state",
+    "Loader": "augment.loader", "Observer": "runs.observers", "RECIPES": "recipes", "Result": "training.api",
+    "evaluate": "training.api", "fit": "training.api", "load": "runs.classifier", "train": "training.api",
 }  # fmt: skip
 
 

@@ -259,7 +259,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class PerStep(Schedule):
-    """Your own schedule: peak * factor(step), by torch's LambdaLR. From Python only, and not resumable."""
+    """Your own schedule: peak * factor(step), by torch's LambdaLR. From Python only."""
 
     name = "per-step"
     interval: ClassVar[Interval] = "step"

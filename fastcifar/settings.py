@@ -113,6 +113,14 @@ def _schedule_type(name: Any) -> type[Schedule]:
     return SCHEDULES[name]
 
 
+class IneffectiveSetting(ValueError):
+    """Raised for a setting that the config would ignore. `name` is the setting, the message says where it belongs."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"--{name.replace('_', '-')} has no effect {reason}")
+        self.name = name
+
+
 @dataclass(frozen=True)
 class _Condition:
     """Settings that do something only where `holds`; `belongs_to` says in an error where that is."""
@@ -145,16 +153,15 @@ _CONDITIONS = (
 
 
 def refuse_ineffective(config: Config, names: Iterable[str]) -> None:
-    """ValueError, naming what it belongs to, for the first setting that this config would ignore."""
+    """IneffectiveSetting for the first setting that this config would ignore."""
     for name in names:
-        flag = "--" + name.replace("_", "-")
         where = SETTINGS.get(name)
         if where and where.part == "schedule" and not isinstance(config.schedule, where.owners):
             owners = " and ".join(kind.name for kind in where.owners if issubclass(kind, Schedule))
-            raise ValueError(f"{flag} has no effect with schedule {config.schedule.name}: it belongs to {owners}")
+            raise IneffectiveSetting(name, f"with schedule {config.schedule.name}: it belongs to {owners}")
         for condition in _CONDITIONS:
             if name in condition.names and not condition.holds(config):
-                raise ValueError(f"{flag} has no effect here: it belongs to {condition.belongs_to}")
+                raise IneffectiveSetting(name, f"here: it belongs to {condition.belongs_to}")
 
 
 def method_differences(saved: Config, now: Config) -> list[str]:

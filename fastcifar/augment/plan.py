@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.config import Config
+from fastcifar.config import Augment, Config
 
 FIRST_MIRROR = -1  # key of the draw that holds for the whole run; epochs count from 0
 
@@ -55,22 +55,27 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def draw_plan(config: Config, num_images: int, epoch: int) -> EpochPlan:
+    """The random draws of an epoch under a config; see `draw`."""
+    return draw(config.augment, config.optimizer.batch_size, config.seed, num_images, epoch)
+
+
+def draw(augment: Augment, batch_size: int, seed: int, num_images: int, epoch: int) -> EpochPlan:
     """Draws an epoch on the CPU: each image at most once, and exactly once when the batch size divides N.
 
     numpy draws, not torch: 2 ms for 50,000 images, while torch's sort took 4 to 200 ms on a busy machine.
     """
-    batch = min(config.optimizer.batch_size, num_images)
+    batch = min(batch_size, num_images)
     steps = num_images // batch  # the rest of a ragged epoch is left out, other images in each epoch
-    shape, gen = (steps, batch), _generator(config.seed, epoch)
+    shape, gen = (steps, batch), _generator(seed, epoch)
     index = gen.permutation(num_images)[: steps * batch].reshape(shape)
-    places = 2 * config.augment.crop_pad_px + 1
+    places = 2 * augment.crop_pad_px + 1
     offset_y, offset_x = gen.integers(places, size=(2, *shape))
     mirror = gen.integers(2, size=shape, dtype=np.uint8)
     cutout_y, cutout_x = gen.integers(32, size=(2, *shape))
-    if config.augment.mirror == "alternating":  # airbench (Jordan 2024): no image is seen twice running from one side
-        first_mirror = _generator(config.seed, FIRST_MIRROR).integers(2, size=num_images, dtype=np.uint8)
+    if augment.mirror == "alternating":  # airbench (Jordan 2024): no image is seen twice running from one side
+        first_mirror = _generator(seed, FIRST_MIRROR).integers(2, size=num_images, dtype=np.uint8)
         mirror = first_mirror[index] ^ np.uint8(epoch % 2)
-    elif config.augment.mirror == "none":
+    elif augment.mirror == "none":
         mirror = np.zeros_like(mirror)
     code = ((offset_y * places + offset_x) * 2 + mirror).astype(np.uint16)
     order = code.argsort(axis=1, kind="stable")

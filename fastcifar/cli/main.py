@@ -10,14 +10,14 @@ from fastcifar.cli import doctor, predict, schedule, train
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code. Wrong use or bad input: 2 and one line on stderr."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": train_command, "schedule": schedule.main, "predict": predict.main, "doctor": doctor.main}
-    if not words or words[0] not in commands:
-        wants_help = words[:1] in (["-h"], ["--help"])
+    if not arguments or arguments[0] not in commands:
+        wants_help = arguments[:1] in (["-h"], ["--help"])
         print(f"usage: fastcifar {{{','.join(commands)}}} [--help]", file=sys.stdout if wants_help else sys.stderr)
         return 0 if wants_help else 2
     try:
-        return commands[words[0]](words[1:])
+        return commands[arguments[0]](arguments[1:])
     except (ValueError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2

@@ -17,13 +17,13 @@ CIFAR10_TRAIN_IMAGES = 50_000
 def main(argv: Sequence[str]) -> int:
     """Draws schedule.png (or --out FILE), prints its path and returns the exit code. ValueError for wrong flags."""
     names, rest, path = [], [], Path("schedule.png")
-    words = iter(argv)
-    for word in words:
+    arguments = iter(argv)
+    for word in arguments:
         flag, _, value = word.partition("=")
         if flag == "--recipe":
-            names += (value or next(words, "")).split(",")
+            names += (value or next(arguments, "")).split(",")
         elif flag == "--out":
-            path = Path(value or next(words, ""))
+            path = Path(value or next(arguments, ""))
         else:
             rest.append(word)
     curves = {}

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls write(file) on a temporary file beside `path`, fsyncs it and renames it to `path`.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool = True) -> None:
+    """Calls write(file) on a temporary file beside `path`, fsyncs it with `sync`, and renames it to `path`.
 
-    A reader finds the old file or the new one, never a part of one, even after a power cut. Missing parent folders are
-    made. Raises OSError, with the path, if the file cannot be written (disk full, read-only); then the old file is
-    unchanged and no temporary file remains.
+    A reader finds the old file or the new one, never a part of one; with `sync` even after a power cut. Missing parent
+    folders are made. Raises OSError, with the path, if the file cannot be written (disk full, read-only); then the old
+    file is unchanged and no temporary file remains.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -27,9 +27,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with temporary.open("xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)  # without it a power cut can undo the rename
+        if sync:
+            _sync_folder(path.parent)  # without it a power cut can undo the rename
     except BaseException as error:  # an interrupt too must leave no temporary file
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

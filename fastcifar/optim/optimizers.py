@@ -22,18 +22,24 @@ APEX_HELP = (
 )
 
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Muon's quintic iteration."""
+
+
 def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     """[M, R, C] -> [M, R, C], each matrix replaced by nearly its closest semi-orthogonal one.
 
     Newton-Schulz iteration with Muon's quintic coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
     the singular values end near 1, not at 1. One batched product for all matrices of a shape.
     """
+    a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     wide = x if x.shape[1] <= x.shape[2] else x.mT
     for _ in range(steps):
         gram = wide @ wide.mT
-        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)  # a x + (b gram + c gram^2) x
     return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
 
 
@@ -65,13 +71,25 @@ class Muon(Optimizer):
             updates = torch._foreach_mul(buffers, group["momentum"])
             torch._foreach_add_(updates, grads)
             same_shape = defaultdict(list)
-            for p, update in zip(filters, updates, strict=True):
-                same_shape[p.shape].append((p, update))
-            for shape, pairs in same_shape.items():
-                matrices = torch.stack([u.reshape(len(u), -1) for _, u in pairs])
-                for (p, _), direction in zip(pairs, orthogonalize(matrices), strict=True):
-                    p.mul_(shape[0] ** 0.5 / p.norm())
-                    p.sub_(direction.view(shape) * group["lr"])
+            for i, p in enumerate(filters):
+                same_shape[p.shape].append(i)
+            directions = [orthogonalize(torch.stack([_as_matrix(updates[i]) for i in rows]))
+                          for rows in same_shape.values()]  # fmt: skip
+            torch._foreach_mul_(directions, group["lr"])
+            factors = torch._foreach_norm(filters)
+            torch._foreach_reciprocal_(factors)
+            torch._foreach_mul_(factors, [len(p) ** 0.5 for p in filters])
+            torch._foreach_mul_(filters, factors)
+            for (_, in_channels, height, width), rows, stacked in zip(
+                same_shape, same_shape.values(), directions, strict=True
+            ):
+                shaped = stacked.unflatten(2, (height, width, in_channels)).permute(0, 1, 4, 2, 3)
+                torch._foreach_sub_([filters[i] for i in rows], list(shaped))
+
+
+def _as_matrix(filters: Tensor) -> Tensor:
+    """[out, in, h, w] -> [out, h*w*in]: a view where the filters are channels_last. Muon does not see the order."""
+    return filters.permute(0, 2, 3, 1).flatten(1)
 
 
 class CapturableSGD(Optimizer):

@@ -28,7 +28,7 @@ class Checkpoints(Observer):
     """Writes checkpoint.pt at the end of epochs, at the end of training and before an interruption.
 
     path: None in a process that does not write; it still takes part in the snapshot. stop(step) gives the number of a
-    signal that asked the run to end, or None. agree(value) gives the largest value over all processes.
+    signal that ends the run, or None. agree(value) gives the largest value over all processes.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config import Config
-from fastcifar.schedules import SCHEDULES
+from fastcifar.schedules import SCHEDULES, PerEpoch, PerStep, Schedule
 from fastcifar.settings import PARTS
 from fastcifar.validation import Part
 
@@ -31,8 +31,11 @@ def config_to_plain(config: Config) -> dict[str, Any]:
     return plain
 
 
-def config_from_plain(values: Any, where: str) -> Config:
-    """The Config of `config_to_plain`. ConfigFileError names the first setting that is unknown or wrong."""
+def config_from_plain(values: Any, where: str, own: Schedule | None = None) -> Config:
+    """The Config of `config_to_plain`. ConfigFileError names the first setting that is unknown or wrong.
+
+    own: a schedule from Python, whose function no file can hold; it takes the place of one of its name and peak.
+    """
     try:
         _check_names(values, {f.name for f in fields(Config)}, "the settings")
         parts: dict[str, Any] = {name: value for name, value in values.items() if name in ("epochs", "seed")}
@@ -43,9 +46,15 @@ def config_from_plain(values: Any, where: str) -> Config:
             schedule = values["schedule"]
             _check_names(schedule, None, "schedule")
             name = schedule.get("name")
-            if not isinstance(name, str) or name not in SCHEDULES:
+            rest = {key: value for key, value in schedule.items() if key != "name"}
+            if isinstance(own, PerStep) and (name, rest) == (own.name, {"peak": own.peak}):
+                parts["schedule"] = own
+            elif name in (PerStep.name, PerEpoch.name):
+                raise ValueError(f"schedule {name} is a function from Python, which the file does not hold")
+            elif not isinstance(name, str) or name not in SCHEDULES:
                 raise ValueError(f"schedule.name is {name!r}")
-            parts["schedule"] = _part(SCHEDULES[name], {k: v for k, v in schedule.items() if k != "name"}, "schedule")
+            else:
+                parts["schedule"] = _part(SCHEDULES[name], rest, "schedule")
         return Config(**parts)
     except (TypeError, ValueError, OverflowError) as e:
         message = str(e).replace("Config.__init__() ", "")[:200]

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcifar.augment.plan import image_size
 from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
 from fastcifar.runs.observers import Observer, Result
 from fastcifar.training.evaluate import accuracies
@@ -33,7 +32,6 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
 
     Raises Diverged when training has failed. An observer may raise to end the run.
     """
-    config, steps_per_epoch = task.config, task.steps_per_epoch
     stopwatch = stopwatch or Stopwatch(task.hardware.device)
     with stopwatch("compile"):
         state = start(task, stopwatch)
@@ -41,23 +39,24 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         task = warm_up(task, model)
         step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
 
+    blocks = task.executor.blocks(task.plans(state.step))
     while state.step < task.num_steps:
-        epoch, first = divmod(state.step, steps_per_epoch)
-        last = min(steps_per_epoch, task.num_steps - epoch * steps_per_epoch)
         model.train()
-        step.begin_epoch()
-        with stopwatch("train"):
-            plan = task.plan(epoch).steps(first, last)
-            for x, y in task.executor.epoch(plan, image_size(config, epoch)):
-                step(x, y)
+        with stopwatch("train"):  # with the augmentation
+            block = next(blocks)
+            step.begin(block)
+            for i in range(len(block)):
+                step(i)
                 state.step += 1
                 if joins_average(task, state):
                     state.average.record(model)
                 for observer in observers:
                     observer.on_step(state)
-        row = end_epoch(task, state)
-        for observer in observers:
-            observer.on_epoch(state, row)
+            blocks.work_ahead()
+        if state.step % task.steps_per_epoch == 0 or state.step == task.num_steps:
+            row = end_epoch(task, state)
+            for observer in observers:
+                observer.on_epoch(state, row)
 
     result = finish(task, state)
     for observer in observers:

@@ -23,7 +23,7 @@ def resume(state: State, config: Config, digest: str) -> None:
     if not path.exists() and (path.parent / "config.json").exists():
         return
     content = checkpoint.load(path)
-    saved = config_from_plain(content["config"], str(path))
+    saved = config_from_plain(content["config"], str(path), own=config.schedule)
     changed = method_differences(saved, config)
     if content["digest"] != digest:
         changed.append("the images are not those it was trained on (checksum)")

@@ -17,7 +17,7 @@ from fastcifar.training.task import Task, normalization_facts
 def run_observers(task: Task, out: Path | None, signal: Callable[[], int | None] = lambda: None) -> list[Observer]:
     """Checkpoints in every process of the run; the other files in the process that has the folder `out`.
 
-    signal: gives the number of a signal that asked the run to end, or None.
+    signal: gives the number of a signal that ends the run after the current step, or None.
     """
     world = task.world
 

@@ -1,8 +1,8 @@
 """One optimizer step: forward, backward, update. The host reads nothing back, so that it may run ahead of the device.
 
 `Step` launches the step operation by operation. `GraphedStep` records it once per image size as a CUDA graph and
-replays that: two copies and one launch per step, however many kernels it has ("Accelerating PyTorch with CUDA Graphs",
-PyTorch blog, 2021). Shapes: B images of a step, S x S pixels.
+replays that: one launch per step, however many kernels it has ("Accelerating PyTorch with CUDA Graphs", PyTorch blog,
+2021). Shapes: B images of a step, M images of a block, C = 3 channels, S x S pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcifar.augment.block import Block
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
@@ -39,22 +40,24 @@ def random_batch(hardware: Hardware, batch: int, size_px: int, generator: torch.
 
 
 class Step:
-    """x [B, 3, S, S], y [B] -> new weights, at the row of the schedule's table that `state.step` says."""
+    """Step i of a block -> new weights, at the row of the schedule's table that `state.step` says."""
 
     def __init__(self, task: Task, state: State, forward: Forward) -> None:
         self.task, self.state, self.forward = task, state, forward
-        self.rows: list[list[float]] = []
+        self.block: Block | None = None
 
-    def begin_epoch(self) -> None:
-        """Reads the table, whose rows to come may have changed since the last epoch (plateau)."""
-        self.rows = self.state.schedule.table.tolist()
+    def begin(self, block: Block) -> None:
+        """Sets the block that the next steps read."""
+        self.block = block
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        set_row(self.state.optimizers, *self.rows[self.state.step])
+    def __call__(self, i: int) -> None:
+        assert self.block is not None
+        x, y = self.block.batch(i)
+        set_row(self.state.optimizers, *self.state.schedule.table[self.state.step].tolist())
         self.update(x, y)
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """The step itself, at the learning rates that the optimizers hold."""
+        """Forward, backward and update on x [B, 3, S, S] and y [B], at the learning rates that the optimizers hold."""
         state = self.state
         with autocast(self.task.hardware):
             logits = self.forward(x)
@@ -68,55 +71,79 @@ class Step:
 
 
 class GraphedStep(Step):
-    """The same step on buffers of its own: batch, table and row number lie on the device and are read there.
+    """The same step on buffers of its own: block, table and both row numbers lie on the device and are read there.
 
-    `recorder` makes the replay. Rehearsal and recording leave the state as it was, also where they fail: an error of
-    theirs passes through.
+    A step is one replay and nothing else. A block is copied into the buffers once, as a graph reads fixed addresses.
+    `recorder` makes the replay. Rehearsal and recording restore the state in the end, also when they raise.
     """
 
     def __init__(self, task: Task, state: State, forward: Forward, recorder: Recorder) -> None:
         super().__init__(task, state, forward)
-        device = task.hardware.device
+        device, batch = task.hardware.device, task.batch_size
+        steps = min(task.steps_per_epoch, max(1, task.executor.max_images // batch))
+        largest = max(task.image_sizes)
         self.table = torch.zeros(task.num_steps, 2, device=device)
-        self.next = torch.zeros(1, dtype=torch.long, device=device)
-        self.y = torch.zeros(task.batch_size, dtype=torch.long, device=device)
-        generator = torch.Generator().manual_seed(0)
-        self.x = {size: random_batch(task.hardware, task.batch_size, size, generator) for size in task.image_sizes}
+        self.next = torch.zeros(1, dtype=torch.long, device=device)  # row of the table
+        self.position = torch.zeros(1, dtype=torch.long, device=device)  # step of the block
+        self.pixels = torch.zeros(steps * batch * 3 * largest**2, dtype=task.hardware.dtype, device=device)
+        self.labels = torch.zeros(steps * batch, dtype=torch.long, device=device)
+        self.rows = torch.arange(steps * batch, device=device).view(steps, batch)
         with state.preserved():
             self._rehearse()
-            self.replays = {size: recorder(partial(self.at_next_row, size)) for size in self.x}
+            self.replays: dict[int, Callable[[], None]] = {}
+            for size in task.image_sizes:
+                self.position.zero_()
+                self.replays[size] = recorder(partial(self.at_next_row, size))
+        self.replay = self.replays[largest]
 
-    def begin_epoch(self) -> None:
+    def begin(self, block: Block) -> None:
+        size = block.images.shape[1]
+        count = len(block.labels)
+        self.images(size)[:count].copy_(block.images)
+        self.labels[:count].copy_(block.labels)
+        if block.rows is not None:
+            self.rows[: len(block)].copy_(block.rows)
         self.table.copy_(self.state.schedule.table)
         self.next.fill_(self.state.step)
+        self.position.zero_()
+        self.replay = self.replays[size]
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        size = x.shape[-1]
-        self.x[size].copy_(x)
-        self.y.copy_(y)
-        self.replays[size]()
+    def __call__(self, i: int) -> None:
+        self.replay()
 
-    def at_next_row(self, size: int) -> None:
-        """A step on the batch in `x[size]` and `y`. Selecting does not make the host wait, indexing would."""
+    def images(self, size_px: int) -> Tensor:
+        """The buffer as images [M, S, S, C]."""
+        count = len(self.labels)
+        return self.pixels[: count * 3 * size_px**2].view(count, size_px, size_px, 3)
+
+    def at_next_row(self, size_px: int) -> None:
+        """A step on the rows at `position`. Selecting does not make the host wait, indexing would."""
         lr, momentum = self.table.index_select(0, self.next)[0].unbind()
         set_row(self.state.optimizers, lr, momentum)
-        self.update(self.x[size], self.y)
+        rows = self.rows.index_select(0, self.position)[0]
+        x = self.images(size_px).index_select(0, rows).permute(0, 3, 1, 2)  # [B, C, S, S] channels_last
+        self.update(x, self.labels.index_select(0, rows))
         self.next += 1
+        self.position += 1
 
     def _rehearse(self) -> None:
         """Runs a step per image size, so that kernels are loaded and chosen.
 
         On a stream of its own: what ran on the default one may not be recorded.
         """
-        device = self.task.hardware.device
+        device, batch = self.task.hardware.device, self.task.batch_size
+        generator = torch.Generator().manual_seed(0)
         self.state.model.train()
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if stream:
-            stream.wait_stream(torch.cuda.current_stream(device))  # weights and batch may still be on their way
+            stream.wait_stream(torch.cuda.current_stream(device))  # weights and buffers may still be on their way
         try:
             with torch.cuda.stream(stream):
-                for size in self.x:
+                for size in self.task.image_sizes:
+                    x = random_batch(self.task.hardware, batch, size, generator)
+                    self.images(size)[:batch].copy_(x.permute(0, 2, 3, 1))
                     self.next.zero_()
+                    self.position.zero_()
                     self.at_next_row(size)
         finally:
             if stream:

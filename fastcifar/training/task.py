@@ -5,6 +5,7 @@ Shapes: B images of a step, N training images, K classes. Steps and epochs count
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
-from fastcifar.augment.torch_executor import Executor, TorchExecutor
+from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.models.networks import make_model, train_flop
@@ -74,6 +76,15 @@ class Task:
         whole, steps_left = divmod(self.num_steps, self.steps_per_epoch)
         images = [per_epoch] * whole + [steps_left * self.batch_size]
         return sum(n * self.flop_per_image[image_size(self.config, e)] for e, n in enumerate(images) if n) / 1e15
+
+    def plans(self, first_step: int = 0) -> Iterator[tuple[EpochPlan, int]]:
+        """(plan, image size in pixels) of each epoch from `first_step` to the end of the run, drawn when needed."""
+        epoch, first = divmod(first_step, self.steps_per_epoch)
+        while (done := epoch * self.steps_per_epoch) < self.num_steps:
+            last = min(self.steps_per_epoch, self.num_steps - done)
+            if first < last:
+                yield self.plan(epoch).steps(first, last), image_size(self.config, epoch)
+            epoch, first = epoch + 1, 0
 
     def plan(self, epoch: int) -> EpochPlan:
         """This process's share of an epoch's random draws."""

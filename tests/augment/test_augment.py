@@ -11,9 +11,10 @@ from conftest import make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastcifar.augment.block import shrink
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
-from fastcifar.augment.torch_executor import TorchExecutor, shrink
+from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config import Augment, Config
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -260,3 +261,19 @@ def test_the_size_is_low_first():
     assert image_size(never, 0) == 32
     none_whole = plan_config(epochs=1, low_res_px=16, low_res_until=0.6)
     assert image_size(none_whole, 0) == 32  # no epoch lies wholly before its end
+
+
+@pytest.mark.parametrize("max_images", [1, 20, 45, 60, 1_000])
+def test_a_block_holds_whole_steps_of_one_epoch(max_images):
+    images, labels = random_images(60)
+    executor = TorchExecutor(on_cpu(images, labels, 2), max_images=max_images)
+    plans = [draw_plan(plan_config(crop_pad_px=2, batch_size=20), 60, epoch) for epoch in range(2)]
+    blocks = list(executor.blocks([(plans[0], 32), (plans[1], 24)]))
+    steps = max(1, min(3, max_images // 20))
+    assert [len(block) for block in blocks] == [min(steps, 3 - i) for i in range(0, 3, steps)] * 2
+    assert {block.images.shape[1] for block in blocks} == {32, 24}
+    batches = [block.batch(step) for block in blocks for step in range(len(block))]
+    expected = [*executor.epoch(plans[0], 32), *executor.epoch(plans[1], 24)]
+    for (x, y), (x_ref, y_ref) in zip(batches, expected, strict=True):
+        assert torch.equal(x, x_ref) and torch.equal(y, y_ref)
+        assert x.is_contiguous(memory_format=torch.channels_last)

@@ -25,7 +25,7 @@ LARGEST_DIFFERENCE = {torch.float32: 2.4e-7, torch.float16: 0.0, torch.bfloat16:
 
 
 def assert_same_epoch(steps: list, plan: EpochPlan, reference: TorchExecutor, size_px: int = 32) -> None:
-    allowed = LARGEST_DIFFERENCE[reference.data.dtype]
+    allowed = LARGEST_DIFFERENCE[reference.images.dtype]
     assert len(steps) == len(plan)
     for (x, y), (x_ref, y_ref) in zip(steps, reference.epoch(plan, size_px), strict=True):
         assert x.dtype == x_ref.dtype and x.shape == x_ref.shape
@@ -95,26 +95,31 @@ def test_an_epoch_shorter_than_the_prefetch():
 
 
 @needs_dali
-def test_two_epochs_at_once_are_refused():
-    dali, _ = pair()
-    first = dali.epoch(plan_of(0))
-    next(first)
-    second = dali.epoch(plan_of(1))
-    next(second)
-    with pytest.raises(RuntimeError, match="a newer epoch has begun"):
-        next(first)
-    assert len(list(second)) == 3  # the newer one goes on
+@pytest.mark.parametrize("max_images", [1, 50, 1_000])
+@pytest.mark.parametrize("size_px", [32, 24])
+def test_blocks_of_any_size_give_the_same_images(max_images, size_px):
+    _, reference = pair()
+    dali = DaliExecutor(reference.images, max_images=max_images)
+    plan = plan_of(0)
+    assert_same_epoch(list(dali.epoch(plan, size_px)), plan, reference, size_px)
 
 
 @needs_dali
-def test_batches_work_ahead_of_the_consumer():
-    dali, _ = pair()
-    made = []
-    sequences = dali._sequences
-    dali._sequences = lambda *args: made.append(1) or sequences(*args)
-    steps = dali.epoch(plan_of(0))
-    next(steps)
-    assert len(made) == 2  # the one in hand and the next, made while the first trains
+def test_dali_is_called_once_per_block(monkeypatch):
+    _, reference = pair()
+    dali, calls = DaliExecutor(reference.images, max_images=1_000), []
+    run = dali.pipe.run
+    monkeypatch.setattr(dali, "pipe", type("Pipe", (), {"run": lambda self, *a: calls.append(1) or run(*a)})())
+    assert len(list(dali.epoch(plan_of(0)))) > 1 and len(calls) == 1
+
+
+@needs_dali
+def test_two_epochs_at_once_do_not_disturb_each_other():
+    dali, reference = pair()
+    first, second = dali.epoch(plan_of(0)), dali.epoch(plan_of(1))
+    pairs = list(zip(first, second, strict=True))
+    assert_same_epoch([a for a, _ in pairs], plan_of(0), reference)
+    assert_same_epoch([b for _, b in pairs], plan_of(1), reference)
 
 
 @needs_dali

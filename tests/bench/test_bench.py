@@ -1,8 +1,6 @@
 """Runs every bench in a small form: its files parse, its figures make sense, an interrupted bench continues."""
 
 import json
-import os
-import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 import torch
 from conftest import make_config
 
-from bench import floors, harness, loader, step, time_to_accuracy
+from bench import floors, harness, time_to_accuracy
 from fastcifar.config import Config, Model
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model, train_flop
@@ -145,60 +143,6 @@ def test_intervals_are_shown_with_significant_digits() -> None:
 
 
 # The benches
-
-
-def test_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["--images", "120", "--batches", "30", "50", "--repeats", "3", "--workers", "0", "--device", "cpu",
-            "--executors", "torch", "dataloader", "--out", str(tmp_path)]  # fmt: skip
-    real, count = loader.repeats_s, [0]
-
-    def interrupted(*args: Any, **kwargs: Any) -> list[float]:
-        count[0] += 1
-        if count[0] == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(loader, "repeats_s", interrupted)
-    assert loader.main(argv) == 130
-    assert (tmp_path / "table.md").exists() and len(harness.read_rows(tmp_path / "runs.jsonl")) == 5
-    assert loader.main(argv) == 0
-    assert count[0] == 6 + 12 - 5  # only the missing rows
-    table = results(tmp_path, "rates.png")["table"]
-    assert [(e["executor"], e["batch"]) for e in table] == [(k, b) for k in ("torch", "dataloader") for b in (30, 50)]
-    for entry in table:
-        rates = entry["images_per_s"]
-        assert rates["n"] == 3 and 0 < rates["median"] <= rates["best"]
-
-
-def test_loader_names_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*args: Any) -> None:
-        raise loader.DaliUnavailable(ImportError("No module named 'nvidia'"))
-
-    monkeypatch.setattr(loader, "DaliExecutor", missing)
-    argv = ["--images", "60", "--batches", "30", "--repeats", "1", "--executors", "dali", "torch"]
-    assert loader.main([*argv, "--device", "cpu", "--out", str(tmp_path)]) == 0
-    table = results(tmp_path)
-    assert "No module named" in table["skipped"]["dali"] and len(table["table"]) == 1
-
-
-def test_plain_images_are_normalised_crops() -> None:
-    dataset = harness.random_dataset(20)
-    plain = loader.PlainImages(dataset, 2)
-    x = torch.stack([plain[i][0] for i in range(len(plain))])
-    assert x.shape == (20, 3, 32, 32) and abs(x.mean()) < 0.1 and abs(x.std() - 1) < 0.1
-
-
-def test_step(tmp_path: Path, tiny_network: None) -> None:
-    argv = ["--variants", "fp32", "fp32-nchw", "--batch", "16", "--steps", "4", "--repeats", "2", "--device", "cpu"]
-    assert step.main([*argv, "--augment", "torch", "--scale", "small", "--out", str(tmp_path)]) == 0
-    plain, nchw = results(tmp_path, "steps.png")["table"]
-    for entry in (plain, nchw):
-        for part in (*floors.PARTS, "step"):
-            assert entry["parts_ms"][part]["n"] == 2 and entry["parts_ms"][part]["mean"] > 0
-            assert entry["floor_ms"][part] > 0
-    assert plain["train_ms"]["mean"] > 0 and plain["loader_cost"]["n"] == 2
-    assert nchw["train_ms"]["n"] == 0  # the loop is channels_last
-    assert step.main(["--variants", "fp8", "--out", str(tmp_path)]) == 2
 
 
 def test_floors_count_the_whole_step() -> None:

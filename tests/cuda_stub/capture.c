@@ -223,6 +223,16 @@ EXPORT cudaError_t cudaStreamQuery(cudaStream_t stream) {
     return forbidden_in_capture("cudaStreamQuery");
 }
 
+// The order of streams, for Card.
+
+EXPORT void stub_run_beside(cudaStream_t stream, int on) {
+    order_run_beside(order_of(stream), on);
+}
+
+EXPORT int stub_knows(cudaStream_t stream, cudaStream_t other) {
+    return order_knows(order_of(stream), order_of(other));
+}
+
 // ---- events
 
 EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {

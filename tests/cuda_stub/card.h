@@ -57,3 +57,5 @@ void order_event(struct order *event, struct order *stream);
 void order_wait(struct order *stream, const struct order *event);
 void order_host_waits_for(struct order *stream_or_event);
 void order_host_waits_for_all(void);
+void order_run_beside(struct order *stream, bool beside);
+bool order_knows(struct order *stream, const struct order *other);

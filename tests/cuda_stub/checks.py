@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-REPLAYED = {"copies_on_device": 2, "replays": 1}
-"""All that a recorded step asks for: its batch's images and labels are copied into place, then its graph is started."""
+REPLAYED = {"replays": 1}
+"""All that a recorded step asks for."""
 MOST_TO_AVERAGE = 2
 """Launches after a step whose weights go into the average."""
 NEVER = ("illegal", "outside", "unordered")
 NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees")
-NEVER_IN_A_BATCH = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")
+NEVER_IN_A_BLOCK = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")
 MOST_PLAN_COPIES = 6
-"""An epoch's plan goes to the card with its first batch: so many tensors, from pinned memory."""
+"""A plan goes to the card with its block: so many tensors, from pinned memory."""
+MOST_TO_BEGIN = {"launches": 2, "copies_on_device": 3, "copies_to_device": 1, "pageable_copies": 1, "waits": 1}
+"""A recorded step takes a block by copies of images, labels and rows, and of the schedule's table; it sets two rows."""
+MOST_WAITS_AT_AN_END = 3
+"""The clock stops, the loss is read, the clock goes on."""
+MOST_WAITS_OF_AN_EVALUATION = 3
+"""The clock stops and goes on, the accuracy is read."""
 
 
 def complaints_about_run(run: dict[str, Any], waits_per_step: int = 0) -> list[str]:
@@ -20,35 +26,45 @@ def complaints_about_run(run: dict[str, Any], waits_per_step: int = 0) -> list[s
     found = [f"{run['all'][name]} x {name}" for name in NEVER if run["all"].get(name)]
     if run["recorded"] != run["may_be_recorded"]:
         found.append(f"recorded: {run['recorded']}, while that it can be is {run['may_be_recorded']}: {run['said']}")
-    num_steps = sum(len(epoch["steps"]) for epoch in run["epochs"])
+    num_steps = sum(len(block["steps"]) for block in run["blocks"])
     if run["recorded"]:
         if run["all"].get("replays") != num_steps:
             found.append(f"{run['all'].get('replays')} replays in {num_steps} steps")
         if run["place"] != run["num_steps"]:
             found.append(f"the card stands at row {run['place']} of the schedule after {run['num_steps']} steps")
-    for epoch in [*run["epochs"], *run["refresh"]]:
-        replayed = run["recorded"] and epoch["trains"]
-        for i, step in enumerate(epoch["steps"]):
-            wrong = complaints_about_step(step, replayed, waits_per_step if epoch["trains"] else 0)
-            found += [f"step {i} of an epoch: {what}" for what in wrong]
-        for i, batch in enumerate(epoch["batches"]):
-            found += [f"batch {i} of an epoch: {what}" for what in complaints_about_batch(batch, first=i == 0)]
+    for i, block in enumerate([*run["blocks"], *run["refresh"]]):
+        replayed = run["recorded"] and block["trains"]
+        found += [f"block {i}: {what}" for what in complaints_about_block(block, replayed)]
+        for j, step in enumerate(block["steps"]):
+            wrong = complaints_about_step(step, replayed, waits_per_step if block["trains"] else 0)
+            found += [f"step {j} of block {i}: {what}" for what in wrong]
+    for i, block in enumerate(run["blocks"][:-1]):  # with the last one the run ends too
+        if (waits := block["end"]["counted"].get("waits", 0)) > MOST_WAITS_AT_AN_END + MOST_WAITS_OF_AN_EVALUATION:
+            found.append(f"end of block {i}: {waits} x waits")
     return found
 
 
-def complaints_about_step(step: dict[str, int], replayed: bool, waits: int = 0) -> list[str]:
+def complaints_about_step(step: dict[str, Any], replayed: bool, waits: int = 0) -> list[str]:
+    counted = step["counted"]
     if replayed:
-        launches = step.get("launches", 0)
-        rest = {name: n for name, n in step.items() if name != "launches"}
-        return [str(step)] if rest != REPLAYED or launches > MOST_TO_AVERAGE else []
+        most = MOST_TO_AVERAGE if step["averaged"] else 0
+        rest = {name: n for name, n in counted.items() if name != "launches"}
+        return [str(counted)] if rest != REPLAYED or counted.get("launches", 0) > most else []
     allowed = {"waits": waits, "copies_to_host": waits}
-    return [f"{step[name]} x {name}" for name in NEVER_IN_A_STEP if step.get(name, 0) != allowed.get(name, 0)]
+    return [f"{counted[name]} x {name}" for name in NEVER_IN_A_STEP if counted.get(name, 0) != allowed.get(name, 0)]
 
 
-def complaints_about_batch(batch: dict[str, int], first: bool) -> list[str]:
-    found = [f"{batch[name]} x {name}" for name in NEVER_IN_A_BATCH if batch.get(name)]
-    if batch.get("copies_to_device", 0) > (MOST_PLAN_COPIES if first else 0):
-        found.append(f"{batch['copies_to_device']} x copies_to_device")
+def complaints_about_block(block: dict[str, Any], replayed: bool) -> list[str]:
+    """About how it is made, and how the step takes it."""
+    found = [] if block["waited"] else ["the training does not wait until it is made"]
+    for part in ("next", "ahead"):
+        made = block.get(part, {"counted": {}})["counted"]
+        found += [f"{part}: {made[name]} x {name}" for name in NEVER_IN_A_BLOCK if made.get(name)]
+        if made.get("copies_to_device", 0) > MOST_PLAN_COPIES:
+            found.append(f"{part}: {made['copies_to_device']} x copies_to_device")
+    taken = block["begin"]["counted"]
+    most = MOST_TO_BEGIN if replayed else {}
+    found += [f"begin: {n} x {name}" for name, n in taken.items() if n > most.get(name, 0)]
     return found
 
 

@@ -95,13 +95,13 @@ def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **setting
 
 
 def go_on(task: subject.Task, state: subject.State) -> dict[str, Any]:
-    """Two plain steps after a recording that failed: what they count, and how many weights have no gradient left."""
+    """Two plain steps after a recording that failed: what they count."""
     step = subject.Step(task, state, state.model)
     state.model.train()
-    step.begin_epoch()
-    with card.counting() as counted:
-        for _, (x, y) in zip(range(2), task.executor.epoch(task.plan(0)), strict=False):
-            step(x, y)
+    with card.running_beside(task.executor.stream), card.counting() as counted:
+        step.begin(next(task.executor.blocks(task.plans())))
+        for i in range(2):
+            step(i)
             state.step += 1
     return counted
 

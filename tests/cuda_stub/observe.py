@@ -1,10 +1,11 @@
-"""Watches runs under the stub: what each step and each batch asks of the card, and in which layout it works."""
+"""Watches runs under the stub: what each step and each block asks of the card, and in which layout it works."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,55 +55,140 @@ def make_config(recipe: str, optimizer: str | None = None, **settings: Any) -> s
     return subject.with_settings(config, **TINY | settings)
 
 
-def make_task(recipe: str = "speedrun94", optimizer: str | None = None, **settings: Any) -> subject.Task:
+def make_task(
+    recipe: str = "speedrun94", optimizer: str | None = None, images: int = 60, **settings: Any
+) -> subject.Task:
     config = make_config(recipe, optimizer, **settings)
-    return subject.make_task(config, make_dataset(), subject.choose_hardware(config))
+    return subject.make_task(config, make_dataset(images), subject.choose_hardware(config))
 
 
-class Watched:
-    """An executor that notes what lies between its batches, and makes every wait that torch knows of an error.
+@dataclass
+class Watch:
+    """What a run asks of the card, block by block. Every count falls into one span: from its mark to the next one.
 
-    From the second step of each epoch on; in the refresh of the batch norms too.
+    Spans of a block: "next" (the loop takes it), "begin" (the step takes it), one of each step, "ahead" (the executor
+    is asked for the next one) and "end" (all that comes before the loop takes the next one).
     """
 
-    def __init__(self, inner: subject.Executor, sync_is_error: bool = False) -> None:
-        self.inner, self.sync_is_error = inner, sync_is_error
-        self.epochs: list[dict[str, Any]] = []
+    sync_is_error: bool = False
+    """Every wait that torch knows of is an error from the first step of a block to the end of its last."""
+    average: subject.RunningMean | None = None
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    span: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, int] = field(default_factory=dict)
+    since: float = 0.0
+
+    def begin_block(self) -> None:
+        self.blocks.append({"trains": torch.is_grad_enabled(), "steps": []})
+        self.mark("next")
+
+    def mark(self, name: str) -> None:
+        """Ends a span and begins the next one, of the last block."""
+        self.close()
+        span = self.open()
+        if name == "step":
+            self.blocks[-1]["steps"].append(span)
+        else:
+            self.blocks[-1][name] = span
+        if self.sync_is_error and self.blocks[-1]["trains"]:
+            torch.cuda.set_sync_debug_mode("error" if name in ("step", "ahead") else "default")
+
+    def open(self) -> dict[str, Any]:
+        self.span = {"averaged": self._count()}
+        self.before, self.since = card.counters(), time.perf_counter()
+        return self.span
+
+    def close(self) -> None:
+        """Ends a span."""
+        us, after = (time.perf_counter() - self.since) * 1e6, card.counters()
+        if self.span:
+            counted = {name: n - self.before[name] for name, n in after.items() if n != self.before[name]}
+            self.span |= {"counted": counted, "us": us, "averaged": self._count() - self.span["averaged"]}
+        self.span = {}
+
+    def _count(self) -> int:
+        return self.average.count if self.average else 0
+
+
+class Watched(subject.Executor):
+    """An executor whose blocks are watched, also those of the refresh of the batch norms."""
+
+    def __init__(self, inner: subject.Executor, watch: Watch) -> None:
+        self.__dict__ |= inner.__dict__  # images, stream and the size of blocks
+        self.inner, self.watch = inner, watch
+
+    def make(self, plan: subject.EpochPlan, size_px: int) -> subject.Block:
+        return self.inner.make(plan, size_px)
+
+    def blocks(self, plans: Iterable[tuple[subject.EpochPlan, int]]) -> WatchedBlocks:
+        return WatchedBlocks(self.inner.blocks(plans), self.watch)
 
     def epoch(self, plan: subject.EpochPlan, size_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch: dict[str, Any] = {"size": size_px, "trains": torch.is_grad_enabled(), "batches": [], "steps": []}
-        self.epochs.append(epoch)
-        batches = self.inner.epoch(plan, size_px)
+        for batch in super().epoch(plan, size_px):
+            self.watch.mark("step")
+            yield batch
+
+
+class WatchedBlocks:
+    """Blocks that are watched."""
+
+    def __init__(self, inner: subject.Blocks, watch: Watch) -> None:
+        self.inner, self.watch = inner, watch
+
+    def __iter__(self) -> WatchedBlocks:
+        return self
+
+    def __next__(self) -> subject.Block:
+        self.watch.begin_block()
         try:
-            while True:
-                with card.counting() as in_batch:
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                epoch["batches"].append(in_batch)
-                with card.counting() as in_step:
-                    yield batch
-                epoch["steps"].append(in_step)
-                if self.sync_is_error:
-                    torch.cuda.set_sync_debug_mode("error")
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+            block = next(self.inner)
+        except StopIteration:
+            self.watch.close()
+            self.watch.blocks.pop()
+            raise
+        self.watch.mark("begin")
+        stream = self.inner.executor.stream
+        waited = stream is None or card.knows(torch.cuda.current_stream(), stream)
+        self.watch.blocks[-1] |= {"size": block.images.shape[1], "waited": waited}
+        return block
+
+    def work_ahead(self) -> None:
+        self.watch.mark("ahead")
+        self.inner.work_ahead()
+        self.watch.mark("end")
+
+
+class WatchedStep:
+    """A step that is watched."""
+
+    def __init__(self, inner: subject.Step, watch: Watch) -> None:
+        self.inner, self.watch = inner, watch
+        watch.average = inner.state.average
+
+    def begin(self, block: subject.Block) -> None:
+        self.watch.mark("begin")
+        self.inner.begin(block)
+
+    def __call__(self, i: int) -> None:
+        self.watch.mark("step")
+        self.inner(i)
 
 
 @contextmanager
-def noting_steps() -> Iterator[list[subject.Step]]:
-    """The list gets every step that a run makes."""
+def watching(watch: Watch) -> Iterator[list[subject.Step]]:
+    """Steps that the training loop makes are watched; the list gets them."""
     made: list[subject.Step] = []
     before = subject.loop.make_step
 
-    def make(task: subject.Task, state: subject.State, forward: Any) -> subject.Step:
+    def make(task: subject.Task, state: subject.State, forward: Any) -> WatchedStep:
         made.append(before(task, state, forward))
-        return made[-1]
+        return WatchedStep(made[-1], watch)
 
     subject.loop.make_step = make
     try:
         yield made
     finally:
+        torch.cuda.set_sync_debug_mode("default")
         subject.loop.make_step = before
 
 
@@ -110,10 +196,14 @@ def watch_run(
     task: subject.Task, sync_is_error: bool = True, observers: Sequence[subject.Observer] = ()
 ) -> dict[str, Any]:
     """Trains to the end; what it did, as plain numbers."""
-    watched = Watched(task.executor, sync_is_error)
-    task = replace(task, executor=watched)
-    with messages() as said, noting_steps() as steps, card.counting() as all_in_all:
-        result = subject.train(task, observers)
+    watch = Watch(sync_is_error)
+    watched = replace(task, executor=Watched(task.executor, watch))
+    with (
+        messages() as said, watching(watch) as steps, card.running_beside(task.executor.stream),
+        card.counting() as all_in_all,
+    ):  # fmt: skip
+        result = subject.train(watched, observers)
+    watch.close()
     (step,) = steps
     return {
         "may_be_recorded": subject.can_be_recorded(task),
@@ -121,8 +211,8 @@ def watch_run(
         "place": step.next.item() if isinstance(step, subject.GraphedStep) else None,
         "num_steps": task.num_steps,
         "sizes": task.image_sizes,
-        "epochs": [epoch for epoch in watched.epochs if epoch["trains"]],
-        "refresh": [epoch for epoch in watched.epochs if not epoch["trains"]],
+        "blocks": [block for block in watch.blocks if block["trains"]],
+        "refresh": [block for block in watch.blocks if not block["trains"]],
         "all": all_in_all,
         "said": said,
         "swa_recorded": result.summary["swa_recorded"],

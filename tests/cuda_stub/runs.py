@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +10,7 @@ from typing import Any
 
 import subject
 import torch
-from observe import Layouts, Watched, card, make_task, watch_run
+from observe import Layouts, Watch, Watched, WatchedStep, card, make_task, watch_run
 from torch import Tensor
 
 PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
@@ -42,30 +40,64 @@ def with_layouts(**settings: Any) -> dict[str, Any]:
 
 
 def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
-    """Microseconds of the host per step, and what a step and its batch ask of the card, by image size."""
+    """The least microseconds of the host per step and per block, and what they ask of the card, by image size.
+
+    Also what a recording holds, what one update by each optimizer asks for, and what averaging the weights does.
+    """
     task = make_task(recipe, cuda_graph=recorded, epochs=8.0, **settings)
     state = subject.start_state(task)
     task = subject.warm_up(task, state.model)
     with card.counting() as recording:
         step = subject.make_step(task, state, state.model)
     state.model.train()
-    by_size = {}
-    for epoch, size in enumerate(task.image_sizes):
-        executor = Watched(task.executor)
-        plan = task.plan(epoch)
-        step_us: list[float] = []
-        step.begin_epoch()
-        with card.without_effects():
-            for _ in range(4):
-                for x, y in executor.epoch(plan, size):
-                    begun = time.perf_counter()
-                    step(x, y)
-                    step_us.append((time.perf_counter() - begun) * 1e6)
-        last = executor.epochs[-1]
-        by_size[size] = {"us": statistics.median(step_us[3:]), "least_us": min(step_us), "step": last["steps"][-1],
-                         "batch": last["batches"][-1]}  # fmt: skip
+    torch.cuda.empty_cache()
+    with card.running_beside(task.executor.stream), card.without_effects():
+        sizes = {size: time_blocks(task, WatchedStep(step, Watch()), size) for size in task.image_sizes}
+        updates = [count_update(optimizer) for optimizer in state.optimizers]
+        with card.counting() as average:
+            state.average.record(state.model)
     return {"recorded": isinstance(step, subject.GraphedStep), "captured": recording.get("captured", 0),
-            "sizes": by_size}  # fmt: skip
+            "sizes": sizes, "updates": updates, "average": average}  # fmt: skip
+
+
+def time_blocks(task: subject.Task, step: WatchedStep, size: int) -> dict[str, Any]:
+    """Blocks of some epochs, as the training loop takes them; the first one is not timed."""
+    watch = step.watch
+    blocks = Watched(task.executor, watch).blocks((task.plan(epoch), size) for epoch in range(7))
+    for block in blocks:
+        step.begin(block)
+        for i in range(len(block)):
+            step(i)
+        blocks.work_ahead()
+    watch.close()
+    steps_us = [span["us"] for block in watch.blocks for span in block["steps"]]
+    parts = ("next", "begin", "ahead")
+    *_, block, _ = watch.blocks  # the last one has none ahead
+    return {
+        "step_us": min(steps_us),  # the least of many, as the machine may be busy
+        "block_us": min(sum(block[part]["us"] for part in parts) for block in watch.blocks[1:-1]),
+        "num_steps": len(block["steps"]), "step": block["steps"][-1]["counted"],
+        "block": {part: block[part]["counted"] for part in parts},
+    }  # fmt: skip
+
+
+def count_update(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a step of an optimizer asks of the card, and its name."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    with card.counting() as counted:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"name": type(optimizer).__name__, "counted": counted}
+
+
+def executor_waits() -> bool:
+    """Whether an executor's stream waits for the images, which another one may still be bringing to the card."""
+    images = make_task().executor.images
+    images.padded.clone()
+    stream = subject.TorchExecutor(images).stream
+    return card.knows(stream, torch.cuda.current_stream())
 
 
 # ---- faults put in on purpose, for the checks to find
@@ -96,17 +128,33 @@ def with_rehearsal_that_does_not_wait() -> dict[str, Any]:
         torch.cuda.Stream.wait_stream = wait_stream  # type: ignore[method-assign]
 
 
+def with_blocks_that_are_not_waited_for() -> dict[str, Any]:
+    """The training reads a block while the executor's stream may still be making it."""
+    wait_event = torch.cuda.Stream.wait_event
+    task = make_task()
+    beside = task.executor.stream
+
+    def wait_for_others(self: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+        if torch.cuda.current_stream() == beside or self == beside:
+            wait_event(self, event)
+
+    torch.cuda.Stream.wait_event = wait_for_others  # type: ignore[method-assign]
+    try:
+        return watch_run(task)
+    finally:
+        torch.cuda.Stream.wait_event = wait_event  # type: ignore[method-assign]
+
+
 class IndexesFromTheHost(subject.TorchExecutor):
     """Picks labels by an index that lies in host memory: torch copies it to the card and waits."""
 
-    def epoch(self, plan: subject.EpochPlan, size_px: int = 32) -> Any:
-        for step, (x, _) in enumerate(super().epoch(plan, size_px)):
-            yield x, self.data.labels[plan.index[step]]
+    def make(self, plan: subject.EpochPlan, size_px: int) -> subject.Block:
+        return replace(super().make(plan, size_px), labels=self.images.labels[plan.index.flatten()])
 
 
 def with_index_from_the_host() -> dict[str, Any]:
     task = make_task()
-    executor = IndexesFromTheHost(task.executor.data)  # type: ignore[attr-defined]
+    executor = IndexesFromTheHost(task.executor.images)
     return watch_run(replace(task, executor=executor), sync_is_error=False)
 
 
@@ -146,6 +194,8 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: item, plain, the stub looks": partial(with_item_in_step, recorded=False, sync_is_error=False),
         "fault: rehearsal does not wait": with_rehearsal_that_does_not_wait,
         "fault: index from the host": with_index_from_the_host,
+        "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
+        "executor waits": executor_waits,
         "dali": dali_falls_back,
     }
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -95,6 +96,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+def cpu_name() -> str:
+    """Model of the CPU, for records of host time."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
 def run_python(arguments: list[str], timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """Python under the stub, in the repository's root."""
     return subprocess.run([sys.executable, *arguments], env=environment(build()), cwd=ROOT, capture_output=True,
@@ -145,6 +152,22 @@ class Card:
     def fail_allocations(self, on: bool) -> None:
         """The card has no memory left to give, or has again."""
         self.library.stub_fail_allocations(int(on))
+
+    @contextmanager
+    def running_beside(self, stream: Any) -> Iterator[None]:
+        """A stream of torch (or None) is meant to run beside all others: what it does is not counted as unordered."""
+        handle = ctypes.c_void_p(stream.cuda_stream if stream else None)
+        if stream:
+            self.library.stub_run_beside(handle, 1)
+        try:
+            yield
+        finally:
+            if stream:
+                self.library.stub_run_beside(handle, 0)
+
+    def knows(self, stream: Any, other: Any) -> bool:
+        """Whether a stream of torch was made to wait for all that another was given so far."""
+        return bool(self.library.stub_knows(*(ctypes.c_void_p(s.cuda_stream) for s in (stream, other))))
 
     @contextmanager
     def without_effects(self) -> Iterator[None]:

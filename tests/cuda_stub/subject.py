@@ -1,11 +1,14 @@
 """What is tested: the one file of these tests that knows where in fastcifar things are."""
 
+from fastcifar.augment.block import Block
+from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
-from fastcifar.augment.torch_executor import Executor, TorchExecutor
+from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.cli import train as command_line
 from fastcifar.cli.progress import Lines, shown
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
+from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.recipes import RECIPES, with_optimizer
 from fastcifar.runs.checkpoints import Checkpoints, Interrupted
@@ -21,10 +24,10 @@ from fastcifar.training.task import Task, can_be_recorded, make_task, plain_netw
 from fastcifar.training.warm_up import warm_up
 
 __all__ = [
-    "RECIPES", "Checkpoints", "Config", "Dataset", "EpochPlan", "Executor", "GraphedStep", "Interrupted", "Lines",
-    "Observer", "State", "Step", "Task", "TorchExecutor", "autocast", "can_be_recorded", "choose_hardware",
-    "command_line", "loop", "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown",
-    "start_state", "train", "warm_up", "with_optimizer", "with_settings",
+    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "Dataset", "EpochPlan", "Executor", "GraphedStep",
+    "Interrupted", "Lines", "Observer", "RunningMean", "State", "Step", "Task", "TorchExecutor", "autocast",
+    "can_be_recorded", "choose_hardware", "command_line", "loop", "make_optimizers", "make_step", "make_task",
+    "plain_network", "set_row", "shown", "start_state", "train", "warm_up", "with_optimizer", "with_settings",
 ]  # fmt: skip
 
 

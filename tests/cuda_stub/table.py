@@ -1,73 +1,85 @@
-"""Prints what a step of each recipe asks of the card and of the host: .venv/bin/python tests/cuda_stub/table.py
+"""Prints what each recipe asks of the card and of the host: .venv/bin/python tests/cuda_stub/table.py
 
-On the CUDA stub: launches, copies, memsets and waits are those of a real card, save inside cuDNN and cuBLAS, of which
-each call counts as one launch. Host time is of this machine, with kernels that cost nothing to launch: compare rows.
+With the batch size of the recipe and 50,000 images of noise. On the CUDA stub: launches, copies, memsets and waits are
+those of a real card, save inside cuDNN and cuBLAS, of which each call counts as one launch. Host time is of this
+machine, with kernels that cost nothing to launch, the least of all steps or of some epochs: compare rows. The host time
+of a block covers the random draws of an epoch, making its block ahead, and taking it.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from typing import Any
 
 import stub
 
-HEAD = (
-    "recipe",
-    "step",
-    "image",
-    "launches",
-    "copies",
-    "memsets",
-    "waits",
-    "in the graph",
-    "batch: launches",
-    "host us",
-)
+STEPS = ("recipe", "step", "image", "launches", "copies", "memsets", "waits", "in the graph", "host us")
+BLOCKS = ("recipe", "step", "image", "steps of a block", "taken: launches, copies, waits",
+          "made: launches, copies, waits", "host us", "host us / steps",
+          "end of an epoch: launches, copies, waits")  # fmt: skip
+UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets")
+IMAGES = 50_000
 
 
 def main() -> int:
     if "--under-the-stub" in sys.argv:
         print(json.dumps(measure()))
         return 0
-    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=600)
+    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=900)
     if run.returncode:
         print(run.stdout, run.stderr, file=sys.stderr)
         return 1
-    print(f"| {' | '.join(HEAD)} |\n| {' | '.join('---' for _ in HEAD)} |")
-    for row in json.loads(run.stdout.splitlines()[-1]):
-        print(f"| {' | '.join(map(str, row))} |")
+    print(f"`.venv/bin/python tests/cuda_stub/table.py`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
+    titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network")
+    for title, head, rows in zip(
+        titles, (STEPS, BLOCKS, UPDATES), json.loads(run.stdout.splitlines()[-1]), strict=True
+    ):
+        print(f"## {title}\n\n| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |")
+        for row in rows:
+            print(f"| {' | '.join(map(str, row))} |")
+        print()
     return 0
 
 
-def measure() -> list[list[Any]]:
-    """Rows of the table."""
+def measure() -> tuple[list[list[Any]], ...]:
+    """Rows of the three tables."""
+    from observe import make_task, watch_run
     from runs import host_time
     from subject import RECIPES
 
-    rows = []
-    for recipe in RECIPES:
+    steps, blocks, updates = [], [], []
+    for recipe, config in RECIPES.items():
         for recorded in (True, False):
-            told = host_time(recipe, recorded)
+            told = host_time(recipe, recorded, images=IMAGES, batch_size=config.optimizer.batch_size)
+            kind = "recorded" if told["recorded"] else "plain"
+            run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99))
+            end = triple(run["blocks"][0]["end"]["counted"], "waits")
             for size, found in told["sizes"].items():
-                step = found["step"]
-                copies = sum(n for name, n in step.items() if name.startswith("copies"))
-                nodes = told["captured"] // len(told["sizes"])
-                rows.append(
-                    [
-                        recipe,
-                        "recorded" if told["recorded"] else "plain",
-                        size,
-                        step.get("launches", 0) or f"{step.get('replays', 0)} replay",
-                        copies,
-                        step.get("memsets", 0),
-                        step.get("waits", 0),
-                        nodes or "-",
-                        found["batch"].get("launches", 0),
-                        f"{found['us']:,.0f}",
-                    ]
-                )
-    return rows
+                step, block = found["step"], found["block"]
+                steps.append([recipe, kind, size, step.get("launches", 0) or f"{step.get('replays', 0)} replay",
+                              copies(step), step.get("memsets", 0), step.get("waits", 0),
+                              told["captured"] // len(told["sizes"]) or "-", f"{found['step_us']:,.0f}"])  # fmt: skip
+                taken = add(block["next"], block["begin"])
+                blocks.append([recipe, kind, size, found["num_steps"], triple(taken, "waits"),
+                               triple(block["ahead"], "waits"), f"{found['block_us']:,.0f}",
+                               f"{found['block_us'] / found['num_steps']:,.0f}", end])  # fmt: skip
+            by_optimizer = [f"{update['name']} {triple(update['counted'], 'memsets')}" for update in told["updates"]]
+            updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets")])
+    return steps, blocks, updates
+
+
+def copies(counted: dict[str, int]) -> int:
+    return sum(n for name, n in counted.items() if name.startswith("copies"))
+
+
+def triple(counted: dict[str, int], last: str) -> str:
+    return f"{counted.get('launches', 0)}, {copies(counted)}, {counted.get(last, 0)}"
+
+
+def add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {*a, *b}}
 
 
 if __name__ == "__main__":

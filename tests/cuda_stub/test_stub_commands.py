@@ -37,7 +37,7 @@ def test_an_interrupted_run_goes_on(name: str) -> None:
 def test_a_resumed_run_stands_at_the_right_row(name: str) -> None:
     run = ask("command_runs", name)
     assert complaints_about_run(run) == []
-    assert 0 < sum(len(epoch["steps"]) for epoch in run["epochs"]) < run["num_steps"]
+    assert 0 < sum(len(block["steps"]) for block in run["blocks"]) < run["num_steps"]
 
 
 def test_memory_that_runs_out_is_one_line() -> None:

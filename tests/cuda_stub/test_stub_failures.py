@@ -29,7 +29,7 @@ def test_the_reason_is_said(name: str, reason: str) -> None:
 
 def test_a_run_whose_recording_fails_trains_to_its_end() -> None:
     run = ask("failures", "run")
-    assert not run["recorded"] and sum(len(epoch["steps"]) for epoch in run["epochs"]) == run["num_steps"]
+    assert not run["recorded"] and sum(len(block["steps"]) for block in run["blocks"]) == run["num_steps"]
     assert complaints_about_run({**run, "may_be_recorded": False}) == []
 
 

@@ -24,7 +24,7 @@ def test_a_wait_in_a_recorded_step_is_illegal() -> None:
 
 def test_an_index_in_host_memory_is_found() -> None:
     complaints = complaints_about_run(ask("runs", "fault: index from the host"))
-    assert {"batch 1 of an epoch: 1 x waits", "batch 1 of an epoch: 1 x pageable_copies"} <= set(complaints)
+    assert {"block 0: ahead: 1 x waits", "block 0: ahead: 1 x pageable_copies"} <= set(complaints)
 
 
 def test_a_batch_in_host_memory_is_found() -> None:
@@ -46,6 +46,11 @@ def test_a_state_that_is_not_restored_is_found(name: str, succeeds: bool) -> Non
 def test_a_stream_that_does_not_wait_is_found() -> None:
     complaints = complaints_about_run(ask("runs", "fault: rehearsal does not wait"))
     assert any("unordered" in line for line in complaints)
+
+
+def test_a_block_that_is_not_waited_for_is_found() -> None:
+    complaints = complaints_about_run(ask("runs", "fault: blocks are not waited for"))
+    assert "block 0: the training does not wait until it is made" in complaints
 
 
 def test_work_outside_the_recorded_stream_is_found() -> None:

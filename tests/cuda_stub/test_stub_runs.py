@@ -8,7 +8,7 @@ from subject import RECIPES
 
 pytestmark = marks
 
-WATCHED = [name for name in runs.CASES if not name.startswith(("fault", "host time", "layouts", "dali"))]
+WATCHED = [name for name in runs.CASES if not name.startswith(("fault", "host time", "layouts", "dali", "executor"))]
 PLAIN = {"fp16 muon", "fp16 sgd", "resnet18 gn-ws fp16", "plain muon", "plain sgd", "averaging every step, plain"}
 """fp16 scales its loss and asks whether it overflowed; the others were told not to record."""
 
@@ -27,15 +27,19 @@ def test_every_recipe_is_among_them() -> None:
 
 def test_both_image_sizes_are_trained() -> None:
     run = ask("runs", "recipe speedrun94")
-    assert [epoch["size"] for epoch in run["epochs"]] == [22, 32, 32, 32]
+    assert [block["size"] for block in run["blocks"]] == [22, 32, 32, 32]
 
 
 @pytest.mark.parametrize("name", ["averaging every step", "averaging every step, plain"])
 def test_the_tail_is_averaged_without_a_wait(name: str) -> None:
     run = ask("runs", name)
-    assert run["swa_recorded"] == 6
+    assert run["swa_recorded"] == 6 == sum(step["averaged"] for block in run["blocks"] for step in block["steps"])
     (refresh,) = run["refresh"]
-    assert len(refresh["steps"]) == 3 and all("waits" not in step for step in refresh["steps"])
+    assert len(refresh["steps"]) == 3 and all("waits" not in step["counted"] for step in refresh["steps"])
+
+
+def test_the_executor_waits_for_the_images() -> None:
+    assert ask("runs", "executor waits")
 
 
 def test_without_dali_the_torch_executor_is_used() -> None:

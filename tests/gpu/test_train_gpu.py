@@ -1,6 +1,6 @@
 """On a card: a step makes the host wait for nothing, keeps channels_last, and can be reproduced bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +9,18 @@ import torch
 from conftest import make_config, make_dataset
 from torch import Tensor, nn
 
+from fastcifar.augment.block import Block
+from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
-from fastcifar.augment.torch_executor import Executor
 from fastcifar.runs.observers import Observer, Progress, Result
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import choose_hardware, has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.step import GraphedStep, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task, start
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 
 DATASET = make_dataset(2000, 500)
 
@@ -33,31 +35,55 @@ def make_card_task(**settings: Any) -> Task:
 
 
 class Fenced(Executor):
-    """An executor that makes any hidden wait for the card an error, from the second step of each of so many epochs."""
+    """An executor after whose blocks a hidden wait for the card is no error any more: the end of an epoch may wait."""
 
-    def __init__(self, inner: Executor, epochs: int) -> None:
-        self.inner, self.epochs, self.steps = inner, epochs, 0
+    def __init__(self, inner: Executor) -> None:
+        self.__dict__ |= inner.__dict__  # images, stream and the size of blocks
+        self.inner = inner
 
-    def epoch(self, plan: EpochPlan, size_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        self.epochs -= 1
-        try:
-            for batch in self.inner.epoch(plan, size_px):
-                yield batch
-                if self.epochs >= 0:  # the batch-norm refresh comes after the last epoch and may wait
-                    torch.cuda.set_sync_debug_mode("error")
-                    self.steps += 1
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    def make(self, plan: EpochPlan, size_px: int) -> Block:
+        return self.inner.make(plan, size_px)
+
+    def blocks(self, plans: Iterable[tuple[EpochPlan, int]]) -> Blocks:
+        return FencedBlocks(self, super().blocks(plans).parts)
 
 
+class FencedBlocks(Blocks):
+    """Its blocks."""
+
+    def work_ahead(self) -> None:
+        super().work_ahead()
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Fence(Observer):
+    """Makes any hidden wait for the card an error: from the second step of each block until the next one is queued."""
+
+    steps = 0
+
+    def on_step(self, run: Progress) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        self.steps += 1
+
+
+def train_fenced(task: Task, *observers: Observer) -> tuple[Result, int]:
+    """Trains behind the fence; also the number of steps."""
+    fence = Fence()
+    try:
+        return train(replace(task, executor=Fenced(task.executor)), [fence, *observers]), fence.steps
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("max_images", [2000, 700])
 @pytest.mark.parametrize(
     ("precision", "optimizer"), [("fp16", "sgd"), ("bf16", "sgd"), ("fp32", "sgd"), ("bf16", "muon")]
 )  # not fp16 with muon: GradScaler waits for optimizers that do not skip overflow themselves
-def test_no_step_waits_for_the_card(precision, optimizer):
+def test_no_step_waits_for_the_card(precision, optimizer, max_images):
     task = make_card_task(precision=precision, optimizer=optimizer, swa_every=1)
-    fenced = Fenced(task.executor, epochs=3)
-    result = train(replace(task, executor=fenced))
-    assert fenced.steps == task.num_steps == 60
+    task.executor.max_images = max_images
+    result, steps = train_fenced(task)
+    assert steps == task.num_steps == 60
     assert all(torch.isfinite(torch.tensor(row["loss_train"])) for row in result.history)
     assert result.history[-1]["loss_train"] < result.history[0]["loss_train"]
 
@@ -70,11 +96,8 @@ class Waiting(Observer):
 
 
 def test_the_fence_notices_a_wait():
-    task = make_card_task(precision="bf16")
-    fenced = Fenced(task.executor, epochs=3)
     with pytest.raises(RuntimeError, match="synchronizing"):
-        train(replace(task, executor=fenced), [Waiting()])
-    torch.cuda.set_sync_debug_mode("default")
+        train_fenced(make_card_task(precision="bf16"), Waiting())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -133,16 +156,27 @@ def test_compiled_run_trains_as_the_plain_one():
     assert not any("_orig_mod" in key for key in compiled.model.state_dict())
 
 
-@pytest.mark.parametrize("tail", [2 / 3, None])
-def test_a_recorded_step_trains_as_the_plain_one(tail):
-    """Two image sizes, a tail and evaluations between the replays; in fp32, so that rounding does not hide a fault."""
+@pytest.mark.parametrize("augment", ["torch", pytest.param("dali", marks=needs_dali)])
+@pytest.mark.parametrize(("tail", "max_images"), [(2 / 3, 2000), (None, 2000), (2 / 3, 700)])
+def test_a_recorded_step_trains_as_the_plain_one(tail, max_images, augment):
+    """Two image sizes, a tail and evaluations between the replays; in fp32, so that rounding does not hide a fault.
+
+    A block is the whole epoch of 20 steps, or 7, 7 and 6 of them.
+    """
     settings: dict[str, Any] = {"precision": "fp32", "optimizer": "muon", "lr_peak": 0.05, "low_res_px": 24,
                                 "low_res_until": 0.4, "swa_start": tail}  # fmt: skip
     settings |= {"swa_every": 2} if tail else {}
-    plain, recorded = train(make_card_task(cuda_graph=False, **settings)), train(make_card_task(**settings))
+    task = make_card_task(augment=augment, **settings)
+    task.executor.max_images = max_images
+    plain, recorded = train(make_card_task(cuda_graph=False, **settings)), train(task)
     losses = [[row["loss_train"] for row in result.history] for result in (plain, recorded)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert plain.history[-1]["lr"] == recorded.history[-1]["lr"]
+
+
+def test_a_block_is_the_whole_epoch_where_memory_allows():
+    task = make_card_task(precision="bf16")
+    assert [len(block) for block in task.executor.blocks(task.plans())] == [task.steps_per_epoch] * 3
 
 
 def test_a_step_is_recorded_and_not_given_up(caplog):

@@ -133,7 +133,7 @@ TOP = [
     ("config.model.network", "resnet5000", "network is 'resnet5000'"),
     ("config.warp", 9, "unknown setting 'warp'"),
     ("config.model.warp", 9, "unknown setting 'warp'"),
-    ("config.schedule.name", "per-step", "schedule.name is 'per-step'"),
+    ("config.schedule.name", "per-step", "schedule per-step is a function from Python"),
     ("config.schedule", [], "schedule is no table of names and values"),
     ("config.tail", None, "swa_start: None -> 0.5"),
     ("config.seed", 10**5000, "checkpoint.pt"),

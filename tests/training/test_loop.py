@@ -161,15 +161,15 @@ def test_other_networks_and_optimizers_run(make_quick_task, network, norm, optim
 def test_low_resolution_first(make_quick_task):
     task = make_quick_task(epochs=2, low_res_px=16, low_res_until=0.5)
     sizes = []
-    epoch = task.executor.epoch
+    make = task.executor.make
 
-    def watched(plan, size_px=32):
-        sizes.append(size_px)
-        return epoch(plan, size_px)
+    def watched(plan, size_px):
+        sizes.extend([size_px] * len(plan))
+        return make(plan, size_px)
 
-    task.executor.epoch = watched
+    task.executor.make = watched
     train(task)
-    assert sizes == [16, 32, 32]  # the last for the batch-norm refresh
+    assert sizes == [16] * 8 + [32] * 8 + [32] * 8  # the last for the batch-norm refresh
     assert task.flop_per_image[16] < task.flop_per_image[32]
 
 

@@ -89,18 +89,26 @@ def test_two_deterministic_runs_are_equal(make_quick_task, deterministic, whole_
     assert_same(again, whole, tmp_path / "r", whole_out)
 
 
-def test_a_schedule_of_ones_own_leaves_its_files_and_is_not_resumed(make_quick_task, tmp_path):
-    """No file holds a function."""
+def test_a_schedule_of_ones_own_resumes(make_quick_task, deterministic, tmp_path):
+    """No file holds a function: the run that goes on brings it again."""
 
-    def task(**settings):
-        made = make_quick_task(**settings)
-        return replace(made, config=replace(made.config, schedule=PerEpoch(peak=0.5, factor=lambda epoch: 0.5**epoch)))
+    def with_peak(peak):
+        schedule = PerEpoch(peak=peak, factor=lambda epoch: 0.5**epoch)
 
-    result = train_in_folder(task(), tmp_path / "r")
-    assert [row["lr"] for row in result.history[:2]] == [0.5, 0.25]
-    assert json.loads((tmp_path / "r/summary.json").read_text())["config"]["schedule"]["name"] == "per-epoch"
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: .*per-epoch"):
-        train_in_folder(task(resume=str(tmp_path / "r")), tmp_path / "r")
+        def make(**settings):
+            made = make_quick_task(**settings)
+            return replace(made, config=replace(made.config, schedule=schedule))
+
+        return make
+
+    whole = train_in_folder(with_peak(0.5)(), tmp_path / "a")
+    assert [row["lr"] for row in whole.history[:2]] == [0.5, 0.25]
+    assert json.loads((tmp_path / "a/summary.json").read_text())["config"]["schedule"]["name"] == "per-epoch"
+    again = run_with_cuts(with_peak(0.5), tmp_path / "b", (11,))
+    assert_same(again, whole, tmp_path / "b", tmp_path / "a")
+    for other in (with_peak(0.4), make_quick_task):
+        with pytest.raises(ValueError, match="a function from Python, which the file does not hold"):
+            train_in_folder(other(resume=str(tmp_path / "b")), tmp_path / "b")
 
 
 def test_a_checkpoint_holds_everything(make_quick_task, tmp_path):

@@ -46,7 +46,7 @@ def test_warm_up_changes_nothing_and_draws_no_image(make_quick_task, monkeypatch
     compiled_by(backend)
     task = make_quick_task(compile="default", low_res_px=16, low_res_until=0.5)
     state = start(task, Stopwatch())
-    task.executor.epoch = no_images
+    task.executor.make = no_images
     monkeypatch.setattr(task_module, "draw_plan", no_images)
     monkeypatch.setattr(evaluate, "test_batches", no_images)
     before, random = state_of(state.model), torch.get_rng_state()

@@ -1,0 +1,106 @@
+"""The augmenting loader alone, for other people's training loops.
+
+    loader = fastcifar.Loader(images, labels, batch_size=500, crop_pad_px=2)
+    for epoch in range(10):
+        for x, y in loader:  # augmented, normalised, on the device
+            ...
+
+The images lie on the device as uint8. Each iteration over the loader is the next epoch.
+
+Letters: N images, B images of a batch, C = 3 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastcifar.augment.dali import DaliExecutor
+from fastcifar.augment.executor import Executor
+from fastcifar.augment.images import to_device
+from fastcifar.augment.plan import draw
+from fastcifar.augment.torch_executor import TorchExecutor
+from fastcifar.config import Augment
+from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.dataset import channel_mean_std
+
+
+class Loader:
+    """Yields x [B, 3, 32, 32] channels_last in `dtype` and y [B] int64, on `device`, in another order each epoch.
+
+    Args:
+        images: uint8 [N, H, W, C] or [N, H, W], 24 to 64 pixels, 1 or 3 channels; they become [N, 32, 32, 3].
+        labels: integers [N].
+        batch_size: B; the rest of an epoch that fills no batch is left out, other images each time.
+        crop_pad_px, mirror, cutout_px: as the flags of these names.
+        device, dtype: where the batches lie, and in which precision.
+        executor: "torch", "dali", or "auto", which is DALI on a card where it is installed.
+        mean, std: per channel in [0, 1]; by default those of the images.
+        seed: of all draws. Equal seeds give equal epochs, with either executor.
+
+    Raises ValueError for arrays of another dtype or shape, and DaliUnavailable when DALI is asked for and missing.
+    """
+
+    def __init__(
+        self,
+        images: ArrayLike,
+        labels: ArrayLike,
+        batch_size: int,
+        *,
+        crop_pad_px: int = 4,
+        mirror: Literal["alternating", "random", "none"] = "alternating",
+        cutout_px: int = 0,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        executor: Literal["auto", "torch", "dali"] = "torch",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be above 0")
+        if executor not in ("auto", "torch", "dali"):
+            raise ValueError(f"executor is {executor!r}; known: auto, torch, dali")
+        self.augment = Augment(crop_pad_px=crop_pad_px, mirror=mirror, cutout_px=cutout_px)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        self.device, self.dtype, self.kind = torch.device(device), dtype, executor
+        self.mean, self.std = mean, std
+        self.replace(images, labels)
+
+    def replace(self, images: ArrayLike, labels: ArrayLike) -> None:
+        """Takes other images from the next epoch on. mean and std stay those of the first ones."""
+        pixels, targets = to_rgb_32(images), np.asarray(labels)
+        if targets.dtype.kind not in "iu" or targets.shape != (len(pixels),) or not len(pixels):
+            found = f"{targets.dtype} {list(targets.shape)} for {len(pixels)} images"
+            raise ValueError(f"labels: {found}; expected integers [N], one for each image, and at least one")
+        if self.mean is None or self.std is None:
+            mean, std = channel_mean_std(pixels)
+            self.mean, self.std = self.mean or mean, self.std or std
+        self._pixels, self._targets = pixels, targets.astype(np.int64)
+        self.executor = self._make_executor()
+
+    def keep(self, chosen: ArrayLike) -> None:
+        """Trains on some of the present images only, from the next epoch on: a mask bool [N] or indices [M]."""
+        rows: Any = np.asarray(chosen)
+        self.replace(self._pixels[rows], self._targets[rows])
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return max(1, len(self._targets) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = draw(self.augment, self.batch_size, self.seed, len(self._targets), self.epoch)
+        self.epoch += 1
+        return self.executor.epoch(plan)
+
+    def _make_executor(self) -> Executor:
+        assert self.mean and self.std
+        images = to_device(self._pixels, self._targets, self.mean, self.std, self.augment.crop_pad_px, self.device,
+                           self.dtype)  # fmt: skip
+        use_dali = self.kind == "dali" or (self.kind == "auto" and self.device.type == "cuda")
+        return (DaliExecutor if use_dali else TorchExecutor)(images, self.augment.cutout_px)
