@@ -35,14 +35,19 @@ class Data(Part):
 class Model(Part):
     """The network."""
 
-    network: Literal["resnet9", "resnet18"] = "resnet9"
-    """Network: the fast default or the classic baseline."""
+    network: Literal["resnet9", "resnet18", "shakeshake26", "shakedrop"] = "resnet9"
+    """Network: the fast default, the classic baseline, or one of two with random branches for long runs."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
     """Size of the network: full on a GPU; small ends the default run in minutes on 2 CPU cores; wide for accuracy."""
     norm: Literal["bn", "gn-ws"] = "bn"
     """Batch norm, or group norm with weight standardisation."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
     """Non-linearity after each norm."""
+    init: str | None = None
+    """Fine-tune: start from the weights of this run folder or model.safetensors, with a new head if the number of
+    classes differs."""
+    freeze: Literal["none", "stem", "all-but-head"] = "none"
+    """Weights that stay as they are: those of the first convolution, or all but those of the classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)

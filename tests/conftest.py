@@ -15,7 +15,7 @@ from fastcifar.cli import train as command
 from fastcifar.cli.progress import Handler, Lines, shown
 from fastcifar.config import Augment, Config, Machine, Model, Optimizer, Tail
 from fastcifar.data.dataset import Dataset
-from fastcifar.models import resnet9
+from fastcifar.models import resnet9, shakedrop, shakeshake
 from fastcifar.runs.observers import Observer, Progress, Result
 from fastcifar.schedules import OneCycle
 from fastcifar.settings import with_settings
@@ -85,8 +85,10 @@ def dataset() -> Dataset:
 
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small network with 8 channels, so that a step takes milliseconds."""
+    """The small network with 8 channels, others with one block per stage, so that a step takes milliseconds."""
     monkeypatch.setitem(resnet9.WIDTHS, "small", (8, 8, 8, 8))
+    for module in (shakeshake, shakedrop):
+        monkeypatch.setattr(module, "DEPTH", 1)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ SETTINGS = ["--data", "synthetic", "--subset", "100", "--batch-size", "50", "--e
             "--precision", "fp32"]  # fmt: skip  # bf16 takes ten times as long where a CPU has to emulate it
 CASES = [["--schedule", name, *(["--val-split", "0.1"] if name == "plateau" else [])] for name in SCHEDULES]
 CASES += [["--recipe", name] for name in RECIPES] + [["--norm", "gn-ws"], ["--optimizer", "sgd"]]
+CASES += [["--network", name, "--scale", "small"] for name in ("resnet18", "shakeshake26", "shakedrop")]
 
 
 @pytest.mark.parametrize("flags", CASES, ids=" ".join)

@@ -6,18 +6,15 @@ The flags are flat and keep their names whatever part of the Config they belong 
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import inspect
-import io
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
-from unittest import mock
 
+from fastcifar.cli.options import UsageError, parse_quietly
 from fastcifar.config import Config
 from fastcifar.data.load import SMOKE_IMAGES
 from fastcifar.recipes import DEFAULT_RECIPE, OPTIMIZERS, RECIPES, with_optimizer
@@ -30,10 +27,6 @@ HEADINGS = {
     "schedule": "schedule", "tail": "averaging tail", "evaluation": "evaluation", "machine": "machine", "run": "run",
 }  # fmt: skip
 """Heading in --help of each part of the Config: the method first, machine and files after."""
-
-
-class UsageError(ValueError):
-    """A wrong flag or value. The message is one line."""
 
 
 def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "") -> Config:
@@ -124,17 +117,8 @@ def _parse_flags(argv: Sequence[str], default: Config, prog: str, description: s
         known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
         groups[part] = kind(**known)
     everything = make_dataclass("Flags", [(part, kind) for part, kind in parts.items()], frozen=True)
-    messages = io.StringIO()
-    wide = {"COLUMNS": "1000"}  # no line breaks in the message: it becomes one line
-    wants_help = any(word in ("-h", "--help") for word in argv)
-    try:
-        with contextlib.redirect_stderr(messages), mock.patch.dict(os.environ, {} if wants_help else wide):
-            parsed = tyro.cli(everything, args=list(argv), default=everything(**groups), prog=prog,
-                              description=description or None, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
-    except SystemExit as e:
-        if e.code in (0, None):
-            raise
-        raise UsageError(_one_line(messages.getvalue())) from None
+    parsed: Any = parse_quietly(everything, argv, prog, default=everything(**groups), description=description or None,
+                           config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
     return {f.name: getattr(getattr(parsed, part), f.name) for part, kind in parts.items() for f in fields(kind)}
 
 
@@ -179,19 +163,3 @@ def _field_docs(kind: type) -> dict[str, str]:
             if is_field and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 docs[before.target.id] = " ".join(str(node.value.value).split())  # type: ignore[attr-defined]
     return docs
-
-
-def _one_line(box: str) -> str:
-    """The message in tyro's box, without the frame, the title and the hints."""
-    sections: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│ ")
-        if line.startswith(("╭", "╰")) or set(text) <= {"─", "-"}:  # a border, or the rule before a hint
-            sections.append([])
-        else:
-            sections[-1].append(text)
-    texts = [" ".join(section) for section in sections if section]
-    if "╭" not in box:  # where the terminal's encoding is ASCII there is no box, and the title is a section
-        texts = texts[1:]
-    text = (texts or [""])[0].replace("Error parsing Flags: ", "").replace("Error parsing ", "")
-    return f"{text} (see --help)"

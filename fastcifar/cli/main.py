@@ -5,13 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fastcifar.cli import doctor, predict, schedule, train
+from fastcifar.cli import compare, doctor, ensemble, evaluate, export, predict, schedule, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code. Wrong use or bad input: 2 and one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train_command, "schedule": schedule.main, "predict": predict.main, "doctor": doctor.main}
+    commands = {
+        "train": train_command,
+        "evaluate": evaluate.main,
+        "ensemble": ensemble.main,
+        "compare": compare.main,
+        "export": export.main,
+        "schedule": schedule.main,
+        "predict": predict.main,
+        "doctor": doctor.main,
+    }
     if not arguments or arguments[0] not in commands:
         wants_help = arguments[:1] in (["-h"], ["--help"])
         print(f"usage: fastcifar {{{','.join(commands)}}} [--help]", file=sys.stdout if wants_help else sys.stderr)

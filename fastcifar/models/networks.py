@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import Model
-from fastcifar.models import resnet9, resnet18
+from fastcifar.models import resnet9, resnet18, shakedrop, shakeshake
 
 
 def make_model(settings: Model, num_classes: int, seed: int) -> nn.Module:
@@ -21,13 +21,32 @@ def make_model(settings: Model, num_classes: int, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if settings.network == "resnet18":
-            width = resnet18.WIDTHS[settings.scale]
-            model: nn.Module = resnet18.ResNet18(width, num_classes, settings.norm, settings.activation)
-        else:
-            widths, depths = resnet9.WIDTHS[settings.scale], resnet9.DEPTHS[settings.scale]
-            model = resnet9.ResNet9(widths, depths, num_classes, settings.norm, settings.activation)
+        model = _make(settings, num_classes, seed)
+    freeze(model, settings.freeze)
     return model.to(memory_format=torch.channels_last)
+
+
+def _make(settings: Model, num_classes: int, seed: int) -> nn.Module:
+    scale, rest = settings.scale, (num_classes, settings.norm, settings.activation)
+    if settings.network == "resnet18":
+        return resnet18.ResNet18(resnet18.WIDTHS[scale], *rest)
+    if settings.network == "shakeshake26":
+        return shakeshake.ShakeShake(shakeshake.WIDTHS[scale], *rest, seed)
+    if settings.network == "shakedrop":
+        return shakedrop.ShakeDrop(shakedrop.WIDTHS[scale], *rest, seed)
+    return resnet9.ResNet9(resnet9.WIDTHS[scale], resnet9.DEPTHS[scale], *rest)
+
+
+def freeze(model: nn.Module, which: str) -> None:
+    """Excludes weights from training: those of the "stem", "all-but-head", or "none" more than the network itself.
+
+    The running statistics of batch norms are no weights: they follow the images.
+    """
+    for name, p in model.named_parameters():
+        if which == "all-but-head" and not name.startswith("head."):
+            p.requires_grad = False
+        if which == "stem" and name.startswith("stem."):
+            p.requires_grad = False
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -107,6 +107,8 @@ class CapturableSGD(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:  # all frozen
+                continue
             updates: Any = [p.grad for p in weights]
             if group["weight_decay"]:
                 updates = torch._foreach_add(updates, weights, alpha=group["weight_decay"])
@@ -146,6 +148,8 @@ def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) ->
         sgd = _fused_sgd(rest, **rates)
         for group in sgd.param_groups:
             group["fixed_momentum"] = True  # the table's momentum is Muon's
+        if not filters["params"]:  # all frozen
+            return [sgd]
         return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
     groups = [filters, *rest]
     if settings.name == "apex-sgd":

@@ -1,7 +1,8 @@
 """checkpoint.pt: everything that a resumed run needs, written atomically and loaded without executing anything.
 
 The file holds plain containers and tensors only. It holds no state of a random generator: every draw of an epoch
-depends on (seed, epoch) alone (`fastcifar.augment.plan`), so seed and step determine the rest.
+depends on (seed, epoch) alone (`fastcifar.augment.plan`) and every draw inside a network on (seed, step)
+(`fastcifar.models.noise`), so seed and step determine the rest.
 """
 
 from __future__ import annotations

@@ -51,8 +51,11 @@ def _with_sorted_header(content: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
-def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a model.safetensors in eval mode, and its facts (classes, mean, ...). ValueError if damaged."""
+def load_model(path: Path, flag: str = "--run") -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a model.safetensors in eval mode, and its facts (classes, mean, ...).
+
+    ValueError, naming the flag that gave the file, if it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -70,7 +73,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-        raise ValueError(f"{path}: not a whole fastcifar model ({reason}); give --run another one") from e
+        raise ValueError(f"{path}: not a whole fastcifar model ({reason}); give {flag} another one") from e
     return model.eval(), facts
 
 

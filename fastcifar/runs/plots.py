@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,28 @@ from fastcifar.runs.observers import Observer, Result
 TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
 
 
-def _figure(rows: int, width_in: float, height_in: float) -> tuple[Any, Any]:
+def make_figure(rows: int, width_in: float, height_in: float, columns: int | None = None) -> tuple[Any, Any]:
+    """(figure, axes [rows, columns]); by default two columns where there are several rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no display, no global state
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, 2 if rows > 1 else 1, squeeze=False)
+    return figure, figure.subplots(rows, columns or min(rows, 2), squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all. Characters that the font lacks are drawn as boxes."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(picture, format="png", dpi=110)
     write_atomically(path, lambda f: f.write(picture.getvalue()))
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: a name with two dollar signs is no formula."""
+    return text.replace("$", r"\$")
 
 
 class Curves(Observer):
@@ -44,7 +54,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
     """curves.png of a run folder: lr and momentum per step, loss and accuracy per epoch, the tail shaded."""
     table, tail_step, num_steps = schedule.table, schedule.tail_step, len(schedule.table)
     per_epoch = num_steps / summary["epochs"]
-    figure, axes = _figure(2, 11, 7)
+    figure, axes = make_figure(2, 11, 7)
     (lr_axis, momentum_axis), (loss_axis, accuracy_axis) = axes
     step_epochs = torch.arange(num_steps) / per_epoch
     lr_axis.plot(step_epochs, table[:, 0], color="tab:blue")
@@ -77,7 +87,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
     if tail_step < num_steps:
         lr_axis.text((tail_step / per_epoch + end) / 2, lr_axis.get_ylim()[1] * 0.95, "SWA tail", ha="center", va="top")
     figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {summary['dataset']}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) -> None:
@@ -85,7 +95,7 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
 
     Left over epochs; right over the share of the run and relative to the peak, so that shapes compare.
     """
-    figure, axes = _figure(2, 11, 7)
+    figure, axes = make_figure(2, 11, 7)
     for column, relative in enumerate((False, True)):
         for row, title in enumerate(("learning rate", "momentum")):
             axis = axes[row][column]
@@ -104,12 +114,12 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
                 axis.margins(y=0.2)
     axes[0][0].legend()
     figure.suptitle("schedules (thick: averaging tail)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]) -> None:
     """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band."""
-    figure, axes = _figure(1, 9, 6)
+    figure, axes = make_figure(1, 9, 6)
     axis = axes[0][0]
     for i, (name, runs) in enumerate(histories.items()):
         measured = [e for e, row in enumerate(runs[0]) if row["accuracy_test"] is not None]
@@ -121,4 +131,4 @@ def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]
     axis.yaxis.set_major_formatter("{x:g}%")
     axis.grid(alpha=0.3)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastcifar.models.noise import StepNoise
+
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(seconds=45)  # a rank that hangs ends the others in under a minute
 SLOW_TIMEOUT = datetime.timedelta(days=1)  # where one rank may work alone: loading data, training a seed of its own
@@ -126,6 +128,13 @@ def join_batch_norms(model: nn.Module, world: World) -> None:
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = JoinedBatchNorm2d
+
+
+def share_noise(model: nn.Module, world: World) -> None:
+    """Gives every image of a step the coefficients that it has in one process (in place)."""
+    for module in model.modules():
+        if isinstance(module, StepNoise):
+            module.rank, module.size = world.rank, world.size
 
 
 class _Sum(torch.autograd.Function):

@@ -13,15 +13,15 @@ from fastcifar.settings import method_differences
 from fastcifar.training.state import State
 
 
-def resume(state: State, config: Config, digest: str) -> None:
-    """Loads checkpoint.pt of `config.run.resume` into a fresh state, in place.
+def resume(state: State, config: Config, digest: str) -> bool:
+    """Loads checkpoint.pt of `config.run.resume` into a fresh state, in place, and says whether there was one.
 
     A run that was stopped before its first checkpoint starts from the beginning. CheckpointError when the checkpoint
     is damaged, or is one of other settings or images; ValueError when the extension is shorter than the run.
     """
     path = Path(config.run.resume or "") / "checkpoint.pt"
     if not path.exists() and (path.parent / "config.json").exists():
-        return
+        return False
     content = checkpoint.load(path)
     saved = config_from_plain(content["config"], str(path), own=config.schedule)
     changed = method_differences(saved, config)
@@ -44,3 +44,4 @@ def resume(state: State, config: Config, digest: str) -> None:
     state.schedule = extend(state.schedule, config, steps_per_epoch)
     for phase, seconds in time_s.items():  # times of the whole run, not of its last part
         state.stopwatch.time_s[phase] += seconds
+    return True

@@ -25,6 +25,7 @@ from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import count_steps, make_schedule_table
 from fastcifar.training import processes
+from fastcifar.training.fine_tune import load_initial
 from fastcifar.training.hardware import Hardware, with_hardware
 from fastcifar.training.processes import World
 from fastcifar.training.resume import resume
@@ -170,7 +171,7 @@ def can_be_recorded(task: Task) -> bool:
 def start(task: Task, stopwatch: Stopwatch) -> State:
     """The state before the first step, or that of the checkpoint in `config.run.resume`.
 
-    Raises CheckpointError when the checkpoint does not fit the task.
+    Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
     config, device = task.config, task.hardware.device
     model: Any = make_model(config.model, len(task.dataset.classes), config.seed).to(device)
@@ -178,6 +179,7 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
         with torch.no_grad():
             model.stem.weight.copy_(task.stem_filters)
     processes.join_batch_norms(model, task.world)
+    processes.share_noise(model, task.world)
     state = State(
         model=model,
         optimizers=make_optimizers(model, config, can_be_recorded(task)),
@@ -189,8 +191,9 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
         steps_per_epoch=task.steps_per_epoch,
         world=task.world,
     )
-    if config.run.resume:
-        resume(state, config, task.dataset.digest)
+    resumed = config.run.resume is not None and resume(state, config, task.dataset.digest)
+    if config.model.init is not None and not resumed:  # a checkpoint has the weights: the file may be gone
+        load_initial(model, config.model)
     return state
 
 

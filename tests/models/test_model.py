@@ -17,7 +17,8 @@ from fastcifar.models.layers import StandardizedConv2d
 from fastcifar.models.networks import count_parameters, make_model, train_flop
 from fastcifar.models.resnet9 import ResNet9, Stage
 
-KINDS = [(network, norm) for network in ("resnet9", "resnet18") for norm in ("bn", "gn-ws")]
+NETWORKS = ("resnet9", "resnet18", "shakeshake26", "shakedrop")
+KINDS = [(network, norm) for network in NETWORKS for norm in ("bn", "gn-ws")]
 
 
 def make_network(
@@ -75,7 +76,7 @@ def test_weights_activations_and_gradients_are_channels_last(network, norm):
         assert p.grad is None or is_channels_last(p.grad), name
 
 
-@pytest.mark.parametrize("network", ["resnet9", "resnet18"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_activations_would_be_channels_last_on_a_card(network):
     """With shapes and strides alone, by the rules of CUDA operators: they differ from those of the CPU."""
     model = make_network(network, "full")
@@ -124,12 +125,11 @@ def test_a_residual_block_passes_its_input_on():
 
 
 def test_flop_of_the_wide_network():
-    wide = make_network("resnet9", "wide")
-    assert train_flop(wide) == pytest.approx(2.71e9, rel=2e-3)
+    assert train_flop(make_network("resnet9", "wide")) == pytest.approx(2.71e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
-@pytest.mark.parametrize("network", ["resnet9", "resnet18"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_the_activation_is_the_one_asked_for(network, activation):
     """In every place, told by its value at -1."""
     model = make_network(network, "small", activation=activation)
@@ -161,7 +161,11 @@ def test_low_resolution_saves_arithmetic():
 
 
 @pytest.mark.parametrize(
-    ("network", "size"), [*(("resnet9", size) for size in range(16, 33)), ("resnet18", 16), ("resnet18", 27)]
+    ("network", "size"),
+    [
+        *(("resnet9", size) for size in range(16, 33)),
+        *((network, size) for network in NETWORKS[1:] for size in (16, 27)),
+    ],
 )
 def test_every_size_from_16_to_32_gives_logits(network, size):
     logits = make_network(network, "small", num_classes=7)(images(2, size))

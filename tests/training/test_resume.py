@@ -68,6 +68,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_quick_task, deterministic, 
     [
         {"optimizer": "muon"},
         {"norm": "gn-ws"},
+        {"network": "shakeshake26", "epochs": 2},
+        {"network": "shakedrop", "epochs": 2},
         {"swa_start": None, "schedule": "multistep"},
         {"swa_every": 3},
         {"schedule": "plateau", "val_split": 0.25, "patience": 1, "epochs": 4},

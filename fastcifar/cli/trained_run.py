@@ -1,0 +1,88 @@
+"""What `fastcifar evaluate` and `ensemble` measure on: the test images of the data set that a run was trained on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load
+from fastcifar.runs.classifier import Classifier, find_model
+from fastcifar.runs.config_file import load_config
+from fastcifar.runs.model_file import load_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model, and how to find the images that it was trained on."""
+
+    folder: Path
+    model: Classifier
+    data: dict[str, Any] | None
+    """Arguments of `fastcifar.data.load.load`; None when the run folder does not say."""
+    data_name: str
+    """What the run's record calls the data set."""
+
+
+def read_run(where: Path) -> TrainedRun:
+    """The run in a folder, the newest run in a folder of runs, or the one of a model.safetensors.
+
+    ValueError when there is none or a file of it is damaged.
+    """
+    path = find_model(where)
+    network, facts = load_model(path)
+    model = Classifier(network, facts["classes"], facts["mean"], facts["std"]).eval()
+    name = str(facts.get("dataset"))
+    return TrainedRun(path.parent, model, _recorded_data(path.with_name("config.json"), name), name)
+
+
+def _recorded_data(path: Path, name: str) -> dict[str, Any] | None:
+    """What config.json says; where that is `auto`, the set that was found then. `auto` without a config.json."""
+    if not path.exists():
+        return {"source": "auto"}
+    config = load_config(path)
+    source = config.data.source
+    if source == "auto":
+        if name not in ("cifar10", "synthetic"):  # arrays from Python
+            return None
+        source = name
+    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke,
+            "cache_dir": config.machine.cache_dir}  # fmt: skip
+
+
+def load_test_images(run: TrainedRun, data: str | None) -> Dataset:
+    """The data set `data` (as --data of the training), or the one that the run was trained on.
+
+    ValueError when it cannot be read, has no test images or has other classes than the model.
+    """
+    if data is None and run.data is None:
+        raise ValueError(f"{run.folder}: was trained on {run.data_name!r}, and where that is was not recorded; give "
+                         "--data")  # fmt: skip
+    arguments: dict[str, Any] = {"source": data} if data is not None else run.data or {}
+    try:
+        dataset = load(**arguments, progress=sys.stderr.isatty())
+    except ValueError as e:
+        raise ValueError(f"{e} (recorded in {run.folder}; --data names another)" if data is None else str(e)) from e
+    if not len(dataset.y_test):
+        raise ValueError(f"{dataset.name}: has no test images")
+    if dataset.classes != run.model.classes:
+        raise ValueError(f"{dataset.name}: has the classes {some_of(dataset.classes)}; the model in {run.folder} knows "
+                         f"{some_of(run.model.classes)}")  # fmt: skip
+    return dataset
+
+
+def some_of(names: tuple[str, ...]) -> str:
+    """The first names, and how many there are."""
+    first = ", ".join(name[:30] for name in names[:10])
+    return first if len(names) <= 10 else f"{first}, ... ({len(names)})"
+
+
+def log_probabilities(model: Classifier, dataset: Dataset, views: bool) -> tuple[Tensor, Tensor]:
+    """(log-probabilities [N, K] f32, labels [N]) of the test images, computed on the GPU where there is one."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.logits(dataset.x_test, views).log_softmax(1), torch.as_tensor(dataset.y_test)
