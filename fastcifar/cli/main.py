@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fastcifar.cli import compare, doctor, ensemble, evaluate, export, predict, schedule, train
+from fastcifar.cli import compare, doctor, ensemble, evaluate, export, lr_find, predict, schedule, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare": compare.main,
         "export": export.main,
         "schedule": schedule.main,
+        "lr-find": lr_find.main,
         "predict": predict.main,
         "doctor": doctor.main,
     }

@@ -1,57 +1,103 @@
-"""`fastcifar predict IMAGE ... --run RUN_DIR`: classes of images by the model of a run, one line per image."""
+"""`fastcifar predict RUN IMAGE ...|FOLDER [--json]`: classes of images by the model of a run, one line per image.
+
+`fastcifar predict IMAGE ... --run RUN` is the same.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
+import numpy as np
 import tyro
-from torch import Tensor
+from numpy.typing import NDArray
 
-from fastcifar.runs.classifier import find_model as newest_model
-from fastcifar.runs.model_file import load_model
+from fastcifar.cli.options import UsageError, parse_quietly
+from fastcifar.runs.classifier import find_model, load
+
+RUNS = Path("runs")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""What a file of a folder must end with to be taken for an image."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Classes of images, by the model of a run."""
+    """Classes of images, by the model of a run. All images are read before the first line is printed."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files; other sizes than 32x32 are resized."""
-    run: Path = Path("runs")
-    """Run folder (or its model.safetensors); below runs/ the newest is taken."""
+    """Run folder (or its model.safetensors), then image files and folders of them; other sizes than 32x32 are resized.
+    The run may be left out."""
+    run: Path | None = None
+    """The run, if the first word is not one; without either, the newest below runs/ is taken."""
     top: int = 3
     """How many classes to name for each image."""
+    json: bool = False
+    """Print one JSON object per image."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints a line per image and returns the exit code. ValueError when a model or an image cannot be read."""
-    options = tyro.cli(Options, args=list(argv), prog="fastcifar predict")
-    model, facts = load_model(newest_model(options.run))
-    mean, std = (torch.tensor(facts[k]).view(3, 1, 1) for k in ("mean", "std"))
-    for path in options.images:
-        x = (read_image(path) - mean) / std  # [3, 32, 32]
-        with torch.no_grad():
-            logits = model(torch.stack([x, x.flip(-1)]).contiguous(memory_format=torch.channels_last)).mean(0)
-        best = logits.softmax(0).topk(min(options.top, len(logits)))
-        shown = ", ".join(
-            f"{facts['classes'][i]} {p:.1%}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
-        print(f"{path}: {shown}")
+    options = parse_quietly(Options, argv, "fastcifar predict")
+    if options.top < 1:
+        raise UsageError(f"--top is {options.top}; it must be at least 1")
+    run, named = which_run(options)
+    model = load(find_model(run))
+    paths = [path for name in named for path in images_of(name)]
+    pixels = np.stack([read_image(path) for path in paths])
+    best = model.logits(pixels, views=True).softmax(1).topk(min(options.top, len(model.classes)))
+    for path, values, labels in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
+        print(line(str(path), [(model.classes[i], p) for p, i in zip(values, labels, strict=True)], options.json))
     return 0
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as [3, 32, 32] f32 in [0, 1]. ValueError when it is no PNG, JPEG, WebP or BMP image."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+def which_run(options: Options) -> tuple[Path, tuple[Path, ...]]:
+    """(run, images and folders): --run, or the first word if it is one, or the folder of runs."""
+    words = options.images
+    run, rest = options.run, words
+    if run is None and words:
+        run, rest = (words[0], words[1:]) if is_run(words[0]) else (RUNS, words)
+    if run is None or not rest:
+        raise UsageError("no image is named; give a run, and then images or a folder of them")
+    if run == RUNS and not rest[0].exists() and len(rest) > 1:
+        raise UsageError(f"{rest[0]}: is neither a run nor an image")
+    return run, rest
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder, a folder of runs or a model file."""
+    if path.is_dir():
+        return any((*path.glob("model.safetensors"), *path.glob("*/model.safetensors")))
+    return path.suffix == ".safetensors"
+
+
+def images_of(path: Path) -> list[Path]:
+    """The image files of a folder in order of name, without those of its folders; or the file itself."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise ValueError(f"{path}: no image in it ({', '.join(SUFFIXES)})")
+    return found
+
+
+def line(path: str, best: list[tuple[str, float]], as_json: bool) -> str:
+    """The most probable classes of an image, as text or as a JSON object."""
+    if not as_json:
+        return f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best)
+    classes: list[dict[str, Any]] = [{"class": name, "probability": round(p, 6)} for name, p in best]
+    return json.dumps({"path": path, **classes[0], "top": classes})
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image file as uint8 [32, 32, 3]. ValueError when it is no PNG, JPEG, WebP or BMP image."""
+    from PIL import Image
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-            pixels = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as e:
+            pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX))
+    except Exception as e:  # PIL raises almost any exception on a damaged file
         raise ValueError(f"{path}: cannot be read as an image ({e})") from e
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    return pixels

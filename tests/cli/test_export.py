@@ -60,7 +60,7 @@ def test_the_file_gives_the_outputs_of_the_model(run, form, capfd):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("network", "norm"), [("resnet9", "gn-ws"), ("resnet18", "bn")])
+@pytest.mark.parametrize(("network", "norm"), [("resnet9", "gn-ws"), ("resnet18", "bn"), ("resnet18", "gn-ws")])
 def test_every_network_can_be_exported(tmp_path, form, network, norm):
     need(form)
     scale = "small" if network == "resnet9" else "full"

@@ -67,7 +67,8 @@ class Watch:
     """What a run asks of the card, block by block. Every count falls into one span: from its mark to the next one.
 
     Spans of a block: "next" (the loop takes it), "begin" (the step takes it), one of each step, "ahead" (the executor
-    is asked for the next one) and "end" (all that comes before the loop takes the next one).
+    is asked for the next one) and "end" (all that comes before the loop takes the next one). Host time is CPU time, as
+    the machine may be busy and nothing here waits.
     """
 
     sync_is_error: bool = False
@@ -95,12 +96,12 @@ class Watch:
 
     def open(self) -> dict[str, Any]:
         self.span = {"averaged": self._count()}
-        self.before, self.since = card.counters(), time.perf_counter()
+        self.before, self.since = card.counters(), time.process_time()
         return self.span
 
     def close(self) -> None:
         """Ends a span."""
-        us, after = (time.perf_counter() - self.since) * 1e6, card.counters()
+        us, after = (time.process_time() - self.since) * 1e6, card.counters()
         if self.span:
             counted = {name: n - self.before[name] for name, n in after.items() if n != self.before[name]}
             self.span |= {"counted": counted, "us": us, "averaged": self._count() - self.span["averaged"]}

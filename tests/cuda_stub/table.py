@@ -1,9 +1,9 @@
 """Prints what each recipe asks of the card and of the host: .venv/bin/python tests/cuda_stub/table.py
 
 With the batch size of the recipe and 50,000 images of noise. On the CUDA stub: launches, copies, memsets and waits are
-those of a real card, save inside cuDNN and cuBLAS, of which each call counts as one launch. Host time is of this
-machine, with kernels that cost nothing to launch, the least of all steps or of some epochs: compare rows. The host time
-of a block covers the random draws of an epoch, making its block ahead, and taking it.
+those of a real card, save inside cuDNN and cuBLAS, of which each call counts as one launch. Host time is CPU time on
+this machine, with kernels that cost nothing to launch, the least of all steps or of some epochs: compare rows. The host
+time of a block covers the random draws of an epoch, making its block ahead, and taking it.
 """
 
 from __future__ import annotations

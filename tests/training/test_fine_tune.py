@@ -152,14 +152,14 @@ def test_fine_tuning_beats_training_from_scratch_on_few_images(tmp_path):
     """From five classes of the synthetic set, with 1,500 images, to the other five, with 250."""
     *arrays, classes = synthetic.make(3000, 500)
     whole = Dataset("synthetic", classes, *arrays, synthetic.MEAN, synthetic.STD, "whole")
-    quick = {"epochs": 4, "batch_size": 50, "low_res_px": 16, "low_res_until": 0.75, "swa_start": None, "tta": "none",
+    quick = {"epochs": 3, "batch_size": 50, "low_res_px": 16, "low_res_until": 0.75, "swa_start": None, "tta": "none",
              "eval_every": 100, "bias_lr_scale": 5.5, "head_lr_scale": 17.5}  # fmt: skip  # for small batches
     config = with_settings(replace(swa30, machine=QUICK.machine), scale="small", **quick)
     first = make_task(config, of_classes(whole, range(5)), choose_hardware(config))
     write_model(tmp_path / "m.safetensors", train(first).model, normalization_facts(first))
 
     def accuracy(**settings):
-        changed = with_settings(config, epochs=10, **settings)
+        changed = with_settings(config, epochs=8, **settings)
         few = of_classes(whole, range(5, 10), n_train=250)
         return train(make_task(changed, few, choose_hardware(changed))).summary["accuracy"]
 

@@ -1,0 +1,92 @@
+"""`fastcifar lr-find [flags of train]`: the learning rate at which the loss falls fastest, as the schedule's peak."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastcifar.cli import flags
+from fastcifar.cli.options import UsageError
+from fastcifar.config import Config
+from fastcifar.data.load import load
+from fastcifar.runs import lr_plot
+from fastcifar.training import hardware
+from fastcifar.training.lr_finder import growing_rates, range_test, suggest
+from fastcifar.training.task import make_task
+
+OWN = {"--lr-first": "1e-3", "--lr-last": "10", "--steps": "200", "--out": "lr_find.png"}
+"""Flags of this command and their defaults."""
+HELP = """usage: fastcifar lr-find [--lr-first LR] [--lr-last LR] [--steps N] [--out FILE] [flags of train]
+
+Trains with a learning rate that grows exponentially from --lr-first (1e-3) to --lr-last (10) within --steps (200)
+steps, draws the loss over it (--out, by default lr_find.png) and prints the rate at which the smoothed loss falls
+fastest. The other flags are those of `fastcifar train --help`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the picture, prints the suggestion and returns the exit code. ValueError or OSError for bad input."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(HELP)
+        return 0
+    own, rest = split(argv)
+    rates = growing_rates(number(own, "--lr-first"), number(own, "--lr-last"), int(number(own, "--steps", whole=True)))
+    config = flags.parse(rest, prog="fastcifar lr-find")
+    refuse_what_belongs_to_a_run(config)
+    out = Path(own["--out"])
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; name a file")
+    chosen = hardware.choose_hardware(config)
+    if config.machine.deterministic:
+        hardware.make_deterministic()
+    config = hardware.with_hardware(config, chosen)
+    dataset = load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
+                   cache_dir=config.machine.cache_dir, progress=sys.stderr.isatty())  # fmt: skip
+    task = make_task(config, dataset, chosen)
+    tested = range_test(task, rates)
+    peak = suggest(tested.lr, tested.smoothed) if tested.lr else None
+    if tested.lr:
+        title = f"{config.run.recipe}, {config.model.scale}, {config.optimizer.name}, batch {task.batch_size}"
+        lr_plot.draw_range_test(out, tested.lr, tested.loss, tested.smoothed, peak, f"{title}, {dataset.name}")
+    if peak is None:
+        raise ValueError(f"the loss does not fall between {rates[0]:g} and {rates[-1]:g}; choose another --lr-first")
+    ended = f"the loss diverged at {tested.lr[-1]:.3g}" if tested.stopped else "the loss did not diverge"
+    print(f"{len(tested.lr)} steps of {task.batch_size} images of {dataset.name}, learning rate {rates[0]:g} to "
+          f"{tested.lr[-1]:.3g}, momentum {tested.momentum:g}: {ended}")  # fmt: skip
+    print(f"smallest smoothed loss {min(tested.smoothed):.4f} at "
+          f"{tested.lr[tested.smoothed.index(min(tested.smoothed))]:.3g}")  # fmt: skip
+    print(out)
+    print(f"suggested: --lr-peak {peak:.2g} (the recipe has {config.schedule.peak:g})")
+    return 0
+
+
+def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags of this command, and the words that are left. UsageError for a flag without a value."""
+    own, rest, words = dict(OWN), [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in OWN:
+            rest.append(word)
+        elif text := value if equals else next(words, ""):
+            own[flag] = text
+        else:
+            raise UsageError(f"{flag}: expected a value")
+    return own, rest
+
+
+def number(own: dict[str, str], flag: str, whole: bool = False) -> float:
+    """The value of a flag as a number. UsageError for anything else."""
+    try:
+        return int(own[flag]) if whole else float(own[flag])
+    except ValueError:
+        raise UsageError(f"{flag} is {own[flag][:40]!r}; expected a {'whole ' if whole else ''}number") from None
+
+
+def refuse_what_belongs_to_a_run(config: Config) -> None:
+    """UsageError for flags that this command would ignore."""
+    run = config.run
+    given = {"--resume": run.resume, "--runs": run.runs > 1, "--dry-run": run.dry_run,
+             "--plot-schedule": run.plot_schedule, "--extend-epochs": run.extend_epochs}  # fmt: skip
+    for flag, value in given.items():
+        if value:
+            raise UsageError(f"{flag} has no effect here: it belongs to fastcifar train")
