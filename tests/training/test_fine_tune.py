@@ -148,6 +148,7 @@ def test_a_wrong_file_ends_in_one_line(here, call, base, tmp_path, content):
     assert code == 2 and len(errors) == 1 and str(where) in errors[0] and "Traceback" not in "".join(err)
 
 
+@pytest.mark.slow  # 20 seconds
 def test_fine_tuning_beats_training_from_scratch_on_few_images(tmp_path):
     """From five classes of the synthetic set, with 1,500 images, to the other five, with 250."""
     *arrays, classes = synthetic.make(3000, 500)
