@@ -130,3 +130,9 @@ assert "nvidia.dali" not in sys.modules and "matplotlib" not in sys.modules
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_basenames_are_unique_over_the_tests():
+    """pytest imports test files by their basename."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert not {name for name in names if names.count(name) > 1}
