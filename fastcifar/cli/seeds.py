@@ -13,11 +13,12 @@ from typing import Any
 from fastcifar.cli.progress import Lines
 from fastcifar.cli.signals import Signals
 from fastcifar.runs import folder, intervals, record
-from fastcifar.runs.checkpoints import Checkpoints, Interrupted
+from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.loop import train
 from fastcifar.training.processes import World
+from fastcifar.training.run_files import run_observers
 from fastcifar.training.task import Task, normalization_facts
 
 
@@ -49,10 +50,8 @@ def _train_seed(
     """(summary, None), or (None, signal) when the run was interrupted. Keeps the first seed's model."""
     config = task.config
     one = replace(task, config=replace(config, seed=seed, run=replace(config.run, runs=1, resume=None)))
-    world = task.world
-    stop = Checkpoints(None, one.config, one.dataset.digest, lambda step: processes.agree(signals(), world, step))
     try:
-        result = train(one, [stop])
+        result = train(one, run_observers(one, None, signals))
     except Interrupted as e:
         return None, e.number
     progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")

@@ -130,7 +130,6 @@ def train_and_report(
 def run_observers(task: Task, out: Path | None, signals: Signals) -> list[Observer]:
     """What watches a run of its own folder, the signals included."""
     observers = files_of_run(task, out, signals)
-    if task.world.size == 1:
-        after_checkpoints = 2 if out else 1
-        observers.insert(after_checkpoints, signals)  # type: ignore[arg-type]  # an observer that imports no torch
+    if task.world.size == 1:  # last, so that everything is saved when it lets a signal end the process at once
+        observers.append(signals)  # type: ignore[arg-type]  # an observer that imports no torch
     return observers
