@@ -23,10 +23,10 @@ import tyro
 
 from bench import harness
 from bench.peers import ROOT, Peer, PeerTable, find_peer, peer_command, prepare_images, read_summary, run_until
-from fastcifar.cli.train import load_data
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
+from fastcifar.training.task import load_data
 
 FASTCIFAR = "fastcifar"
 CODE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")

@@ -19,12 +19,12 @@ import tyro
 from bench import harness
 from fastcifar.cli import flags
 from fastcifar.cli.schedule import preview
-from fastcifar.cli.train import load_data
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes import RECIPES
 from fastcifar.runs import intervals, plots, record
 from fastcifar.settings import with_settings
+from fastcifar.training.task import load_data
 
 
 @dataclass(frozen=True, kw_only=True)

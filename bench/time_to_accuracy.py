@@ -23,11 +23,11 @@ from typing import Any
 import tyro
 
 from bench import harness
-from fastcifar.cli.train import load_data
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
 from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import load_data
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "FASTCIFAR_CACHE")

@@ -9,11 +9,10 @@ from pathlib import Path
 from fastcifar.cli import flags
 from fastcifar.cli.options import UsageError
 from fastcifar.config import Config
-from fastcifar.data.load import load
 from fastcifar.runs import lr_plot
-from fastcifar.training import hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.lr_finder import growing_rates, range_test, suggest
-from fastcifar.training.task import make_task
+from fastcifar.training.task import load_data, make_task
 
 OWN = {"--lr-first": "1e-3", "--lr-last": "10", "--steps": "200", "--out": "lr_find.png"}
 """Flags of this command and their defaults."""
@@ -36,13 +35,9 @@ def main(argv: Sequence[str]) -> int:
     out = Path(own["--out"])
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file")
-    chosen = hardware.choose_hardware(config)
-    if config.machine.deterministic:
-        hardware.make_deterministic()
-    config = hardware.with_hardware(config, chosen)
-    dataset = load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
-                   cache_dir=config.machine.cache_dir, progress=sys.stderr.isatty())  # fmt: skip
-    task = make_task(config, dataset, chosen)
+    config, hardware = resolve(config)
+    dataset = load_data(config, progress=sys.stderr.isatty())
+    task = make_task(config, dataset, hardware)
     tested = range_test(task, rates)
     peak = suggest(tested.lr, tested.smoothed) if tested.lr else None
     if tested.lr:

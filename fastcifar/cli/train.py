@@ -16,18 +16,17 @@ from fastcifar.cli.schedule import preview
 from fastcifar.cli.seeds import train_seeds
 from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.config import Config
-from fastcifar.data.dataset import Dataset
 from fastcifar.data.files import lock_folder
-from fastcifar.data.load import load
 from fastcifar.runs import folder, plots, record
 from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.runs.observers import Observer
-from fastcifar.training import hardware, memory, processes
+from fastcifar.training import memory, processes
+from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.processes import World
 from fastcifar.training.run_files import run_observers as files_of_run
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
-from fastcifar.training.task import Task, make_task, start
+from fastcifar.training.task import Task, load_data, make_task, start
 
 DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained."
 
@@ -67,12 +66,9 @@ def run(config: Config, signals: Signals) -> int:
         print(record.to_json(summary), flush=True)
         return DONE
     world = processes.join_processes()
-    chosen = hardware.choose_hardware(config, world.local_rank)
-    if config.machine.deterministic:
-        hardware.make_deterministic()
-    stopwatch = Stopwatch(chosen.device)
+    config, hardware = resolve(config, world.local_rank)
+    stopwatch = Stopwatch(hardware.device)
     stopwatch.time_s["import"] = process_age_s()
-    config = hardware.with_hardware(config, chosen)
     out = folder.choose(config) if world.is_leader and not config.run.dry_run else None
     with lock_folder(out) if out else contextlib.nullcontext():
         if out:
@@ -80,7 +76,7 @@ def run(config: Config, signals: Signals) -> int:
         with stopwatch("data"):
             dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
             together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
-            task = make_task(config, dataset, chosen, together)
+            task = make_task(config, dataset, hardware, together)
         if world.is_leader:
             print(banner(task), flush=True)
         if config.run.dry_run:
@@ -92,12 +88,6 @@ def run(config: Config, signals: Signals) -> int:
         with shown(make_progress(task.num_steps, world.is_leader)) as progress:
             train_and_report(task, world, out, signals, progress, stopwatch)
         return DONE
-
-
-def load_data(config: Config, progress: bool) -> Dataset:
-    """The data set that a config names. DataError when it is missing or damaged."""
-    return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
-                cache_dir=config.machine.cache_dir, progress=progress)  # fmt: skip
 
 
 def train_and_report(

@@ -25,11 +25,11 @@ from fastcifar.runs.classifier import Classifier
 from fastcifar.runs.observers import Observer, Progress
 from fastcifar.runs.observers import Result as LoopResult
 from fastcifar.settings import with_settings
-from fastcifar.training.hardware import choose_hardware, make_deterministic, with_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train as train_loop
 from fastcifar.training.run_files import run_observers
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import make_task
+from fastcifar.training.task import load_data, make_task
 
 Hook = Callable[[int, dict[str, Any]], object]
 
@@ -96,14 +96,11 @@ def train(
         config = with_settings(config, data=str(data))
     if out is not None:
         config = with_settings(config, out=str(out))
-    if config.machine.deterministic:
-        make_deterministic()
-    chosen = choose_hardware(config)
-    config = with_hardware(config, chosen)
-    stopwatch = Stopwatch(chosen.device)
+    config, hardware = resolve(config)
+    stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
-        dataset = data if isinstance(data, Dataset) else _load(config)
-        task = make_task(config, dataset, chosen)
+        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False)
+        task = make_task(config, dataset, hardware)
     watching = [_Hooks(on_step, on_epoch), *observers]
     if out is None:
         result, path = train_loop(task, watching, stopwatch), None
@@ -163,11 +160,6 @@ def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
         if name in settings:
             raise ValueError(f"{name} is for the command line; it does not go with a training from Python")
     return with_settings(recipe, **settings)
-
-
-def _load(config: Config) -> Dataset:
-    return load_dataset(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
-                        cache_dir=config.machine.cache_dir, progress=False)  # fmt: skip
 
 
 def _result(result: LoopResult, dataset: Dataset, path: Path | None) -> Result:

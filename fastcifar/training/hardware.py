@@ -85,6 +85,18 @@ def choose_hardware(config: Config, local_rank: int = 0) -> Hardware:
     return Hardware(device, precision, compile_mode, executor, scale, reasons)
 
 
+def resolve(config: Config, local_rank: int = 0) -> tuple[Config, Hardware]:
+    """The config as it is trained here, and the hardware: where every command and `fastcifar.train` start.
+
+    Turns torch's deterministic algorithms on, for the rest of the process, when the config asks for them. ValueError
+    when a choice is not available here.
+    """
+    if config.machine.deterministic:
+        make_deterministic()  # before the first CUDA call, which the choice of the hardware may be
+    hardware = choose_hardware(config, local_rank)
+    return with_hardware(config, hardware), hardware
+
+
 def with_hardware(config: Config, hardware: Hardware) -> Config:
     """The config with the scale and precision that were resolved, which a resumed run must keep."""
     return replace(

@@ -19,6 +19,7 @@ from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
+from fastcifar.data.load import load
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.averaging import RunningMean
@@ -90,6 +91,12 @@ class Task:
     def plan(self, epoch: int) -> EpochPlan:
         """This process's share of an epoch's random draws."""
         return draw_plan(self.config, self.num_train, epoch).part(self.world.rank, self.world.size)
+
+
+def load_data(config: Config, progress: bool) -> Dataset:
+    """The data set that a config names. DataError when it is missing or damaged."""
+    return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
+                cache_dir=config.machine.cache_dir, progress=progress)  # fmt: skip
 
 
 def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None) -> Task:
