@@ -28,11 +28,11 @@ from torch import nn
 from bench import harness, launch
 from bench.operators import Op, trace
 from fastcifar.augment.plan import image_size
-from fastcifar.cli import flags
 from fastcifar.config import Config
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import CapturableSGD, Muon, parameter_groups
 from fastcifar.optim.schedule_table import count_steps
+from fastcifar.recipes import find_recipe
 from fastcifar.runs import record
 
 
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load_programs(options: Options) -> list[Program]:
     """The recipe with and without compiling, and the peers."""
-    config = flags.recipe(options.recipe)
+    config = find_recipe(options.recipe)
     config = replace(config, model=replace(config.model, scale="full"))
     programs = [fastcifar_program(config, compiled, f"fastcifar {options.recipe}, {kind}")
                 for compiled, kind in ((False, "recorded"), (True, "compiled and recorded"))]  # fmt: skip

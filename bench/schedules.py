@@ -17,11 +17,10 @@ from typing import Any, Literal
 import tyro
 
 from bench import harness
-from fastcifar.cli import flags
 from fastcifar.cli.schedule import preview
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
-from fastcifar.recipes import RECIPES
+from fastcifar.recipes import RECIPES, find_recipe
 from fastcifar.runs import intervals, plots, record
 from fastcifar.settings import with_settings
 from fastcifar.training.task import load_data
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quick:
         options = replace(options, runs=2, epochs=2.0, subset=2_000)
     try:
-        configs = {name: configure(flags.recipe(name), options) for name in options.recipes}
+        configs = {name: configure(find_recipe(name), options) for name in options.recipes}
         dataset = load_data(next(iter(configs.values())), progress=True)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -100,6 +100,14 @@ RECIPES = _named(
 """Recipes by the name that `--recipe` takes."""
 DEFAULT_RECIPE = "swa30"
 
+
+def find_recipe(name: str) -> Config:
+    """The recipe of a name. ValueError, listing the known ones, for another name."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is unknown; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
 OPTIMIZERS: tuple[str, ...] = get_args(get_type_hints(Optimizer)["name"])
 
 _SGD = Optimizer(name="sgd", batch_size=500, momentum=0.9, weight_decay=5e-4, bias_lr_scale=1.0, head_lr_scale=1.0)

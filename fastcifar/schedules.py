@@ -64,33 +64,40 @@ class Schedule(Part, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCycle(Schedule):
-    """One rise to the peak and one fall; the momentum moves against the learning rate."""
+class MomentumCycle(Schedule):
+    """A schedule whose momentum moves against the learning rate."""
 
-    name = "onecycle"
-    interval = "step"
-    rise: float = setting(0.3, FRACTION, "pct_start")
-    """Fraction of the cycle spent rising."""
     momentum_max: float = setting(0.95, FRACTION)
     """Momentum at the smallest learning rate."""
     momentum_min: float = setting(0.85, FRACTION)
     """Momentum at the largest learning rate."""
     cycle_momentum: bool = True
     """Cycle the momentum against the learning rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum_min > self.momentum_max:
+            raise ValueError(f"momentum_min {self.momentum_min} is above momentum_max {self.momentum_max}")
+
+    @property
+    def cycles_momentum(self) -> bool:
+        return self.cycle_momentum
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(MomentumCycle):
+    """One rise to the peak and one fall; the momentum moves against the learning rate."""
+
+    name = "onecycle"
+    interval = "step"
+    rise: float = setting(0.3, FRACTION, "pct_start")
+    """Fraction of the cycle spent rising."""
     anneal: Literal["cos", "linear"] = setting("cos", flag="anneal_strategy")
     """Shape of both halves."""
     div_factor: float = setting(25.0, ABOVE_0)
     """Peak / first learning rate."""
     final_div_factor: float | None = setting(None, ABOVE_0)
     """First / last learning rate; None: 1e4, or the value that ends the cycle at the tail's learning rate."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_momenta(self.momentum_min, self.momentum_max)
-
-    @property
-    def cycles_momentum(self) -> bool:
-        return self.cycle_momentum
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.OneCycleLR:
         first_lr = self.peak / self.div_factor
@@ -177,7 +184,7 @@ class WarmRestarts(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cyclic(Schedule):
+class Cyclic(MomentumCycle):
     """Triangles between the smallest learning rate and the peak; the momentum moves against the learning rate."""
 
     name = "cyclic"
@@ -186,24 +193,10 @@ class Cyclic(Schedule):
     """Smallest learning rate."""
     cycles: int = setting(5, ABOVE_0)
     """Triangles over the run, equal in length."""
-    momentum_max: float = setting(0.95, FRACTION)
-    """Momentum at the smallest learning rate."""
-    momentum_min: float = setting(0.85, FRACTION)
-    """Momentum at the largest learning rate."""
-    cycle_momentum: bool = True
-    """Cycle the momentum against the learning rate."""
     mode: Literal["triangular", "triangular2", "exp_range"] = setting("triangular", flag="cyclic_mode")
     """How the peaks change."""
     gamma: float = setting(0.9999, UP_TO_1, "cyclic_gamma")
     """exp_range: the factor per step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_momenta(self.momentum_min, self.momentum_max)
-
-    @property
-    def cycles_momentum(self) -> bool:
-        return self.cycle_momentum
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CyclicLR:
         return lr_scheduler.CyclicLR(
@@ -283,8 +276,3 @@ SCHEDULES: dict[str, type[Schedule]] = {
     for schedule in (OneCycle, MultiStep, Step, Cosine, WarmRestarts, Cyclic, Plateau, Constant, Linear)
 }
 """Schedules by the name that `--schedule` takes."""
-
-
-def _check_momenta(smallest: float, largest: float) -> None:
-    if smallest > largest:
-        raise ValueError(f"momentum_min {smallest} is above momentum_max {largest}")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from fastcifar.cli.options import UsageError, parse_quietly
 from fastcifar.config import Config
 from fastcifar.data.load import SMOKE_IMAGES
-from fastcifar.recipes import DEFAULT_RECIPE, OPTIMIZERS, RECIPES, with_optimizer
+from fastcifar.recipes import DEFAULT_RECIPE, OPTIMIZERS, find_recipe, with_optimizer
 from fastcifar.runs.config_file import load_config
 from fastcifar.schedules import SCHEDULES
 from fastcifar.settings import NAMES, SETTINGS, flat, method_differences, with_settings
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
     Raises UsageError or another ValueError of one line for anything wrong, and SystemExit(0) after --help.
     """
     resumed = _value_of(argv, "--resume")
-    default = recipe(_value_of(argv, "--recipe") or DEFAULT_RECIPE)
+    default = find_recipe(_value_of(argv, "--recipe") or DEFAULT_RECIPE)
     if (optimizer := _value_of(argv, "--optimizer")) in OPTIMIZERS:
         default = with_optimizer(default, str(optimizer))
     if resumed is not None:
@@ -51,13 +51,6 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
     if config.run.smoke:
         config = replace(config, epochs=1.0, data=replace(config.data, subset=config.data.subset or SMOKE_IMAGES))
     return config
-
-
-def recipe(name: str) -> Config:
-    """The Config of a recipe. Raises UsageError, listing the known ones."""
-    if name not in RECIPES:
-        raise UsageError(f"recipe {name!r} is unknown; known: {', '.join(RECIPES)}")
-    return RECIPES[name]
 
 
 def find_run(folder: str) -> Path:

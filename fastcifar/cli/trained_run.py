@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
-from fastcifar.runs.classifier import Classifier, find_model
+from fastcifar.runs.classifier import Classifier, find_model, load_with_facts
 from fastcifar.runs.config_file import load_config
-from fastcifar.runs.model_file import load_model
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ def read_run(where: Path) -> TrainedRun:
     ValueError when there is none or a file of it is damaged.
     """
     path = find_model(where)
-    network, facts = load_model(path)
-    model = Classifier(network, facts["classes"], facts["mean"], facts["std"]).eval()
+    model, facts = load_with_facts(path)
     name = str(facts.get("dataset"))
     return TrainedRun(path.parent, model, _recorded_data(path.with_name("config.json"), name), name)
 

@@ -59,8 +59,13 @@ class Classifier(nn.Module):
 
 def load(run_or_file: str | Path) -> Classifier:
     """The classifier of a run folder or a model.safetensors. ValueError when there is none or it is damaged."""
-    model, facts = load_model(find_model(Path(run_or_file)))
-    return Classifier(model, facts["classes"], facts["mean"], facts["std"]).eval()
+    return load_with_facts(find_model(Path(run_or_file)))[0]
+
+
+def load_with_facts(path: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier of a model.safetensors, and the facts beside its weights. ValueError when it is damaged."""
+    model, facts = load_model(path)
+    return Classifier(model, facts["classes"], facts["mean"], facts["std"]).eval(), facts
 
 
 def find_model(where: Path) -> Path:

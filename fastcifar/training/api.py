@@ -19,7 +19,7 @@ from fastcifar.data.arrays import dataset_from_arrays
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.files import lock_folder
 from fastcifar.data.load import load as load_dataset
-from fastcifar.recipes import RECIPES, with_optimizer
+from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import folder
 from fastcifar.runs.classifier import Classifier
 from fastcifar.runs.observers import Observer, Progress
@@ -151,9 +151,7 @@ def evaluate(
 
 def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
     if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe {recipe!r} is unknown; known: {', '.join(RECIPES)}")
-        recipe = RECIPES[recipe]
+        recipe = find_recipe(recipe)
     if "optimizer" in settings:
         recipe = with_optimizer(recipe, settings["optimizer"])
     for name in ("runs", "resume", "plot_schedule", "dry_run", "parallel"):

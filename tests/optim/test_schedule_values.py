@@ -1,5 +1,6 @@
 """Schedules as values: each has a name and an interval, makes torch's scheduler, and refuses values by their flag."""
 
+import inspect
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -42,7 +43,9 @@ OF_YOUR_OWN = (PerStep, PerEpoch)
 
 
 def all_kinds(of: type[Schedule] = Schedule) -> list[type[Schedule]]:
-    return [kind for sub in of.__subclasses__() for kind in (sub, *all_kinds(sub))]
+    """Every schedule that can be made, which no abstract one can, in the order of the file."""
+    kinds = {kind for sub in of.__subclasses__() for kind in (sub, *all_kinds(sub))}
+    return sorted((k for k in kinds if not inspect.isabstract(k)), key=lambda k: inspect.getsourcelines(k)[1])
 
 
 def make(kind: type[Schedule], **settings: Any) -> Schedule:
