@@ -57,7 +57,11 @@ def export_hub_folder(model: Path, out: Path) -> int:
         raise ValueError(f"{model}: a hub-folder needs the run's other files, too; give the folder of a run")
     facts = load_model(model)[1]
     results = read_results(model.parent)
-    write_hub_folder(out, results, facts, training_command(without_paths(results.config, facts)))
+    data = results.config.data
+    part = data.subset is None and not data.val_split and results.summary.get("n_train", 50_000) != 50_000
+    from_python = facts.get("dataset") == "cifar10" and part  # images that were chosen there
+    command = None if from_python else training_command(without_paths(results.config, facts))
+    write_hub_folder(out, results, facts, command)
     print(f"{out}: model.safetensors, config.json and README.md, the model card; it names no license yet")
     print(f"to publish it: hf upload USER/NAME {shlex.quote(str(out))}")
     return 0

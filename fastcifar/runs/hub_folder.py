@@ -103,12 +103,13 @@ def without_paths(config: Config, facts: dict[str, Any]) -> Config:
 def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], command: str | None) -> str:
     """README.md of the folder. summary: checked entries of summary.json; facts: those beside the weights."""
     dataset, classes = str(facts.get("dataset")), facts["classes"]
-    known = dataset in NAMES
+    known, images = dataset in NAMES, summary.get("n_test")
+    dataset_name = NAMES.get(dataset, dataset) + (f", {images:,.0f} test images" if images else "")
     tags = list(dict.fromkeys(["image-classification", "fastcifar", "pytorch", facts["network"], dataset]))
     training = f"```\n{command}\n```" if command else "It was trained from Python, or with settings that no flag has."
     return CARD.format(
         tags=_yaml(tags), datasets=f"datasets: [{dataset}]\n" if known else "", name=_yaml(title),
-        dataset=_yaml(dataset), dataset_name=_yaml(NAMES.get(dataset, dataset)), accuracy=f"{summary['accuracy']:.6g}",
+        dataset=_yaml(dataset), dataset_name=_yaml(dataset_name), accuracy=f"{summary['accuracy']:.6g}",
         title=_markdown(title), count=len(classes), classes=_markdown(", ".join(classes)),
         table=_table(summary, facts, dataset), percent=f"{summary['accuracy']:.2%}", training=training,
     )  # fmt: skip
@@ -123,6 +124,8 @@ def _table(summary: dict[str, Any], facts: dict[str, Any], dataset: str) -> str:
         "accuracy, averaged weights": value("accuracy_swa", "{:.2%}"),
         "accuracy, with test-time views": value("accuracy_tta", "{:.2%}"),
         "data": NAMES.get(dataset, dataset),
+        "training images": value("n_train", "{:,.0f}"),
+        "test images": value("n_test", "{:,.0f}"),
         "network": f"{facts['network']}, {facts['scale']}",
         "passes over the training images": value("epochs", "{:g}"),
         "optimizer steps": value("num_steps", "{:,.0f}"),

@@ -16,6 +16,7 @@ from fastcifar.cli import main as cli
 from fastcifar.recipes import RECIPES
 from fastcifar.runs import classifier, hub_folder, record
 from fastcifar.runs.config_file import load_config
+from fastcifar.runs.model_file import write_model
 from fastcifar.settings import method_differences
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -47,7 +48,11 @@ def test_the_card_has_the_figures_of_the_run(run, capfd):
     assert (card.data.library_name, card.data.pipeline_tag) == ("fastcifar", "image-classification")
     assert card.data.metrics == ["accuracy"] and card.data.license is None and card.data.datasets is None
     (measured,) = card.data.eval_results
-    assert (measured.metric_type, measured.metric_value, measured.dataset_name) == ("accuracy", 0.6, "x")
+    assert (measured.metric_type, measured.metric_value, measured.dataset_name) == (
+        "accuracy",
+        0.6,
+        "x, 40 test images",
+    )
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card.text, re.MULTILINE))
     assert rows.items() >= {
         "accuracy, last weights": "60.00%", "accuracy, averaged weights": "58.00%", "data": "x",
@@ -103,14 +108,26 @@ def test_no_command_where_flags_cannot_say_it_and_two_for_a_longer_run(run):
     assert "from Python" in hub_folder.make_card("a", {"accuracy": 0.5}, facts_of(run), None)
 
 
+@pytest.mark.parametrize(("n_train", "known"), [(50_000, True), (2_000, False)])
+def test_images_that_were_chosen_in_python_have_no_command(run, n_train, known):
+    net, facts = command.load_model(run / "model.safetensors")
+    write_model(run / "model.safetensors", net, {**facts, "dataset": "cifar10"})
+    summary = json.loads((run / "summary.json").read_text())
+    record.write_json(run / "summary.json", {**summary, "n_train": n_train})
+    card = ModelCard.load(export(run) / "README.md")
+    assert ("--data cifar10" in card.text) is known and ("from Python" in card.text) is not known
+
+
 def facts_of(run):
     return command.load_model(run / "model.safetensors")[1]
 
 
 def test_cifar10_is_named_as_on_the_hub(run):
-    card = ModelCard(hub_folder.make_card("a", {"accuracy": 0.94}, {**facts_of(run), "dataset": "cifar10"}, None))
+    card = ModelCard(hub_folder.make_card("a", {"accuracy": 0.94, "n_test": 10_000},
+                                          {**facts_of(run), "dataset": "cifar10"}, None))  # fmt: skip
     (measured,) = card.data.eval_results
-    assert card.data.datasets == ["cifar10"] and measured.dataset_name == "CIFAR-10" and measured.metric_value == 0.94
+    assert card.data.datasets == ["cifar10"] and measured.dataset_name == "CIFAR-10, 10,000 test images"
+    assert (measured.dataset_type, measured.metric_value) == ("cifar10", 0.94)
 
 
 def test_names_of_a_run_do_not_become_markup(run):
