@@ -63,10 +63,17 @@ def read_runs(records: Path) -> Iterator[dict[str, Any]]:
     for path in sorted([*records.rglob("*.json"), *records.rglob("*.jsonl")]):
         text = path.read_text()
         for row in [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]:
-            if not isinstance(row, dict) or row.get("variant", BASE) != BASE or "accuracy" not in row:
+            if not isinstance(row, dict) or "accuracy" not in row or is_variant(row):
                 continue
             if row.get("dataset") == "cifar10" and row.get("n_train") == 50_000:
                 yield row
+
+
+def is_variant(row: dict[str, Any]) -> bool:
+    """Whether a run is not one of its recipe: a variant of a bench, or another network than that of all recipes."""
+    config = row.get("config", {})
+    network = config.get("model", config).get("network", "resnet9")  # flat in older records
+    return bool(row.get("variant", BASE) != BASE or network != "resnet9")
 
 
 def group(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -15,9 +15,11 @@ HISTORY = [{"epoch": 1, "step": 10, "phase": "cycle", "lr": 0.1, "momentum": 0.9
 
 @pytest.fixture
 def records(tmp_path):
-    """Two runs that count, and others: JPEG copy, subset, variant, small network, a list, a table without accuracy."""
+    """Two runs that count, and others: JPEG copy, subset, variants, small network, a list, a table without accuracy."""
     rows = [RUN, {**RUN, "variant": "as it is", "accuracy": 0.92}, {**RUN, "dataset": "cifar10-jpeg"},
-            {**RUN, "n_train": 20_000}, {**RUN, "variant": "lr_peak=0.2"}]  # fmt: skip
+            {**RUN, "n_train": 20_000}, {**RUN, "variant": "lr_peak=0.2"},
+            {**RUN, "config": {"model": {"network": "shakedrop"}}},
+            {**RUN, "config": {"network": "resnet18"}}]  # fmt: skip
     (tmp_path / "a" / "s0").mkdir(parents=True)
     (tmp_path / "a" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "a" / "table.json").write_text(json.dumps({"dataset": "cifar10", "n_train": 50_000, "rows": []}))
