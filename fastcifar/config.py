@@ -100,6 +100,9 @@ class Tail(Part):
     """Momentum in the tail; None: the cycle's last value."""
     every_steps: int | None = setting(None, ABOVE_0, "swa_every")
     """Add the weights to the average every so many steps of the tail; None: at the end of each epoch."""
+    swag_rank: int = setting(0, Range("0 or from 2 to 1000", lambda v: v == 0 or 2 <= v <= 1000))
+    """SWAG (Maddox et al. 2019): also keep the spread of the averaged weights, and the deviations of the last so many
+    of them from their mean, in swag.safetensors; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

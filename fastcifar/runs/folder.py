@@ -14,7 +14,7 @@ from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp
 from fastcifar.settings import method_differences
 
-RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors")
+RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors", "swag.safetensors")
 
 
 def choose(config: Config) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
+from fastcifar.optim.swag import Swag
 from fastcifar.runs.observers import Observer, Result
 from fastcifar.training.evaluate import accuracies
 from fastcifar.training.processes import data_parallel, sum_over_processes
@@ -132,7 +133,8 @@ def finish(task: Task, state: State) -> Result:
         with_views=with_views if task.config.evaluation.tta != "none" else None,
     )
     summary = summarize(task, state, measured, eval_final_s)
-    return Result(final, summary, state.history, state.schedule)
+    swag = state.average if has_tail and isinstance(state.average, Swag) else None
+    return Result(final, summary, state.history, state.schedule, swag)
 
 
 def _raw_accuracy(task: Task, model: nn.Module) -> float:
