@@ -149,6 +149,9 @@ class Run(Part):
     """Train this many seeds, seed, seed+1, ..., and report statistics."""
     parallel: Literal["data", "seeds"] = "data"
     """Under torchrun: share each step's batch between the processes, or give each its own seeds."""
+    keep_all: bool = False
+    """With --runs N: keep a run folder of each seed, seed<S> in the run folder, and end with the table of their
+    ensemble."""
     target: float | None = setting(None, Range("a fraction", lambda v: True))
     """Accuracy (fraction) whose share of runs is reported."""
     out: str | None = None
@@ -175,6 +178,8 @@ class Run(Part):
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:
             raise ValueError("extend_epochs continues a single run: it does not go with --runs")
+        if self.keep_all and self.runs == 1:
+            raise ValueError("keep_all is for several seeds: add --runs N")
 
 
 @dataclass(frozen=True, kw_only=True)
