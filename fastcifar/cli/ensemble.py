@@ -26,6 +26,7 @@ from fastcifar.cli.table import format_table
 from fastcifar.cli.trained_run import TrainedRun, load_test_images, log_probabilities, raw_model, read_run, some_of
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import record
+from fastcifar.runs.model_file import load_swag
 from fastcifar.training.metrics import quality
 from fastcifar.training.posterior import swag_models
 
@@ -64,13 +65,13 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("an ensemble has at least two members; name several runs, or one with --swag")
     members = [read_run(where) for where in options.runs]
     check_members(members, options.data)
+    for member in members if samples else []:  # before the work, which takes seconds for each sample
+        load_swag(member.folder)
     dataset = load_test_images(members[0], options.data)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
     outputs, labels = [], torch.as_tensor(dataset.y_test)
     for member in members:
-        if samples:
-            print(f"{member.folder}: drawing {samples} samples", file=sys.stderr, flush=True)
         outputs.append(outputs_of(member, dataset, options.views, samples))
         member.model.cpu()
     each = [{kind: quality(log_p, labels) for kind, log_p in found.items()} for found in outputs]
@@ -100,6 +101,7 @@ def outputs_of(run: TrainedRun, dataset: Dataset, views: bool, samples: int) -> 
         models["raw"] = raw
     found = {kind: log_probabilities(model, dataset, views)[0] for kind, model in models.items()}
     if samples:
+        print(f"{run.folder}: measuring {samples} samples", file=sys.stderr, flush=True)
         drawn = swag_models(run.folder, samples, dataset)
         found["swag"] = mean_probabilities(log_probabilities(model, dataset, views)[0] for model in drawn)
     return found

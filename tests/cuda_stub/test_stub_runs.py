@@ -30,7 +30,7 @@ def test_both_image_sizes_are_trained() -> None:
     assert [block["size"] for block in run["blocks"]] == [22, 32, 32, 32]
 
 
-@pytest.mark.parametrize("name", ["averaging every step", "averaging every step, plain"])
+@pytest.mark.parametrize("name", ["averaging every step", "averaging every step, plain", "SWAG every step"])
 def test_the_tail_is_averaged_without_a_wait(name: str) -> None:
     run = ask("runs", name)
     assert run["swa_recorded"] == 6 == sum(step["averaged"] for block in run["blocks"] for step in block["steps"])
