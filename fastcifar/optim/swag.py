@@ -29,7 +29,12 @@ class Swag(RunningMean):
         self.rank = rank
         self.trained = [n for n, p in model.named_parameters() if p.requires_grad]
         self.variance = {n: torch.zeros_like(self.mean[n]) for n in self.trained}
-        self.deviations = {n: self.mean[n].new_zeros(rank, *self.mean[n].shape) for n in self.trained}
+        self.deviations = {n: self._rows_like(self.mean[n]) for n in self.trained}
+
+    def _rows_like(self, mean: Tensor) -> Tensor:
+        """Zeros [rank, ...], each row in the layout of the weight: else each weight would be copied on its own."""
+        strides = (mean.numel(), *mean.stride())
+        return torch.empty_strided((self.rank, *mean.shape), strides, dtype=mean.dtype, device=mean.device).zero_()
 
     @torch.no_grad()
     def record(self, model: nn.Module) -> None:
