@@ -5,7 +5,7 @@ of the deviations of the last R recorded weights, each from the running mean of 
 
 Included is every trained weight. What training leaves as it is (whitening filters, fixed scales of batch norms, frozen
 weights) has no spread and is not sampled. Filters under Muon are included as they are: Muon sets their norm in each
-step, their mean is shorter than that, and the variance of a sample gives back in expectation what the mean has lost.
+step, their mean is shorter than that, and the variance of a sample gives back about what the mean has lost.
 """
 
 from __future__ import annotations
