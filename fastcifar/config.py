@@ -100,6 +100,9 @@ class Tail(Part):
     """Momentum in the tail; None: the cycle's last value."""
     every_steps: int | None = setting(None, ABOVE_0, "swa_every")
     """Add the weights to the average every so many steps of the tail; None: at the end of each epoch."""
+    swag_rank: int = setting(0, Range("0 or from 2 to 1000", lambda v: v == 0 or 2 <= v <= 1000))
+    """SWAG (Maddox et al. 2019): also keep the spread of the averaged weights, and the deviations of the last so many
+    of them from their mean, in swag.safetensors; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,9 @@ class Run(Part):
     """Train this many seeds, seed, seed+1, ..., and report statistics."""
     parallel: Literal["data", "seeds"] = "data"
     """Under torchrun: share each step's batch between the processes, or give each its own seeds."""
+    keep_all: bool = False
+    """With --runs N: keep a run folder of each seed, seed<S> in the run folder, and end with the table of their
+    ensemble."""
     target: float | None = setting(None, Range("a fraction", lambda v: True))
     """Accuracy (fraction) whose share of runs is reported."""
     out: str | None = None
@@ -172,6 +178,8 @@ class Run(Part):
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:
             raise ValueError("extend_epochs continues a single run: it does not go with --runs")
+        if self.keep_all and self.runs == 1:
+            raise ValueError("keep_all is for several seeds: add --runs N")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
         recipe = find_recipe(recipe)
     if "optimizer" in settings:
         recipe = with_optimizer(recipe, settings["optimizer"])
-    for name in ("runs", "resume", "plot_schedule", "dry_run", "parallel"):
+    for name in ("runs", "resume", "plot_schedule", "dry_run", "parallel", "keep_all"):
         if name in settings:
             raise ValueError(f"{name} is for the command line; it does not go with a training from Python")
     return with_settings(recipe, **settings)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
+from fastcifar.optim.swag import Swag
 from fastcifar.runs.observers import Observer, Result
 from fastcifar.training.evaluate import accuracies
 from fastcifar.training.processes import data_parallel, sum_over_processes
@@ -117,7 +118,7 @@ def finish(task: Task, state: State) -> Result:
         with stopwatch("swa"), autocast(task.hardware):
             final = state.average.averaged(state.model)
             final._compiled_call_impl = None
-            refresh_batch_norm(final, _refresh_batches(task))
+            refresh_batch_norm(final, refresh_batches(task))
     before_s = stopwatch.seconds("eval")
     with stopwatch("eval"):
         plain, with_views = accuracies(task, final, task.test, task.config.evaluation)
@@ -132,7 +133,8 @@ def finish(task: Task, state: State) -> Result:
         with_views=with_views if task.config.evaluation.tta != "none" else None,
     )
     summary = summarize(task, state, measured, eval_final_s)
-    return Result(final, summary, state.history, state.schedule)
+    swag = state.average if has_tail and isinstance(state.average, Swag) else None
+    return Result(final, summary, state.history, state.schedule, swag)
 
 
 def _raw_accuracy(task: Task, model: nn.Module) -> float:
@@ -140,7 +142,7 @@ def _raw_accuracy(task: Task, model: nn.Module) -> float:
     return plain
 
 
-def _refresh_batches(task: Task) -> Iterator[Tensor]:
+def refresh_batches(task: Task) -> Iterator[Tensor]:
     """Augmented training images of the epoch after the last, in batches of the training size."""
     steps = max(1, min(task.steps_per_epoch, REFRESH_IMAGES // task.batch_size))
     plan = task.plan(-(-task.num_steps // task.steps_per_epoch)).steps(0, steps)

@@ -99,7 +99,7 @@ class State:
         Tensors are copied back in place, on their device and without a wait, so that what was recorded on them holds.
         """
         momenta = [kept["momentum_buffer"] for o in self.optimizers for kept in o.state.values()]
-        tensors = [*self.model.state_dict().values(), *self.average.mean.values(), *momenta, self.loss_sum]
+        tensors = [*self.model.state_dict().values(), *self.average.tensors().values(), *momenta, self.loss_sum]
         before, count, training = [t.clone() for t in tensors], self.average.count, self.model.training
         try:
             yield

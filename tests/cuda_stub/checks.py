@@ -8,6 +8,8 @@ REPLAYED = {"replays": 1}
 """All that a recorded step asks for."""
 MOST_TO_AVERAGE = 2
 """Launches after a step whose weights go into the average."""
+MOST_FOR_SWAG = 6
+"""The same where their spread and deviations are kept, too."""
 NEVER = ("illegal", "outside", "unordered")
 NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees")
 NEVER_IN_A_BLOCK = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")
@@ -21,7 +23,9 @@ MOST_WAITS_OF_AN_EVALUATION = 3
 """The clock stops and goes on, the accuracy is read."""
 
 
-def complaints_about_run(run: dict[str, Any], waits_per_step: int = 0) -> list[str]:
+def complaints_about_run(
+    run: dict[str, Any], waits_per_step: int = 0, most_to_average: int = MOST_TO_AVERAGE
+) -> list[str]:
     """`waits_per_step` are expected in a plain step; each of them reads a number back."""
     found = [f"{run['all'][name]} x {name}" for name in NEVER if run["all"].get(name)]
     if run["recorded"] != run["may_be_recorded"]:
@@ -36,7 +40,7 @@ def complaints_about_run(run: dict[str, Any], waits_per_step: int = 0) -> list[s
         replayed = run["recorded"] and block["trains"]
         found += [f"block {i}: {what}" for what in complaints_about_block(block, replayed)]
         for j, step in enumerate(block["steps"]):
-            wrong = complaints_about_step(step, replayed, waits_per_step if block["trains"] else 0)
+            wrong = complaints_about_step(step, replayed, waits_per_step if block["trains"] else 0, most_to_average)
             found += [f"step {j} of block {i}: {what}" for what in wrong]
     for i, block in enumerate(run["blocks"][:-1]):  # with the last one the run ends too
         if (waits := block["end"]["counted"].get("waits", 0)) > MOST_WAITS_AT_AN_END + MOST_WAITS_OF_AN_EVALUATION:
@@ -44,10 +48,12 @@ def complaints_about_run(run: dict[str, Any], waits_per_step: int = 0) -> list[s
     return found
 
 
-def complaints_about_step(step: dict[str, Any], replayed: bool, waits: int = 0) -> list[str]:
+def complaints_about_step(
+    step: dict[str, Any], replayed: bool, waits: int = 0, most_to_average: int = MOST_TO_AVERAGE
+) -> list[str]:
     counted = step["counted"]
     if replayed:
-        most = MOST_TO_AVERAGE if step["averaged"] else 0
+        most = most_to_average if step["averaged"] else 0
         rest = {name: n for name, n in counted.items() if name != "launches"}
         return [str(counted)] if rest != REPLAYED or counted.get("launches", 0) > most else []
     allowed = {"waits": waits, "copies_to_host": waits}

@@ -181,6 +181,7 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "wide sgd": partial(watched, optimizer="sgd", scale="wide"),
         "resnet18 gn-ws fp16": partial(watched, optimizer="sgd", network="resnet18", norm="gn-ws", precision="fp16"),
         "averaging every step": partial(watched, swa_every=1, swa_start=0.5),
+        "SWAG every step": partial(watched, swa_every=1, swa_start=0.5, swag_rank=4),
         "averaging every step, plain": partial(watched, swa_every=1, swa_start=0.5, cuda_graph=False),
         "no tail": partial(watched, swa_start=None),
         "ends inside an epoch": partial(watched, epochs=2.5),
