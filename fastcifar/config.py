@@ -24,7 +24,7 @@ class Data(Part):
     """What is trained on."""
 
     source: str = setting("auto", flag="data")
-    """auto, cifar10, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
+    """auto, cifar10, cifar100, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
     subset: int | None = setting(None, ABOVE_0)
     """Train on this many images, classes in equal parts, and test on a fifth as many."""
     val_split: float = setting(0.0, FRACTION)

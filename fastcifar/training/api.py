@@ -79,7 +79,7 @@ def train(
 
     Args:
         recipe: name of a recipe, or a Config.
-        data: "cifar10", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
+        data: "cifar10", "cifar100", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
         out: run folder to write; None writes nothing.
         on_step: called with (step, {}) after each step; it must be quick.
         on_epoch: called with (epoch, metrics row) after each epoch.
