@@ -157,6 +157,8 @@ class Run(Part):
     checkpoint_every: int | None = setting(None, AT_LEAST_0)
     """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end; None: at the end of an
     epoch, once half a minute of training has passed since the last."""
+    log: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
     plot_schedule: bool = False
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = False
@@ -172,6 +174,8 @@ class Run(Part):
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:
             raise ValueError("extend_epochs continues a single run: it does not go with --runs")
+        if self.runs > 1 and self.log != "none":
+            raise ValueError("log shows a single run: it does not go with --runs")
 
 
 @dataclass(frozen=True, kw_only=True)
