@@ -159,6 +159,8 @@ class Run(Part):
     epoch, once half a minute of training has passed since the last."""
     log: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
+    profile: bool = False
+    """Record a few steps: trace.json.gz for chrome://tracing or ui.perfetto.dev, and the costliest operations."""
     plot_schedule: bool = False
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = False
@@ -174,8 +176,8 @@ class Run(Part):
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:
             raise ValueError("extend_epochs continues a single run: it does not go with --runs")
-        if self.runs > 1 and self.log != "none":
-            raise ValueError("log shows a single run: it does not go with --runs")
+        if self.runs > 1 and (self.log != "none" or self.profile):
+            raise ValueError(f"{'profile' if self.profile else 'log'} shows a single run: it does not go with --runs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,8 +96,8 @@ def train(
         config = with_settings(config, data=str(data))
     if out is not None:
         config = with_settings(config, out=str(out))
-    elif config.run.log != "none":
-        raise ValueError("log needs a run folder: give out")
+    elif config.run.log != "none" or config.run.profile:
+        raise ValueError("log and profile need a run folder: give out")
     config, hardware = resolve(config)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):

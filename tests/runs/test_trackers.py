@@ -222,7 +222,7 @@ def test_wrong_use_is_one_line(call, base, flags, words):
 def test_lr_find_and_a_training_without_a_folder_refuse_it():
     with pytest.raises(ValueError, match="--log has no effect here"):
         lr_find.main(["--log", "tensorboard", "--smoke"])
-    with pytest.raises(ValueError, match="log needs a run folder"):
+    with pytest.raises(ValueError, match="log and profile need a run folder"):
         fastcifar.train("swa30", data="synthetic", log="tensorboard")
 
 
