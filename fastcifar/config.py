@@ -24,7 +24,7 @@ class Data(Part):
     """What is trained on."""
 
     source: str = setting("auto", flag="data")
-    """auto, cifar10, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
+    """auto, cifar10, cifar100, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
     subset: int | None = setting(None, ABOVE_0)
     """Train on this many images, classes in equal parts, and test on a fifth as many."""
     val_split: float = setting(0.0, FRACTION)
@@ -163,6 +163,10 @@ class Run(Part):
     checkpoint_every: int | None = setting(None, AT_LEAST_0)
     """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end; None: at the end of an
     epoch, once half a minute of training has passed since the last."""
+    log: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
+    profile: bool = False
+    """Record a few steps: trace.json.gz for chrome://tracing or ui.perfetto.dev, and the costliest operations."""
     plot_schedule: bool = False
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = False
@@ -180,6 +184,8 @@ class Run(Part):
             raise ValueError("extend_epochs continues a single run: it does not go with --runs")
         if self.keep_all and self.runs == 1:
             raise ValueError("keep_all is for several seeds: add --runs N")
+        if self.runs > 1 and (self.log != "none" or self.profile):
+            raise ValueError(f"{'profile' if self.profile else 'log'} shows a single run: it does not go with --runs")
 
 
 @dataclass(frozen=True, kw_only=True)

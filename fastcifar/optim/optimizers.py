@@ -153,7 +153,7 @@ def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) ->
         return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
     groups = [filters, *rest]
     if settings.name == "apex-sgd":
-        return [_apex_sgd()(groups, **rates)]
+        return [apex_sgd()(groups, **rates)]
     if recorded:
         return [CapturableSGD(groups, **rates)]
     return [_fused_sgd(groups, **rates)]
@@ -169,7 +169,7 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
     return sgd
 
 
-def _apex_sgd() -> Any:
+def apex_sgd() -> Any:
     """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class."""
     try:
         return importlib.import_module("apex.optimizers").FusedSGD

@@ -79,7 +79,7 @@ def train(
 
     Args:
         recipe: name of a recipe, or a Config.
-        data: "cifar10", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
+        data: "cifar10", "cifar100", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
         out: run folder to write; None writes nothing.
         on_step: called with (step, {}) after each step; it must be quick.
         on_epoch: called with (epoch, metrics row) after each epoch.
@@ -96,6 +96,8 @@ def train(
         config = with_settings(config, data=str(data))
     if out is not None:
         config = with_settings(config, out=str(out))
+    elif config.run.log != "none" or config.run.profile:
+        raise ValueError("log and profile need a run folder: give out")
     config, hardware = resolve(config)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
