@@ -213,12 +213,16 @@ CASES: dict[str, Callable[[], Any]] = {
     "succeeds muon": partial(recording, nothing),
     "succeeds sgd": partial(recording, nothing, optimizer="sgd"),
     "succeeds fp32": partial(recording, nothing, precision="fp32"),
+    "succeeds fp16": partial(recording, nothing, precision="fp16"),
     "first launch fails": partial(recording, nothing, lambda: card.fail_captured_launch(1)),
     "a launch of the forward pass fails": partial(recording, nothing, lambda: card.fail_captured_launch(20)),
     "a launch of the update fails": partial(recording, nothing, lambda: card.fail_captured_launch(250)),
     "a launch at the second image size fails": partial(recording, nothing, lambda: card.fail_captured_launch(450)),
     "a launch fails, sgd": partial(recording, nothing, lambda: card.fail_captured_launch(100), optimizer="sgd"),
     "a launch fails, fp32": partial(recording, nothing, lambda: card.fail_captured_launch(100), precision="fp32"),
+    "a launch of the update fails, fp16": partial(
+        recording, nothing, lambda: card.fail_captured_launch(250), precision="fp16"
+    ),
     "reads a number": partial(recording, reads_a_number),
     "out of memory, rehearsal": lambda: recording(OutOfMemory(1)),
     "out of memory, rehearsal of the second size": lambda: recording(OutOfMemory(2)),

@@ -8,7 +8,7 @@ from results import ask, marks
 pytestmark = marks
 
 ON_THE_CARD = [name for name in failures.CASES if not name.startswith(("fault", "cpu", "run"))]
-SUCCEEDS = {"succeeds muon", "succeeds sgd", "succeeds fp32", "launches outside"}
+SUCCEEDS = {"succeeds muon", "succeeds sgd", "succeeds fp32", "succeeds fp16", "launches outside"}
 
 
 @pytest.mark.parametrize("name", ON_THE_CARD)
