@@ -153,9 +153,9 @@ def launches_outside(x: Tensor) -> None:
 # ---- a whole run
 
 
-def run_whose_recording_fails() -> dict[str, Any]:
-    """Trains to its end with the plain step."""
-    card.fail_captured_launch(100)
+def run_whose_recording_fails(launch: int) -> dict[str, Any]:
+    """Trains to its end without what failed."""
+    card.fail_captured_launch(launch)
     try:
         return watch_run(make_task())
     finally:
@@ -230,7 +230,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "out of memory, recording of the second size": lambda: recording(OutOfMemory(4)),
     "fork not joined": partial(recording, ends_on_another_stream),
     "launches outside": partial(recording, launches_outside),
-    "run": run_whose_recording_fails,
+    "run": partial(run_whose_recording_fails, 100),
+    "run, evaluation fails": partial(run_whose_recording_fails, 600),
     "cpu, succeeds": partial(recording_on_the_cpu, 0),
     "cpu, first size fails": partial(recording_on_the_cpu, 1),
     "cpu, second size fails": partial(recording_on_the_cpu, 2),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -79,6 +82,42 @@ def time_blocks(task: subject.Task, step: WatchedStep, size: int) -> dict[str, A
         "num_steps": len(block["steps"]), "step": block["steps"][-1]["counted"],
         "block": {part: block[part]["counted"] for part in parts},
     }  # fmt: skip
+
+
+def evaluation(recipe: str, recorded: bool, test_images: int = 2500, repeats: int = 3) -> dict[str, Any]:
+    """What the evaluation of an epoch asks for, and the final one with views, of averaged weights; and to record them.
+
+    Host time is the least of some, in microseconds.
+    """
+    task = make_task(recipe, cuda_graph=recorded, test_images=test_images)
+    state = subject.start_state(task)
+    task = subject.warm_up(task, state.model)
+    step, averaged, views = (
+        subject.make_step(task, state, state.model),
+        copy.deepcopy(state.model),
+        task.config.evaluation,
+    )
+    with timed() as recording:
+        evaluator = subject.Evaluator(task, state.model, step.recorder)
+    told: dict[str, Any] = {"recording": recording}
+    with card.without_effects():
+        for name, model, tta, share in (("epoch", state.model, "none", 1.0),
+                                        ("final", averaged, views.tta, views.tta_share)):  # fmt: skip
+            for _ in range(repeats):
+                with timed() as told[name]:
+                    evaluator(model, task.test, tta, share)
+                told[f"{name}_us"] = min(told.get(f"{name}_us", told[name]["us"]), told[name].pop("us"))
+    return told
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, Any]]:
+    """What was counted in between, with the host's microseconds."""
+    told, since = {}, time.process_time()
+    with card.counting() as counted:
+        yield told
+        us = (time.process_time() - since) * 1e6
+    told |= {**counted, "us": us}
 
 
 def count_update(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -196,6 +235,8 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: rehearsal does not wait": with_rehearsal_that_does_not_wait,
         "fault: index from the host": with_index_from_the_host,
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
+        "evaluation, recorded": partial(evaluation, "speedrun94", True),
+        "evaluation, plain": partial(evaluation, "speedrun94", False),
         "executor waits": executor_waits,
         "dali": dali_falls_back,
     }

@@ -19,8 +19,11 @@ STEPS = ("recipe", "step", "image", "launches", "copies", "memsets", "waits", "i
 BLOCKS = ("recipe", "step", "image", "steps of a block", "taken: launches, copies, waits",
           "made: launches, copies, waits", "host us", "host us / steps",
           "end of an epoch: launches, copies, waits")  # fmt: skip
+EVALUATIONS = ("recipe", "step", "epoch: launches, copies, waits", "replays", "host us",
+               "final: launches, copies, waits", "replays", "host us",
+               "to record: launches, operations, host us")  # fmt: skip
 UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets")
-IMAGES = 50_000
+IMAGES, TEST_IMAGES = 50_000, 10_000
 
 
 def main() -> int:
@@ -32,10 +35,10 @@ def main() -> int:
         print(run.stdout, run.stderr, file=sys.stderr)
         return 1
     print(f"`.venv/bin/python tests/cuda_stub/table.py`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
-    titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network")
-    for title, head, rows in zip(
-        titles, (STEPS, BLOCKS, UPDATES), json.loads(run.stdout.splitlines()[-1]), strict=True
-    ):
+    titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network",
+              f"An evaluation of {TEST_IMAGES:,} images, in batches of 1,000")  # fmt: skip
+    heads = (STEPS, BLOCKS, UPDATES, EVALUATIONS)
+    for title, head, rows in zip(titles, heads, json.loads(run.stdout.splitlines()[-1]), strict=True):
         print(f"## {title}\n\n| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |")
         for row in rows:
             print(f"| {' | '.join(map(str, row))} |")
@@ -44,12 +47,12 @@ def main() -> int:
 
 
 def measure() -> tuple[list[list[Any]], ...]:
-    """Rows of the three tables."""
+    """Rows of the four tables."""
     from observe import make_task, watch_run
-    from runs import host_time
+    from runs import evaluation, host_time
     from subject import RECIPES
 
-    steps, blocks, updates = [], [], []
+    steps, blocks, updates, evaluations = [], [], [], []
     for recipe, config in RECIPES.items():
         for recorded in (True, False):
             told = host_time(recipe, recorded, images=IMAGES, batch_size=config.optimizer.batch_size)
@@ -67,7 +70,14 @@ def measure() -> tuple[list[list[Any]], ...]:
                                f"{found['block_us'] / found['num_steps']:,.0f}", end])  # fmt: skip
             by_optimizer = [f"{update['name']} {triple(update['counted'], 'memsets')}" for update in told["updates"]]
             updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets")])
-    return steps, blocks, updates
+            told = evaluation(recipe, recorded, TEST_IMAGES)
+            row = [recipe, kind]
+            for name in ("epoch", "final"):
+                row += [triple(told[name], "waits"), told[name].get("replays", 0), f"{told[f'{name}_us']:,.0f}"]
+            cost = told["recording"]
+            made = f"{cost.get('launches', 0)}, {cost.get('captured', 0)}, {cost['us']:,.0f}" if recorded else "-"
+            evaluations.append([*row, made])
+    return steps, blocks, updates, evaluations
 
 
 def copies(counted: dict[str, int]) -> int:

@@ -33,6 +33,14 @@ def test_a_run_whose_recording_fails_trains_to_its_end() -> None:
     assert complaints_about_run({**run, "may_be_recorded": False}) == []
 
 
+def test_a_run_whose_evaluation_is_not_recorded_keeps_the_recorded_step() -> None:
+    run = ask("failures", "run, evaluation fails")
+    (line,) = run["said"]
+    assert run["recorded"] and line.startswith("recording the evaluation as a CUDA graph failed")
+    (complaint,) = complaints_about_run(run)
+    assert "the evaluation is not one" in complaint
+
+
 @pytest.mark.parametrize("name", ["succeeds", "first size fails", "second size fails"])
 def test_real_kernels_leave_nothing_behind_either(name: str) -> None:
     told = ask("failures", f"cpu, {name}")

@@ -63,7 +63,7 @@ def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recor
     fast = train(task)
     monkeypatch.setattr(loop, "make_step", Step)
     plain = train(make_quick_task(**settings))
-    assert len(recorded) == 2  # one per image size, not one per step
+    assert len(recorded) == 3  # one per image size, not one per step, and the evaluation
     assert_same(fast, plain)
 
 
