@@ -53,3 +53,10 @@ def to_device(
         pad_px=pad_px,
         dtype=dtype,
     )
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device. From pinned memory the copy does not wait for the training in progress."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

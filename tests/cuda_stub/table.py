@@ -8,6 +8,7 @@ time of a block covers the random draws of an epoch, making its block ahead, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sys
@@ -22,7 +23,8 @@ BLOCKS = ("recipe", "step", "image", "steps of a block", "taken: launches, copie
 EVALUATIONS = ("recipe", "step", "epoch: launches, copies, waits", "replays", "host us",
                "final: launches, copies, waits", "replays", "host us",
                "to record: launches, operations, host us")  # fmt: skip
-UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets")
+UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets",
+           "host us")  # fmt: skip
 IMAGES, TEST_IMAGES = 50_000, 10_000
 
 
@@ -30,7 +32,7 @@ def main() -> int:
     if "--under-the-stub" in sys.argv:
         print(json.dumps(measure()))
         return 0
-    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=900)
+    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=1800)
     if run.returncode:
         print(run.stdout, run.stderr, file=sys.stderr)
         return 1
@@ -53,11 +55,13 @@ def measure() -> tuple[list[list[Any]], ...]:
     from subject import RECIPES
 
     steps, blocks, updates, evaluations = [], [], [], []
-    for recipe, config in RECIPES.items():
-        for recorded in (True, False):
-            told = host_time(recipe, recorded, images=IMAGES, batch_size=config.optimizer.batch_size)
-            kind = "recorded" if told["recorded"] else "plain"
-            run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99))
+    for precision, recipes in (("bf16", RECIPES), ("fp16", ("speedrun94", "onecycle30"))):
+        for recipe, recorded in itertools.product(recipes, (True, False)):
+            settings: dict[str, Any] = {"precision": precision}
+            batch = RECIPES[recipe].optimizer.batch_size
+            told = host_time(recipe, recorded, images=IMAGES, batch_size=batch, **settings)
+            kind = ("recorded" if told["recorded"] else "plain") + (", fp16" if precision == "fp16" else "")
+            run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99, **settings))
             end = triple(run["blocks"][0]["end"]["counted"], "waits")
             for size, found in told["sizes"].items():
                 step, block = found["step"], found["block"]
@@ -69,8 +73,9 @@ def measure() -> tuple[list[list[Any]], ...]:
                                triple(block["ahead"], "waits"), f"{found['block_us']:,.0f}",
                                f"{found['block_us'] / found['num_steps']:,.0f}", end])  # fmt: skip
             by_optimizer = [f"{update['name']} {triple(update['counted'], 'memsets')}" for update in told["updates"]]
-            updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets")])
-            told = evaluation(recipe, recorded, TEST_IMAGES)
+            updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets"),
+                            f"{told['average_us']:,.0f}"])  # fmt: skip
+            told = evaluation(recipe, recorded, TEST_IMAGES, **settings)
             row = [recipe, kind]
             for name in ("epoch", "final"):
                 row += [triple(told[name], "waits"), told[name].get("replays", 0), f"{told[f'{name}_us']:,.0f}"]
