@@ -128,7 +128,7 @@ class Machine(Part):
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = "auto"
     """torch.compile mode; auto: on where it pays back within the run."""
     cuda_graph: bool = True
-    """Record the step once and replay it, where that can be: on a CUDA card, not in fp16 or with apex, one process."""
+    """Record the step once and replay it, where that can be: on a CUDA card, not with apex, in one process."""
     executor: Literal["auto", "dali", "torch"] = setting("auto", flag="augment")
     """What executes the augmentation plan."""
     deterministic: bool = False

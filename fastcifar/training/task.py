@@ -162,15 +162,14 @@ def _make_executor(config: Config, hardware: Hardware, images: DeviceImages) -> 
 def can_be_recorded(task: Task) -> bool:
     """Whether a CUDA graph can hold the step: the host may decide and read nothing in it.
 
-    Excluded are the loss scaling of fp16, gradients shared between processes, the compile modes that record graphs
-    themselves, and apex, whose kernel takes momentum as a number.
+    Excluded are gradients shared between processes, the compile modes that record graphs themselves, and apex, whose
+    kernel takes momentum as a number.
     """
     config, hardware = task.config, task.hardware
     return (
         config.machine.cuda_graph
         and hardware.device.type == "cuda"
         and config.optimizer.name != "apex-sgd"
-        and hardware.precision != "fp16"
         and task.world.size == 1
         and hardware.compile in ("off", "default")
     )
