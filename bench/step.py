@@ -39,7 +39,7 @@ class Options:
 
     variants: tuple[str, ...] = ()
     """fp32, bf16 or fp16, each alone (eager) or with -compiled, -reduced (reduce-overhead), -tuned (max-autotune),
-    -fused (eager, with the fused kernels) or -nchw (eager, channels first). Default: all that are useful on the device."""
+    -fused (eager, own kernels for norms) or -nchw (eager, channels first). Default: all useful on the device."""
     recipe: str = "swa30"
     """Recipe whose network and optimizer are timed."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
@@ -106,7 +106,8 @@ def configure(name: str, options: Options) -> Config:
         raise ValueError(f"variant {name!r}: known are {', '.join(DTYPES)}, alone or with -{', -'.join(MODES)}")
     config = with_settings(
         harness.parse(options.recipe, f"device={options.device} scale={options.scale}"),
-        precision=dtype, compile=MODES[mode] if mode else "off", fused_kernels=mode == "fused", augment=options.augment, batch_size=options.batch,
+        precision=dtype, compile=MODES[mode] if mode else "off", fused_kernels=mode == "fused",
+        augment=options.augment, batch_size=options.batch,
         epochs=1.0, swa_start=2 / 3, swa_every=None, tta="none", val_split=0.0, low_res_px=32, low_res_until=0.0,
         schedule="onecycle", lr_peak=0.01,
     )  # fmt: skip

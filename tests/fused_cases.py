@@ -1,7 +1,7 @@
 """The kernels on a CPU, by Triton's interpreter, against plain torch: python fused_cases.py
 
-`compare` runs on a card, too. Prints a line of JSON: per case the largest differences of each result. Run with TRITON_INTERPRET=1, in a process of its
-own, because Triton reads it when it is imported.
+Prints a line of JSON: per case the largest differences of each result. Run with TRITON_INTERPRET=1, in a process of its
+own, because Triton reads it when it is imported. `compare` runs on a card, too.
 """
 
 from __future__ import annotations

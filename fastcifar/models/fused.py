@@ -132,7 +132,7 @@ def fuse(model: nn.Module, activation: str, dtype: torch.dtype) -> bool:
 
     A reason against it is logged in one line. Builds all kernels of a run; statistics of the model do not change.
     """
-    norms = [m for m in model.modules() if type(m) is nn.BatchNorm2d and m.momentum is not None]
+    norms = plain_norms(model)
     try:
         if norms and (apart := largest_difference(norms[0], activation, dtype)) > TOLERANCE[dtype]:
             raise ValueError(f"they differ from plain torch by {apart:.2g}")
@@ -140,9 +140,19 @@ def fuse(model: nn.Module, activation: str, dtype: torch.dtype) -> bool:
         reason = " ".join(str(e).split())[:150]
         log.warning("the fused kernels do not work here (%s: %s); going on without them", type(e).__name__, reason)
         return False
-    for norm in norms:
-        norm.__class__ = FusedBatchNorm2d
+    use_kernels(model)
     return bool(norms)
+
+
+def plain_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Batch norms that the kernels can stand for: not those over several processes, which have their own class."""
+    return [m for m in model.modules() if type(m) is nn.BatchNorm2d and m.momentum is not None]
+
+
+def use_kernels(model: nn.Module) -> None:
+    """Lets the model's batch norms use the kernels (in place, keys unchanged)."""
+    for norm in plain_norms(model):
+        norm.__class__ = FusedBatchNorm2d
 
 
 def largest_difference(norm: nn.BatchNorm2d, activation: str, dtype: torch.dtype) -> float:
