@@ -33,6 +33,8 @@ class Hardware:
     executor: str
     scale: str
     reasons: dict[str, str] = field(default_factory=dict)
+    fused: bool = False
+    """Whether the Triton kernels of `fastcifar.models.fused` run: known after the warm-up."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -218,6 +218,7 @@ def watch_run(
         "said": said,
         "swa_recorded": result.summary["swa_recorded"],
         "precision": result.summary["precision"],
+        "fused": result.summary["fused_kernels"],
         "accuracies": sorted(name for name in result.summary if name.startswith("accuracy")),
     }
 

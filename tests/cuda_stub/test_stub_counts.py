@@ -11,6 +11,8 @@ MOST_NODES = {"muon": 275, "sgd": 185}
 """In the graph of a step: launches, copies and memsets."""
 MOST_NODES_FP16 = {"muon": 290, "sgd": 210}
 """With the loss scale, the checks for overflow and undoing a step."""
+MOST_LAUNCHES_FUSED = 193
+"""In a step of speedrun94 with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
 MOST_OF_AN_UPDATE = {"Muon": 107, "SGD": 3, "CapturableSGD": 20}
 """Launches, copies and memsets of all weights of the full network. cuBLAS counts as one launch a call."""
 MOST_LAUNCHES_OF_A_BLOCK = 18
@@ -47,6 +49,14 @@ def test_a_plain_step_stays_within_its_launches(optimizer: str) -> None:
     for size in told["sizes"].values():
         assert size["step"]["launches"] <= MOST_LAUNCHES[optimizer]
         assert set(size["step"]) <= {"launches", "library_calls", "copies_on_device", "memsets"}
+
+
+def test_a_step_with_fused_kernels_stays_within_its_launches() -> None:
+    run = ask("runs", "fused kernels, plain")
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    steps = [step["counted"]["launches"] for block in run["blocks"] for step in block["steps"] if not step["averaged"]]
+    assert steps and max(steps) <= MOST_LAUNCHES_FUSED
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -9,7 +9,8 @@ from subject import RECIPES
 pytestmark = marks
 
 WATCHED = [name for name in runs.CASES if not name.startswith(("fault", "host time", "layouts", "dali", "executor"))]
-PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain"}
+PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
+         "fused kernels, plain"}  # fmt: skip
 """They were told not to record."""
 
 
@@ -23,6 +24,14 @@ def test_a_run_is_recorded_and_never_waits(name: str) -> None:
 
 def test_every_recipe_is_among_them() -> None:
     assert {f"recipe {name}" for name in RECIPES} <= set(WATCHED)
+
+
+@pytest.mark.parametrize("name", [name for name in WATCHED if name.startswith("fused")])
+def test_fused_kernels_are_launched(name: str) -> None:
+    run = ask("runs", name)
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    assert {"statistics", "normalize", "gradient_sums", "input_gradient"} <= set(run["kernels"])
 
 
 def test_both_image_sizes_are_trained() -> None:
