@@ -8,7 +8,11 @@ from subject import RECIPES
 
 pytestmark = marks
 
-WATCHED = [name for name in runs.CASES if not name.startswith(("fault", "host time", "layouts", "dali", "executor"))]
+WATCHED = [
+    name
+    for name in runs.CASES
+    if not name.startswith(("fault", "host time", "layouts", "evaluation", "dali", "executor"))
+]
 PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain"}
 """They were told not to record."""
 
