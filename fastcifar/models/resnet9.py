@@ -69,7 +69,10 @@ class ResNet9(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.stem(x))  # [B, C0, S-1, S-1]
         x = self.stages(x)  # [B, C, 3, 3] for S = 32
-        x = x.amax(dim=(2, 3))  # [B, C]
+        # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
+        # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.
+        compiled = torch.compiler.is_dynamo_compiling()
+        x = x.flatten(2).max(2).values if compiled else x.amax(dim=(2, 3))  # [B, C]
         return self.head(x).float() * self.logit_scale
 
     @torch.no_grad()

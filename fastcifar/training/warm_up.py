@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastcifar.training import evaluate
+from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
 from fastcifar.training.task import Task
 
@@ -30,6 +31,7 @@ def warm_up(task: Task, model: nn.Module) -> Task:
     before = copy.deepcopy(model.state_dict())
     try:
         if mode != "off":
+            keep_compiled_code(task.config)
             model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
         _run_all_shapes(task, model)
     except Exception as e:
