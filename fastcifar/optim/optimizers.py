@@ -6,6 +6,7 @@ Optimizers know nothing of schedules: `set_row` writes a row of the schedule's t
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import defaultdict
 from typing import Any
 
@@ -49,7 +50,24 @@ def _start_momenta(optimizer: Optimizer) -> None:
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-class Muon(Optimizer):
+class _Uncompiled(Optimizer):
+    """Methods of torch's optimizers without the wrappers that import torch's compiler: a second of every start."""
+
+    add_param_group: Any = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad: Any = inspect.unwrap(Optimizer.zero_grad)
+    state_dict: Any = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict: Any = inspect.unwrap(Optimizer.load_state_dict)
+
+
+class UncompiledSGD(_Uncompiled, SGD):
+    """torch's SGD."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        inspect.unwrap(SGD.step)(self, closure)
+
+
+class Muon(_Uncompiled):
     """Nesterov momentum whose update is orthogonalised, for filters [out, in, h, w] seen as matrices [out, in*h*w].
 
     torch.optim.Muon takes matrices only and one at a time. As in airbench94_muon each filter bank is kept at a fixed
@@ -92,7 +110,7 @@ def _as_matrix(filters: Tensor) -> Tensor:
     return filters.permute(0, 2, 3, 1).flatten(1)
 
 
-class CapturableSGD(Optimizer):
+class CapturableSGD(_Uncompiled):
     """Nesterov SGD whose learning rate and momentum may be tensors on the device, so that a CUDA graph can hold it.
 
     torch.optim.SGD asks `momentum != 0` in Python, a wait that no graph can record, and its fused kernel takes momentum
@@ -164,7 +182,7 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
 
     torch leaves it uninitialised in the first step (seen in 2.15): if fp16 overflow skips that step, it stays garbage.
     """
-    sgd = SGD(groups, lr=lr, momentum=momentum, fused=True)
+    sgd = UncompiledSGD(groups, lr=lr, momentum=momentum, fused=True)
     _start_momenta(sgd)
     return sgd
 
