@@ -45,7 +45,7 @@ class Options:
     programs: tuple[Path, ...] = (ROOT / "train_fast.py",)
     """train_fast.py of this checkout, or of several, which then start in turn."""
     quick: bool = False
-    """The synthetic set, 2 starts: shows that the bench works."""
+    """The synthetic set, 1 start: shows that the bench works."""
     out: Path = Path("bench-results/cold_start")
     """Folder of runs.jsonl, table.json and table.md."""
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ["--recipe", options.recipe, "--data", options.data, *options.flags.split()]
     starts = options.starts
     if options.quick:
-        flags, starts = ["--data", "synthetic", "--subset", "500", "--scale", "small"], 2
+        flags, starts = ["--data", "synthetic", "--subset", "500", "--scale", "small"], 1
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(1 + starts):

@@ -171,7 +171,7 @@ def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) ->
         return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
     groups = [filters, *rest]
     if settings.name == "apex-sgd":
-        return [_apex_sgd()(groups, **rates)]
+        return [_apex_sgd([group for group in groups if group["params"]], **rates)]
     if recorded:
         return [CapturableSGD(groups, **rates)]
     return [_fused_sgd(groups, **rates)]
@@ -187,10 +187,10 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
     return sgd
 
 
-def _apex_sgd() -> Any:
-    """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class."""
+def _apex_sgd(groups: list[dict[str, Any]], **rates: float) -> Any:
+    """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class, and a build without CUDA raises."""
     try:
-        return importlib.import_module("apex.optimizers").FusedSGD
+        return importlib.import_module("apex.optimizers").FusedSGD(groups, **rates)
     except Exception as e:  # a foreign or broken package may raise anything on import
         raise ValueError(APEX_HELP) from e
 

@@ -17,8 +17,8 @@ from fastcifar.config import Config
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0)}
 """By class of device (`device_class`): seconds of a cold compile, and seconds that compiled code saves per PFLOP of
-training, which is negative where it is slower. Only what `python -m bench.compile` measured: records/2026-11-25_compile, on a busy
-machine."""
+training, which is negative where it is slower. Only what `python -m bench.compile` measured (cpu: on a busy
+machine, so only the sign of the saving counts; records/2026-11-25_compile)."""
 PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.135}
 """Forward and backward of 50,000 images by resnet9, on average over its image sizes."""
 
