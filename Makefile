@@ -4,7 +4,7 @@ DATA ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test lint full-test cuda-dry frontier gpu clean
+.PHONY: train test lint full-test docs cuda-dry frontier gpu clean
 
 train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -19,6 +19,14 @@ lint: .venv/.dev
 
 full-test: .venv/.dev lint
 	FASTCIFAR_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -m "" --timeout 3600
+
+# The site in build/site, from these pages in the layout of the repository; any warning is an error.
+PAGES := $(wildcard *.md) LICENSE bench/README.md $(shell find docs -type f)
+docs: .venv/.dev
+	rm -rf build/docs build/site
+	mkdir -p build/docs
+	cp --parents $(PAGES) build/docs
+	$(BIN)/zensical build --strict --clean
 
 # The CUDA path without a card, on a stub of the CUDA runtime (tests/cuda_stub): in `make test` too, here alone.
 cuda-dry: .venv/.dev
@@ -35,7 +43,7 @@ frontier: .venv/.train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.dev: requirements-dev.txt .venv/.train
+.venv/.dev: requirements-dev.txt requirements-docs.txt .venv/.train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
@@ -48,4 +56,4 @@ gpu:
 		$(if $(DATA),--data $(DATA)) $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

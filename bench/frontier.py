@@ -2,8 +2,8 @@
 
     python -m bench.frontier --out docs/pictures
 
-Reads the raw runs on the lossless images under records/ and the published figures of other programs
-(records/published.json), and writes frontier.png and curves.png. Nothing is trained.
+Reads the raw runs under records/ on the lossless images, which their record names `cifar10`, and the published figures
+of other programs (records/published.json), and writes frontier.png and curves.png. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import tyro
 
+from bench.time_to_accuracy import BASE
 from fastcifar.data.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
 from fastcifar.runs import intervals, plots
@@ -55,12 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_runs(records: Path) -> Iterator[dict[str, Any]]:
-    """Summaries of all finished runs on the whole CIFAR-10 below the folders whose name ends in -lossless."""
-    for path in sorted([*records.glob("*-lossless/*.json"), *records.glob("*-lossless/*.jsonl")]):
+    """Summaries of all finished runs of recipes on the whole CIFAR-10, which is recognised by its content.
+
+    A copy with JPEG loss has another name in its record and is left out, as is a variant of a recipe.
+    """
+    for path in sorted([*records.rglob("*.json"), *records.rglob("*.jsonl")]):
         text = path.read_text()
         for row in [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]:
-            if isinstance(row, dict) and row.get("dataset") == "cifar10" and row.get("n_train") == 50_000:
+            if not isinstance(row, dict) or "accuracy" not in row or is_variant(row):
+                continue
+            if row.get("dataset") == "cifar10" and row.get("n_train") == 50_000:
                 yield row
+
+
+def is_variant(row: dict[str, Any]) -> bool:
+    """Whether a run is not one of its recipe: a variant of a bench, or another network than that of all recipes."""
+    config = row.get("config", {})
+    network = config.get("model", config).get("network", "resnet9")  # flat in older records
+    return bool(row.get("variant", BASE) != BASE or network != "resnet9")
 
 
 def group(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -29,6 +29,7 @@ from bench import harness, launch
 from bench.operators import Op, trace
 from fastcifar.augment.plan import image_size
 from fastcifar.config import Config
+from fastcifar.models.fused import use_kernels
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import CapturableSGD, Muon, parameter_groups
 from fastcifar.optim.schedule_table import count_steps
@@ -54,6 +55,9 @@ FUSED = 0.5
 """Bytes of operators other than products that are left when a compiler fuses them: an assumption."""
 LAUNCH_S = 2e-6
 """Shortest time of a kernel inside a recorded or compiled step: an assumption."""
+PARTS = {"max_pool2d_with_indices": "pool", "max_pool2d_with_indices_backward": "pool",
+         **dict.fromkeys(("statistics", "normalize", "gradient_sums", "input_gradient"), "fused")}  # fmt: skip
+"""Part of a step that an operator is counted to."""
 CONV_EFFICIENCY = 0.55
 """Used where no peer is given to fit it."""
 
@@ -72,8 +76,11 @@ class Program:
     published_a100_s: float | None = None
 
 
-def fastcifar_program(config: Config, compiled: bool, name: str) -> Program:
-    """The operators of a recipe; convolutions and linear layers in bf16, as autocast computes them."""
+def fastcifar_program(config: Config, compiled: bool, name: str, fused: bool = False) -> Program:
+    """The operators of a recipe; convolutions and linear layers in bf16, as autocast computes them.
+
+    With `fused` pools, batch norms and activations are the kernels of `fastcifar.models.fused`.
+    """
     spe = 50_000 // config.optimizer.batch_size
     num_steps = count_steps(config.epochs, spe)
     steps: dict[int, int] = defaultdict(int)
@@ -83,6 +90,8 @@ def fastcifar_program(config: Config, compiled: bool, name: str) -> Program:
     batch = config.optimizer.batch_size
     with torch.random.fork_rng(devices=[]):
         model = model.to("meta")
+    if fused:
+        use_kernels(model)
     half = _half(model)
     filters, *rest = parameter_groups(model, config.optimizer)
     rates = {"lr": config.schedule.peak, "momentum": config.optimizer.momentum}
@@ -149,10 +158,12 @@ def seconds_of(op: Op, card: Card, compiled: bool, conv_efficiency: float) -> fl
 
 @dataclass
 class Prediction:
-    """Predicted seconds of a whole training with its evaluation, and milliseconds of a step by part."""
+    """Predicted seconds of a whole training with its evaluation; ms of the largest image size's step by part."""
 
     total_s: float
     step_ms: dict[str, float] = field(default_factory=dict)
+    moved_mb: float = 0.0
+    """Read and written by a step, besides products and update."""
 
 
 def predict(program: Program, card: Card, conv_efficiency: float) -> Prediction:
@@ -164,9 +175,10 @@ def predict(program: Program, card: Card, conv_efficiency: float) -> Prediction:
     total = sum(count * add(program.ops[size]) for size, count in program.steps.items()) + add(program.test_ops)
     parts: dict[str, float] = defaultdict(float)
     for op in program.ops[max(program.steps)]:
-        part = "update" if op.phase == "update" else "products" if op.flop else "pool" if "pool" in op.name else "other"
+        part = "update" if op.phase == "update" else "products" if op.flop else PARTS.get(op.name, "other")
         parts[part] += 1e3 * seconds_of(op, card, program.compiled, conv_efficiency)
-    return Prediction(total, dict(parts))
+    rest = [op.moved for op in program.ops[max(program.steps)] if not op.flop and op.phase != "update"]
+    return Prediction(total, dict(parts), sum(rest) * (FUSED if program.compiled else 1.0) / 1e6)
 
 
 def fit(program: Program) -> float:
@@ -209,11 +221,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_programs(options: Options) -> list[Program]:
-    """The recipe with and without compiling, and the peers."""
+    """The recipe step by step, with the fused kernels and compiled, and the peers."""
     config = find_recipe(options.recipe)
     config = replace(config, model=replace(config.model, scale="full"))
-    programs = [fastcifar_program(config, compiled, f"fastcifar {options.recipe}, {kind}")
-                for compiled, kind in ((False, "recorded"), (True, "compiled and recorded"))]  # fmt: skip
+    kinds = (("recorded", False, False), ("recorded, fused kernels", False, True),
+             ("compiled and recorded", True, False))  # fmt: skip
+    programs = [fastcifar_program(config, compiled, f"fastcifar {options.recipe}, {kind}", fused)
+                for kind, compiled, fused in kinds]  # fmt: skip
     for text in options.peers:
         name, _, script = text.partition("=")
         if name not in PEERS:
@@ -232,15 +246,18 @@ def write(options: Options, programs: list[Program]) -> None:
             prediction = predict(program, CARDS[card], efficiency)
             published = program.published_a100_s if card == "a100" else None
             rows.append({"card": card, "program": program.name, "predicted_s": prediction.total_s,
-                         "predicted_step_ms": prediction.step_ms, "published_s": published})  # fmt: skip
+                         "predicted_step_ms": prediction.step_ms, "moved_mb": prediction.moved_mb,
+                         "published_s": published})  # fmt: skip
             parts = ", ".join(f"{part} {ms:.2f}" for part, ms in prediction.step_ms.items())
             error = f"{published:g} s ({prediction.total_s / published - 1:+.0%})" if published else "-"
             lines.append((card, program.name, f"predicted {prediction.total_s:.2f} s",
-                          f"predicted {sum(prediction.step_ms.values()):.2f} ms: {parts}", error))  # fmt: skip
+                          f"predicted {sum(prediction.step_ms.values()):.2f} ms: {parts}",
+                          f"{prediction.moved_mb:,.0f}", error))  # fmt: skip
     fitted = f" (fitted to {peers[0].name})" if peers else ""
     note = (f"Predicted, not measured: products at {efficiency:.0%} of the published rate{fitted}, memory at "
             f"{BANDWIDTH_EFFICIENCY:.0%}.\n\n")  # fmt: skip
-    header = ("card", "program", "training and evaluation", "a step of the largest image size", "published (error)")
+    header = ("card", "program", "training and evaluation", "a step of the largest image size",
+              "MB besides products and update", "published (error)")  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text(note + harness.markdown_table(header, lines))
     record.write_json(options.out / "table.json", {"conv_efficiency": efficiency, "rows": rows})

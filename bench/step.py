@@ -30,7 +30,7 @@ from fastcifar.training.task import Task, make_task
 
 GOAL_LOADER = 0.03
 DTYPES = ("fp32", "bf16", "fp16")
-MODES = {"compiled": "default", "reduced": "reduce-overhead", "tuned": "max-autotune", "nchw": "off"}
+MODES = {"compiled": "default", "reduced": "reduce-overhead", "tuned": "max-autotune", "nchw": "off", "fused": "off"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Options:
     """Settings of the bench."""
 
     variants: tuple[str, ...] = ()
-    """fp32, bf16 or fp16, each alone (eager) or with -compiled, -reduced (reduce-overhead), -tuned (max-autotune) or
-    -nchw (eager, channels first). Default: all that are useful on the device."""
+    """fp32, bf16 or fp16, each alone (eager) or with -compiled, -reduced (reduce-overhead), -tuned (max-autotune),
+    -fused (eager, own kernels for norms) or -nchw (eager, channels first). Default: all useful on the device."""
     recipe: str = "swa30"
     """Recipe whose network and optimizer are timed."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
@@ -86,7 +86,16 @@ def default_variants(options: Options) -> tuple[str, ...]:
     """On a card all dtypes and compile modes; on a CPU eager variants only, because compiling takes minutes there."""
     hardware = choose_hardware(harness.parse(options.recipe, f"device={options.device}"))
     if hardware.device.type == "cuda":
-        return ("bf16", "bf16-nchw", "bf16-compiled", "bf16-reduced", "bf16-tuned", "fp16-compiled", "fp32-compiled")
+        return (
+            "bf16",
+            "bf16-fused",
+            "bf16-nchw",
+            "bf16-compiled",
+            "bf16-reduced",
+            "bf16-tuned",
+            "fp16-compiled",
+            "fp32-compiled",
+        )
     return ("fp32", "fp32-nchw", *(("bf16",) if hardware.precision == "bf16" else ()))
 
 
@@ -97,7 +106,8 @@ def configure(name: str, options: Options) -> Config:
         raise ValueError(f"variant {name!r}: known are {', '.join(DTYPES)}, alone or with -{', -'.join(MODES)}")
     config = with_settings(
         harness.parse(options.recipe, f"device={options.device} scale={options.scale}"),
-        precision=dtype, compile=MODES[mode] if mode else "off", augment=options.augment, batch_size=options.batch,
+        precision=dtype, compile=MODES[mode] if mode else "off", fused_kernels=mode == "fused",
+        augment=options.augment, batch_size=options.batch,
         epochs=1.0, swa_start=2 / 3, swa_every=None, tta="none", val_split=0.0, low_res_px=32, low_res_until=0.0,
         schedule="onecycle", lr_peak=0.01,
     )  # fmt: skip

@@ -138,7 +138,7 @@ def run_process(arguments: list[str], caches: Path, kind: str) -> dict[str, Any]
 
     Images that would have to be downloaded come from the usual cache, because a download would time the network.
     """
-    downloads = any(value in ("auto", "cifar10") for value in arguments) and not os.environ.get("FASTCIFAR_DATA")
+    downloads = not {"auto", "cifar10", "cifar100"}.isdisjoint(arguments) and not os.environ.get("FASTCIFAR_DATA")
     fresh_caches = [name for name in CACHES if not (downloads and name == "FASTCIFAR_CACHE")]
     env = {**os.environ, **{name: str(caches / name.lower()) for name in fresh_caches}}
     out = caches / f"run-{kind}"

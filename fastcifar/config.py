@@ -24,7 +24,7 @@ class Data(Part):
     """What is trained on."""
 
     source: str = setting("auto", flag="data")
-    """auto, cifar10, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
+    """auto, cifar10, cifar100, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
     subset: int | None = setting(None, ABOVE_0)
     """Train on this many images, classes in equal parts, and test on a fifth as many."""
     val_split: float = setting(0.0, FRACTION)
@@ -100,6 +100,9 @@ class Tail(Part):
     """Momentum in the tail; None: the cycle's last value."""
     every_steps: int | None = setting(None, ABOVE_0, "swa_every")
     """Add the weights to the average every so many steps of the tail; None: at the end of each epoch."""
+    swag_rank: int = setting(0, Range("0 or from 2 to 1000", lambda v: v == 0 or 2 <= v <= 1000))
+    """SWAG (Maddox et al. 2019): also keep the spread of the averaged weights, and the deviations of the last so many
+    of them from their mean, in swag.safetensors; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,9 @@ class Machine(Part):
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = "auto"
     """torch.compile mode; auto: on where it pays back within the run."""
     cuda_graph: bool = True
-    """Record the step once and replay it, where that can be: on a CUDA card, not in fp16 or with apex, one process."""
+    """Record the step once and replay it, where that can be: on a CUDA card, not with apex, in one process."""
+    fused_kernels: bool = False
+    """Pool, norm and activation of resnet9 in own Triton kernels: on a CUDA card, in one process, not with compile."""
     executor: Literal["auto", "dali", "torch"] = setting("auto", flag="augment")
     """What executes the augmentation plan."""
     deterministic: bool = False
@@ -146,6 +151,9 @@ class Run(Part):
     """Train this many seeds, seed, seed+1, ..., and report statistics."""
     parallel: Literal["data", "seeds"] = "data"
     """Under torchrun: share each step's batch between the processes, or give each its own seeds."""
+    keep_all: bool = False
+    """With --runs N: keep a run folder of each seed, seed<S> in the run folder, and end with the table of their
+    ensemble."""
     target: float | None = setting(None, Range("a fraction", lambda v: True))
     """Accuracy (fraction) whose share of runs is reported."""
     out: str | None = None
@@ -157,6 +165,10 @@ class Run(Part):
     checkpoint_every: int | None = setting(None, AT_LEAST_0)
     """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end; None: at the end of an
     epoch, once half a minute of training has passed since the last."""
+    log: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
+    profile: bool = False
+    """Record a few steps: trace.json.gz for chrome://tracing or ui.perfetto.dev, and the costliest operations."""
     plot_schedule: bool = False
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = False
@@ -172,6 +184,10 @@ class Run(Part):
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:
             raise ValueError("extend_epochs continues a single run: it does not go with --runs")
+        if self.keep_all and self.runs == 1:
+            raise ValueError("keep_all is for several seeds: add --runs N")
+        if self.runs > 1 and (self.log != "none" or self.profile):
+            raise ValueError(f"{'profile' if self.profile else 'log'} shows a single run: it does not go with --runs")
 
 
 @dataclass(frozen=True, kw_only=True)

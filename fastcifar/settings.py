@@ -137,7 +137,7 @@ def _sets_momentum(config: Config) -> bool:
 
 
 _CONDITIONS = (
-    _Condition(("swa_lr", "swa_anneal", "swa_momentum", "swa_every"), "an averaging tail (--swa-start)",
+    _Condition(("swa_lr", "swa_anneal", "swa_momentum", "swa_every", "swag_rank"), "an averaging tail (--swa-start)",
                lambda c: c.tail is not None),
     _Condition(("tta_share",), "test-time views (--tta flip or flip-shift)", lambda c: c.evaluation.tta != "none"),
     _Condition(("momentum_min", "momentum_max"), "a schedule that cycles the momentum (--cycle-momentum)",

@@ -1,6 +1,7 @@
 """What several tests share: a set of a few images, a network of a few channels, a run that ends in a second."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_images import REAL
 
 from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.progress import Handler, Lines, shown
 from fastcifar.config import Augment, Config, Machine, Model, Optimizer, Tail
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load
 from fastcifar.models import resnet9, shakedrop, shakeshake
 from fastcifar.runs.observers import Observer, Progress, Result
 from fastcifar.schedules import OneCycle
@@ -81,6 +84,17 @@ def make_dataset(n_train: int = 256, n_test: int = 80, seed: int = 0) -> Dataset
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
     return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return os.environ.get("FASTCIFAR_TEST_CACHE") or str(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def real(real_cache: str) -> Dataset:
+    """CIFAR-10, for tests with the marks `needs_real_images`."""
+    return load(str(REAL), cache_dir=real_cache, progress=False)
 
 
 @pytest.fixture

@@ -30,3 +30,13 @@ def test_links_between_pages_lead_somewhere():
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
         broken += [f"{page.relative_to(ROOT)}: {target}" for target in targets if not (page.parent / target).exists()]
     assert not broken
+
+
+def test_figures_outside_the_log_are_of_the_lossless_images():
+    """The log has what was measured on a copy of CIFAR-10 with JPEG loss."""
+    named = set()
+    for page in (ROOT / "README.md", ROOT / "RECORDS.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"JPEG (copy|loss)", page.read_text()), page.name
+        named |= set(re.findall(r"records/(\d{4}[\w.-]*\w)", page.read_text()))
+    files = [p for name in named for p in (ROOT / "records" / name).rglob("*") if p.suffix in (".json", ".jsonl")]
+    assert len(files) >= 8 and not [p for p in files if '"cifar10-jpeg"' in p.read_text()]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcifar.augment.images import upload
+
 
 @dataclass(frozen=True)
 class Block:
@@ -37,11 +39,12 @@ class Block:
 def finish(x: Tensor, cutout_y: Tensor, cutout_x: Tensor, cutout_px: int, size_px: int) -> Tensor:
     """Cutout and low resolution, which both executors leave to torch: [M, H, W, C] -> [M, S, S, C], same dtype.
 
-    Cutout (DeVries and Taylor 2017, arXiv:1708.04552) sets a square around (cutout_y, cutout_x) [M] to 0, the mean
-    colour, cut off at the border.
+    Cutout (DeVries and Taylor 2017, arXiv:1708.04552) sets a square around (cutout_y, cutout_x) [M], on the CPU, to 0,
+    the mean colour, cut off at the border.
     """
     size = x.shape[1]
     if cutout_px:
+        cutout_y, cutout_x = upload(cutout_y, x.device), upload(cutout_x, x.device)
         place = torch.arange(size, device=x.device) + cutout_px // 2
         in_y = (place - cutout_y[:, None] >= 0) & (place - cutout_y[:, None] < cutout_px)
         in_x = (place - cutout_x[:, None] >= 0) & (place - cutout_x[:, None] < cutout_px)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from fastcifar.augment.block import Block, finish
-from fastcifar.augment.executor import Executor, upload
-from fastcifar.augment.images import DeviceImages
+from fastcifar.augment.executor import Executor
+from fastcifar.augment.images import DeviceImages, upload
 from fastcifar.augment.plan import EpochPlan
 
 ADVICE = "pip install nvidia-dali-cuda130 (driver before 580: nvidia-dali-cuda120), or use --augment torch"
@@ -92,43 +92,36 @@ class DaliExecutor(Executor):
 
     def make(self, plan: EpochPlan, size_px: int) -> Block:
         """The block of all steps of a plan, its images in the order of the groups."""
-        images, device = self.images, self.images.padded.device
-        shape, flat = plan.index.shape, plan.map(Tensor.flatten)  # [M] each
+        images, device, flat = self.images, self.images.padded.device, plan.map(Tensor.flatten)  # [M] each
         groups = ((flat.offset_y * (2 * images.pad_px + 1) + flat.offset_x) * 2 + flat.mirror).numpy()
         order = groups.argsort(kind="stable")  # of the images, group by group
+        first = np.flatnonzero(np.diff(groups[order], prepend=-1))  # of the images of each group
         rows = np.empty_like(order)
         rows[order] = np.arange(len(order))  # where each image of the plan comes to lie
-        ordered = flat.map(lambda t: t[torch.from_numpy(order)])
-        self._set_feed(ordered, np.flatnonzero(np.diff(groups[order], prepend=-1)))
+        in_order = torch.from_numpy(order)
+        index = upload(flat.index[in_order], device)
+        self._set_feed(images.padded[index].split(np.diff(first, append=len(order)).tolist()), flat, order[first])
         (output,) = self.pipe.run(self.stream)
         # A copy rather than DLPack: DALI frees a DLPack tensor by cudaDeviceSynchronize in another thread, an error
         # that ends the process if a CUDA graph is being captured at that moment.
         pixels = (len(order), self.size, self.size, images.padded.shape[3])
         x = torch.empty(pixels, dtype=self.output_dtype, device=device)
         self.copy_output(output.as_reshaped_tensor(pixels), x, cuda_stream=self.stream)
-        ordered = upload(ordered, device)
-        x = finish(x.to(images.dtype), ordered.cutout_y, ordered.cutout_x, self.cutout_px, size_px)
-        row_table = torch.from_numpy(rows).view(shape)
-        if self.stream:
-            row_table = row_table.pin_memory().to(device, non_blocking=True)
-        return Block(x, images.labels[ordered.index], row_table, num_steps=shape[0])
+        cutout_y, cutout_x = flat.cutout_y[in_order], flat.cutout_x[in_order]
+        x = finish(x.to(images.dtype), cutout_y, cutout_x, self.cutout_px, size_px)
+        row_table = upload(torch.from_numpy(rows).view(plan.index.shape), device)
+        return Block(x, images.labels[index], row_table, num_steps=len(plan))
 
-    def _set_feed(self, ordered: EpochPlan, first: np.ndarray[Any, Any]) -> None:
+    def _set_feed(self, sequences: tuple[Tensor, ...], flat: EpochPlan, first: np.ndarray[Any, Any]) -> None:
         """Sets what DALI reads next: G sequences [F, H+2P, W+2P, C] u8, and their G crop places and mirrors.
 
-        first: [G], the first image of each group in `ordered`.
+        first: [G], an image of each group in the plan.
         """
         span = max(2 * self.images.pad_px, 1)  # DALI places a crop at round(position * span): exact in fp32
-        offset_y, offset_x, mirror = (t.numpy()[first] for t in (ordered.offset_y, ordered.offset_x, ordered.mirror))
+        offset_y, offset_x, mirror = (t.numpy()[first] for t in (flat.offset_y, flat.offset_x, flat.mirror))
         self.feed["arguments"] = (
             (offset_y / span).astype(np.float32),
             (offset_x / span).astype(np.float32),
             mirror.astype(np.int32),
         )
-        index = ordered.index
-        with self.on_stream():
-            if self.stream:
-                index = index.pin_memory().to(self.images.padded.device, non_blocking=True)
-            pixels = self.images.padded[index]  # [M, H+2P, W+2P, C] u8
-        groups = pixels.split(np.diff(first, append=len(index)).tolist())
-        self.feed["sequences"] = [to_dlpack(group) for group in groups]  # read several times faster than tensors
+        self.feed["sequences"] = [to_dlpack(group) for group in sequences]  # read several times faster than tensors

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -62,10 +61,6 @@ class Executor(ABC):
         for first in range(0, len(plan), steps):
             yield plan.steps(first, first + steps)
 
-    def on_stream(self) -> torch.cuda.StreamContext | nullcontext[None]:
-        """Context in which device work goes to the executor's stream; does nothing on a CPU."""
-        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
-
 
 class Blocks:
     """Iterates over blocks; `work_ahead` queues the next one while the device is busy with the last."""
@@ -104,10 +99,3 @@ class Blocks:
                 ready.record(stream)
             self.queued = block, ready
             return
-
-
-def upload(plan: EpochPlan, device: torch.device) -> EpochPlan:
-    """The plan on the device. From pinned memory the copy does not wait for the training in progress."""
-    if device.type == "cuda":
-        plan = plan.map(Tensor.pin_memory)
-    return plan.map(lambda t: t.to(device, non_blocking=True))

@@ -6,7 +6,6 @@ pixels, P pixels of padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,14 +65,8 @@ def _reflected(pixels: Tensor, pad_px: int) -> Tensor:
     return padded
 
 
-def test_batches(data: DeviceImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yields all images in order: x [B, 3, 32, 32] channels_last, y [B], and the number of rows that count.
-
-    The last batch is filled up by repeating images, so that all batches have one shape (one compiled graph) and no
-    test image is dropped.
-    """
-    num = len(data.labels)
-    for start in range(0, num, batch_size):
-        rows = torch.arange(start, start + batch_size, device=data.labels.device) % num
-        x = data.normalize(data.padded[rows]).permute(0, 3, 1, 2)  # [B, C, H, W] channels_last by strides
-        yield x, data.labels[rows], min(batch_size, num - start)
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device. From pinned memory the copy does not wait for the training in progress."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -37,13 +37,19 @@ class Loader:
         images: uint8 [N, H, W, C] or [N, H, W], 24 to 64 pixels, 1 or 3 channels; they become [N, 32, 32, 3].
         labels: integers [N].
         batch_size: B; the rest of an epoch that fills no batch is left out, other images each time.
-        crop_pad_px, mirror, cutout_px: as the flags of these names.
-        device, dtype: where the batches lie, and in which precision.
+        crop_pad_px: as the flag of this name, as are the next two.
+        mirror: which images are mirrored.
+        cutout_px: size of the blanked square; 0: none.
+        device: where the batches lie.
+        dtype: precision of x.
         executor: "torch", "dali", or "auto", which is DALI on a card where it is installed.
-        mean, std: per channel in [0, 1]; by default those of the images.
+        mean: per channel in [0, 1]; by default that of the images.
+        std: likewise.
         seed: of all draws. Equal seeds give equal epochs, with either executor.
 
-    Raises ValueError for arrays of another dtype or shape, and DaliUnavailable when DALI is asked for and missing.
+    Raises:
+        ValueError: the arrays have another dtype or shape.
+        DaliUnavailable: DALI is asked for and missing.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ Shapes: N images, S steps of an epoch, B images of a step, C = 3 channels, H W =
 
 The plan is drawn by one counter-based generator keyed by (seed, epoch): an epoch's draws depend on nothing that
 happened before, so a resumed run, another executor or another number of processes sees the same images.
-Within a batch the order of images is free; the plan sorts each batch by (crop, mirror), so that images which share
-both lie side by side. The DALI executor hands such a group over as one sequence; the torch executor does not care.
+Each batch is sorted by (crop, mirror). No executor needs that: it fixes the order in which a batch is summed up, and so
+the bits of every result.
 """
 
 from __future__ import annotations

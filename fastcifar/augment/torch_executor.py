@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.block import Block, finish
-from fastcifar.augment.executor import Executor, upload
+from fastcifar.augment.executor import Executor
+from fastcifar.augment.images import upload
 from fastcifar.augment.plan import EpochPlan
 
 
@@ -18,12 +19,14 @@ class TorchExecutor(Executor):
 
     def make(self, plan: EpochPlan, size_px: int) -> Block:
         """The block of all steps of a plan, its images in the order of the steps."""
-        images, num_steps = self.images, len(plan)
-        plan = upload(plan.map(Tensor.flatten), images.padded.device)  # [M] each
+        images, device, flat = self.images, self.images.padded.device, plan.map(Tensor.flatten)  # [M] each
+        index, offset_y, offset_x, mirror = (
+            upload(draws, device) for draws in (flat.index, flat.offset_y, flat.offset_x, flat.mirror)
+        )
         size = images.padded.shape[1] - 2 * images.pad_px
-        ascending = torch.arange(size, device=images.padded.device)
-        rows = plan.offset_y[:, None] + ascending  # [M, H]
-        cols = plan.offset_x[:, None] + torch.where(plan.mirror[:, None], size - 1 - ascending, ascending)
-        pixels = images.padded[plan.index[:, None, None], rows[:, :, None], cols[:, None, :]]  # [M, H, W, C] u8
-        x = finish(images.normalize(pixels), plan.cutout_y, plan.cutout_x, self.cutout_px, size_px)
-        return Block(x, images.labels[plan.index], rows=None, num_steps=num_steps)
+        ascending = torch.arange(size, device=device)
+        rows = offset_y[:, None] + ascending  # [M, H]
+        cols = offset_x[:, None] + torch.where(mirror[:, None], size - 1 - ascending, ascending)
+        pixels = images.padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]  # [M, H, W, C] u8
+        x = finish(images.normalize(pixels), flat.cutout_y, flat.cutout_x, self.cutout_px, size_px)
+        return Block(x, images.labels[index], rows=None, num_steps=len(plan))

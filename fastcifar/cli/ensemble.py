@@ -1,31 +1,52 @@
-"""`fastcifar ensemble RUN RUN ... [--data ...]`: averages the probabilities of several runs' models on test images."""
+"""`fastcifar ensemble RUN RUN ... [--swag] [--data ...]`: what averaging the probabilities of several models adds.
+
+Averaged are the models of several runs, samples of each run's SWAG Gaussian, or both:
+
+    weights                 of one run   of several runs (their probabilities averaged)
+    raw: of the last step   one model    deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474)
+    averaged in the tail    SWA          Multi-SWA
+    samples of the Gaussian SWAG         Multi-SWAG (Wilson & Izmailov 2020, arXiv:2002.08791)
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import Tensor
 
 from fastcifar.cli.options import UsageError, parse_quietly
 from fastcifar.cli.table import format_table
-from fastcifar.cli.trained_run import TrainedRun, load_test_images, log_probabilities, read_run, some_of
+from fastcifar.cli.trained_run import TrainedRun, load_test_images, log_probabilities, raw_model, read_run, some_of
+from fastcifar.data.dataset import Dataset
 from fastcifar.runs import record
+from fastcifar.runs.model_file import load_swag
 from fastcifar.training.metrics import quality
+from fastcifar.training.posterior import swag_models
 
 METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"}
+KINDS = {"raw": ("one model", "deep ensemble"), "swa": ("SWA", "Multi-SWA"), "swag": ("SWAG", "Multi-SWAG")}
+"""Kinds of weights, with their names for one run and for several."""
+SAMPLES = 30
+"""Samples of each Gaussian, as in the SWAG paper."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measures the mean of the probabilities of several runs' models, beside each of them."""
+    """Measures the mean of the probabilities of several models, beside one model."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders (or their model.safetensors), at least two."""
+    """Run folders (or their model.safetensors): at least two, or one with --swag."""
+    swag: bool = False
+    """Also average samples of each run's Gaussian (runs trained with --swag-rank)."""
+    swag_samples: int | None = None
+    """Samples of each run's Gaussian; with --swag 30."""
     data: str | None = None
     """Data set, as --data of the training; by default the one that the runs were trained on."""
     views: bool = True
@@ -35,38 +56,99 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints a row per member, their mean and the ensemble, and returns the exit code. ValueError for bad input."""
+    """Prints a row per run and per kind of ensemble, and returns the exit code. ValueError for bad input."""
     options = parse_quietly(Options, argv, "fastcifar ensemble")
-    if len(options.runs) < 2:
-        raise UsageError("an ensemble has at least two members; name several runs")
+    samples = options.swag_samples if options.swag_samples is not None else SAMPLES if options.swag else 0
+    if samples < (options.swag or options.swag_samples is not None):
+        raise UsageError(f"--swag-samples is {samples}; it must be above 0")
+    if len(options.runs) < (1 if samples else 2):
+        raise UsageError("an ensemble has at least two members; name several runs, or one with --swag")
     members = [read_run(where) for where in options.runs]
     check_members(members, options.data)
+    for member in members if samples else []:  # before the work, which takes seconds for each sample
+        load_swag(member.folder)
     dataset = load_test_images(members[0], options.data)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
-    outputs = []
+    outputs, labels = [], torch.as_tensor(dataset.y_test)
     for member in members:
-        log_p, labels = log_probabilities(member.model, dataset, options.views)
+        outputs.append(outputs_of(member, dataset, options.views, samples))
         member.model.cpu()
-        outputs.append(log_p)
-    measured = [quality(log_p, labels) for log_p in outputs]
-    ensemble = quality(torch.stack(outputs).logsumexp(0) - math.log(len(outputs)), labels)
-    mean = {name: sum(row[name] for row in measured) / len(measured) for name in METRICS}
+    each = [{kind: quality(log_p, labels) for kind, log_p in found.items()} for found in outputs]
+    rows = compare(outputs, labels)
 
     if options.out:
-        named = [{"run": str(member.folder), **row} for member, row in zip(members, measured, strict=True)]
+        measured = [{"run": str(member.folder), **row} for member, row in zip(members, each, strict=True)]
         record.write_json(options.out / "ensemble.json", {
-            "dataset": dataset.name, "n_test": len(labels), "views": options.views, "members": named,
-            "mean": mean, "ensemble": ensemble,
+            "dataset": dataset.name, "n_test": len(labels), "views": options.views, "swag_samples": samples or None,
+            "members": measured, "table": rows,
         })  # fmt: skip
     print(f"{dataset.name}: {len(labels)} test images, {'image and mirror' if options.views else 'no views'}")
-    rows = [*zip((str(member.folder) for member in members), measured, strict=True),
-            (f"mean of the {len(members)} members", mean), ("ensemble", ensemble)]  # fmt: skip
-    table = [
-        [name, f"{row['accuracy']:.2%}", *(f"{row[k]:.4f}" for k in ("nll", "ece", "brier"))] for name, row in rows
+    saved = [
+        {"model": str(member.folder), **next(iter(row.values()))} for member, row in zip(members, each, strict=True)
     ]
-    print(format_table([["model", *METRICS.values()], *table]))
+    print(format_table(table_cells([*(saved if len(saved) > 1 else []), *rows])))
     return 0
+
+
+def outputs_of(run: TrainedRun, dataset: Dataset, views: bool, samples: int) -> dict[str, Tensor]:
+    """Log-probabilities [N, K] of the test images by kind of weights: first of the run's own model, then of what else
+    there is: the raw weights where it is an average, and the mean of `samples` models of its Gaussian.
+    """  # fmt: skip
+    has_tail = run.config is not None and run.config.tail is not None
+    models = {"swa" if has_tail else "raw": run.model}
+    if has_tail and (raw := raw_model(run)):
+        models["raw"] = raw
+    found = {kind: log_probabilities(model, dataset, views)[0] for kind, model in models.items()}
+    if samples:
+        print(f"{run.folder}: measuring {samples} samples", file=sys.stderr, flush=True)
+        drawn = swag_models(run.folder, samples, dataset)
+        found["swag"] = mean_probabilities(log_probabilities(model, dataset, views)[0] for model in drawn)
+    return found
+
+
+def mean_probabilities(outputs: Iterable[Tensor]) -> Tensor:
+    """The logarithm of the mean of the probabilities, from log-probabilities [N, K]; holds two of them at a time."""
+    total, count = torch.tensor(-math.inf), 0
+    for log_p in outputs:
+        total, count = torch.logaddexp(total, log_p), count + 1
+    return total - math.log(count)
+
+
+def compare(outputs: Sequence[dict[str, Tensor]], labels: Tensor) -> list[dict[str, Any]]:
+    """A row for each kind of weights that all runs have: the mean of the runs one by one, and the runs together.
+
+    `added`: the difference to the first row. Runs that share no kind are compared by their own models.
+    """
+    if not set.intersection(*(set(found) for found in outputs)):
+        outputs = [{"raw": next(iter(found.values()))} for found in outputs]
+    rows: list[dict[str, Any]] = []
+    kinds = [kind for kind in KINDS if all(kind in found for found in outputs)]
+    for kind in kinds:
+        single = [quality(found[kind], labels) for found in outputs]
+        count = len(single)
+        mean = {name: sum(row[name] for row in single) / count for name in METRICS}
+        rows.append(
+            {"model": KINDS[kind][0] + (f", mean of {count}" if count > 1 else ""), "kind": kind, "runs": 1, **mean}
+        )
+    for kind in kinds if len(outputs) > 1 else []:
+        together = quality(mean_probabilities(found[kind] for found in outputs), labels)
+        rows.append({"model": f"{KINDS[kind][1]} of {len(outputs)}", "kind": kind, "runs": len(outputs), **together})
+    return [{**row, "added": {name: row[name] - rows[0][name] for name in METRICS}} for row in rows]
+
+
+def table_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Cells of a printed table: each metric, and beside it what the row adds to one model (accuracy in points)."""
+    table = [["model", *(text for name in METRICS.values() for text in (name, "added"))]]
+    for i, row in enumerate(rows):
+        added = row.get("added") if any("added" in before for before in rows[:i]) else None
+        cells = [row["model"]]
+        for name in METRICS:
+            is_share = name == "accuracy"
+            cells.append(f"{row[name]:.2%}" if is_share else f"{row[name]:.4f}")
+            cells.append("" if added is None else f"{100 * added[name]:+.2f}" if is_share else f"{added[name]:+.4f}")
+        table.append(cells)
+    return table
 
 
 def check_members(members: Sequence[TrainedRun], data: str | None) -> None:

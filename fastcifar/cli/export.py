@@ -1,17 +1,25 @@
-"""`fastcifar export RUN --format onnx|torch-export [--out FILE]`: a run's model as a file for other programs."""
+"""`fastcifar export RUN --format onnx|torch-export|hub-folder [--out PATH]`: a run's model for other programs."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastcifar.cli import flags
 from fastcifar.cli.options import parse_quietly
+from fastcifar.config import Config
+from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import export
 from fastcifar.runs.classifier import find_model, load
+from fastcifar.runs.hub_folder import without_paths, write_hub_folder
+from fastcifar.runs.model_file import load_model
+from fastcifar.runs.results import read_results
+from fastcifar.settings import SETTINGS, flat, method_differences, with_settings
 
 
 @dataclass(frozen=True)
@@ -20,16 +28,18 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder (or its model.safetensors); in a folder of runs the newest is taken."""
-    format: Literal["onnx", "torch-export"]
-    """ONNX, or an archive of torch.export for `torch.export.load`."""
+    format: Literal["onnx", "torch-export", "hub-folder"]
+    """ONNX, an archive of torch.export for `torch.export.load`, or a folder for the Hugging Face hub."""
     out: Path | None = None
-    """The file; by default model.onnx or model.pt2 in the run folder."""
+    """The file or folder; by default model.onnx, model.pt2 or the folder hub in the run folder."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes the file and returns the exit code. ValueError or OSError when that is not possible."""
     options = parse_quietly(Options, argv, "fastcifar export")
     source = find_model(options.run)
+    if options.format == "hub-folder":
+        return export_hub_folder(source, options.out or source.with_name("hub"))
     classifier = load(source)
     path = options.out or source.with_name("model" + export.SUFFIXES[options.format])
     if path.is_dir() or path.resolve() == source.resolve():
@@ -39,3 +49,50 @@ def main(argv: Sequence[str]) -> int:
     print(f"{path}: images uint8 [N, 32, 32, 3] -> logits float32 [N, {count}], {path.stat().st_size / 1e6:.1f} MB")
     print(f"loaded and run: its logits differ from those of the model by at most {difference:.1e}")
     return 0
+
+
+def export_hub_folder(model: Path, out: Path) -> int:
+    """Writes the folder for the run of a model file, and returns the exit code. ValueError or OSError if it cannot."""
+    if model.name != "model.safetensors":
+        raise ValueError(f"{model}: a hub-folder needs the run's other files, too; give the folder of a run")
+    facts = load_model(model)[1]
+    results = read_results(model.parent)
+    data = results.config.data
+    part = data.subset is None and not data.val_split and results.summary.get("n_train", 50_000) != 50_000
+    from_python = facts.get("dataset") == "cifar10" and part  # images that were chosen there
+    command = None if from_python else training_command(without_paths(results.config, facts))
+    write_hub_folder(out, results, facts, command)
+    print(f"{out}: model.safetensors, config.json and README.md, the model card; it names no license yet")
+    print(f"to publish it: hf upload USER/NAME {shlex.quote(str(out))}")
+    return 0
+
+
+def training_command(config: Config) -> str | None:
+    """The command that trains what the config says; None where flags cannot say it. `--data auto` becomes PATH."""
+    try:
+        recipe = find_recipe(config.run.recipe)
+        large = {"schedule": config.schedule.name, "swa_start": config.tail and config.tail.start}
+        base = flat(with_settings(with_optimizer(recipe, config.optimizer.name), **large))
+        base |= {name: value for name, value in flat(recipe).items() if name in ("optimizer", *large)}
+        words = ["--recipe", config.run.recipe]
+        for name, value in flat(config).items():
+            part = SETTINGS[name].part if name in SETTINGS else "schedule"
+            if name != "data" and (part != "run" or name == "smoke") and base.get(name, ...) != value:
+                words += _words("--" + name.replace("_", "-"), value)
+        parsed = flags.parse(words)
+    except ValueError:  # from Python: an unknown recipe, or a setting that has no effect
+        return None
+    text = "".join(words)
+    if method_differences(config, parsed) or config.evaluation != parsed.evaluation or not text.isprintable():
+        return None
+    words += ["--data", "PATH" if config.data.source == "auto" else config.data.source]
+    command = shlex.join(["fastcifar", "train", *words])
+    if config.run.extend_epochs:
+        command += f"\nfastcifar train --resume RUN --extend-epochs {config.run.extend_epochs:g}"
+    return command
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, *map(str, value if isinstance(value, tuple) else [value])]

@@ -80,8 +80,9 @@ def number(own: dict[str, str], flag: str, whole: bool = False) -> float:
 def refuse_what_belongs_to_a_run(config: Config) -> None:
     """UsageError for flags that this command would ignore."""
     run = config.run
-    given = {"--resume": run.resume, "--runs": run.runs > 1, "--dry-run": run.dry_run,
-             "--plot-schedule": run.plot_schedule, "--extend-epochs": run.extend_epochs}  # fmt: skip
+    given = {"--resume": run.resume, "--runs": run.runs > 1, "--dry-run": run.dry_run, "--log": run.log != "none",
+             "--profile": run.profile, "--plot-schedule": run.plot_schedule,
+             "--extend-epochs": run.extend_epochs}  # fmt: skip
     for flag, value in given.items():
         if value:
             raise UsageError(f"{flag} has no effect here: it belongs to fastcifar train")

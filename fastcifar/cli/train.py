@@ -17,7 +17,7 @@ from fastcifar.cli.seeds import train_seeds
 from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.config import Config
 from fastcifar.data.files import lock_folder
-from fastcifar.runs import folder, plots, record
+from fastcifar.runs import folder, plots, profiling, record
 from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.runs.observers import Observer
 from fastcifar.training import memory, processes
@@ -100,6 +100,8 @@ def train_and_report(
             return
         result = train(task, [progress, *run_observers(task, out, signals)], stopwatch)
         if out:
+            if (table := out / profiling.TABLE).exists() and task.config.run.profile:
+                progress.say(table.read_text().rstrip())
             progress.say(f"results in {out}")
             print(record.to_json(result.summary), flush=True)
     except (Interrupted, Stopped):

@@ -1,7 +1,8 @@
-"""What `fastcifar evaluate` and `ensemble` measure on: the test images of the data set that a run was trained on."""
+"""What `fastcifar evaluate` and `ensemble` measure: a run's models, on test images of the data it was trained on."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
+from fastcifar.runs import checkpoint
 from fastcifar.runs.classifier import Classifier, find_model, load_with_facts
 from fastcifar.runs.config_file import load_config
 
@@ -26,6 +29,8 @@ class TrainedRun:
     """Arguments of `fastcifar.data.load.load`; None when the run folder does not say."""
     data_name: str
     """What the run's record calls the data set."""
+    config: Config | None
+    """None without a config.json."""
 
 
 def read_run(where: Path) -> TrainedRun:
@@ -35,15 +40,35 @@ def read_run(where: Path) -> TrainedRun:
     """
     path = find_model(where)
     model, facts = load_with_facts(path)
-    name = str(facts.get("dataset"))
-    return TrainedRun(path.parent, model, _recorded_data(path.with_name("config.json"), name), name)
+    name, settings = str(facts.get("dataset")), path.with_name("config.json")
+    config = load_config(settings) if settings.exists() else None
+    return TrainedRun(path.parent, model, _recorded_data(config, name), name, config)
 
 
-def _recorded_data(path: Path, name: str) -> dict[str, Any] | None:
-    """What config.json says; where that is `auto`, the set that was found then. `auto` without a config.json."""
+def raw_model(run: TrainedRun) -> Classifier | None:
+    """The run's model with the weights and statistics of its last step, from checkpoint.pt; None without that file.
+
+    ValueError when the checkpoint is damaged, or not of the end of this run.
+    """
+    path = run.folder / "checkpoint.pt"
     if not path.exists():
+        return None
+    state, model = checkpoint.load(path)["state"], copy.deepcopy(run.model)
+    try:
+        checkpoint.check(state["model"], model.network.state_dict(), "model")
+        if state["step"] != len(state["schedule"]["table"]):
+            raise ValueError("the training has not ended there")
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}: does not have the last weights of the run ({type(e).__name__}: {e}); move it away "
+                         "to measure without them") from e  # fmt: skip
+    model.network.load_state_dict(state["model"])
+    return model
+
+
+def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
+    """What the config says; where that is `auto`, the set that was found then. `auto` without a config."""
+    if config is None:
         return {"source": "auto"}
-    config = load_config(path)
     source = config.data.source
     if source == "auto":
         if name not in ("cifar10", "synthetic"):  # arrays from Python

@@ -17,9 +17,10 @@ from typing import IO, Any
 from fastcifar.data import limits
 from fastcifar.data.errors import DataError
 from fastcifar.data.images import IMAGE_SUFFIXES, SPLITS, decode_images, sort_by_class
-from fastcifar.data.official import OFFICIAL_FOLDER, OFFICIAL_MD5, decode_official
+from fastcifar.data.official import OFFICIAL_SETS, decode_official
 from fastcifar.data.raw import RawData
 
+_FOLDERS = {official.folder: official for official in OFFICIAL_SETS.values()}
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by the first two bytes
 
 
@@ -29,7 +30,7 @@ def read_tar(path: Path, progress: bool) -> RawData:
     If it holds official batch files these are decoded, otherwise its images. Raises DataError for entries that are
     unsafe, misplaced or too large and for a damaged end; decompressors raise exceptions of their own.
     """
-    batches: dict[str, bytes] = {}
+    batches: dict[str, dict[str, bytes]] = {}  # folder -> file -> content
     class_folders: set[tuple[str, ...]] = set()
     with path.open("rb") as file:
         opener = _OPENERS.get(file.read(2), open)
@@ -39,10 +40,15 @@ def read_tar(path: Path, progress: bool) -> RawData:
             names, images = decode_images(_read_members(path, tar, batches, class_folders), path, progress)
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros
         if not stream.last_block or stream.last_block.strip(b"\0"):
-            raise DataError(f"{path}: damaged or cut off after {len(names) + len(batches)} files; download it again")
+            count = len(names) + sum(map(len, batches.values()))
+            raise DataError(f"{path}: damaged or cut off after {count} files; download it again")
         while stream.read(1 << 20):  # decompressors verify their checksum at the end of the stream
             pass
-    return decode_official(path, batches) if batches else sort_by_class(path, names, images, class_folders)
+    if len(batches) > 1:
+        raise DataError(f"{path}: holds both {' and '.join(sorted(batches))}; make an archive of one of them")
+    for folder, files in batches.items():
+        return decode_official(path, _FOLDERS[folder], files)
+    return sort_by_class(path, names, images, class_folders)
 
 
 class _LimitedStream:
@@ -75,7 +81,7 @@ class _LimitedStream:
 
 
 def _read_members(
-    path: Path, tar: tarfile.TarFile, batches: dict[str, bytes], class_folders: set[tuple[str, ...]]
+    path: Path, tar: tarfile.TarFile, batches: dict[str, dict[str, bytes]], class_folders: set[tuple[str, ...]]
 ) -> Iterator[tuple[str, bytes]]:
     """Yields (train/<class>/<file>, content) of each image, with at most one folder around train and test removed.
 
@@ -104,8 +110,8 @@ def _read_members(
             if len(outer_folders) > 1:
                 raise DataError(f"{path}: has train and test in more than one folder; remove all but one")
             yield "/".join(parts[split_at:]), data
-        elif len(parts) > 1 and parts[-2] == OFFICIAL_FOLDER and parts[-1] in OFFICIAL_MD5:
-            batches[parts[-1]] = _read_member(path, tar, member, limits.MAX_BATCH_BYTES)
+        elif len(parts) > 1 and parts[-2] in _FOLDERS and parts[-1] in _FOLDERS[parts[-2]].md5:
+            batches.setdefault(parts[-2], {})[parts[-1]] = _read_member(path, tar, member, limits.MAX_BATCH_BYTES)
     raise DataError(f"{path}: more than {limits.MAX_FILES} files; make an archive of the data set alone")
 
 

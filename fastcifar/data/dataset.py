@@ -30,7 +30,7 @@ class Dataset:
     """Images and labels in memory, C-contiguous. Compare two data sets by their digest."""
 
     name: str
-    """cifar10 (recognised by its content), synthetic, or the name of the user's file or folder."""
+    """cifar10 (recognised by its content), cifar100 (by its files), synthetic, or the name of the user's file."""
     classes: tuple[str, ...]
     x_train: Images  # uint8 [N, H, W, C]
     y_train: Labels  # int64 [N], 0..K-1

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 SUPPORTED_SOURCES = (
-    "give a folder or tar with cifar-10-batches-py or with train/<class>/*.png|jpg and test/<class>/..., or an .npz "
-    "with x_train, y_train, x_test, y_test"
+    "give a folder or tar with cifar-10-batches-py, cifar-100-python, or train/<class>/*.png|jpg and test/<class>/..., "
+    "or an .npz with x_train, y_train, x_test, y_test"
 )
 """The end of each message about a source that is not of a supported kind."""
 

@@ -15,7 +15,7 @@ from fastcifar.data import cache, download, sources, synthetic
 from fastcifar.data.cifar10 import is_cifar10
 from fastcifar.data.dataset import Dataset, channel_mean_std, dataset_digest, largest_subset, take_subset
 from fastcifar.data.errors import DataError, print_warning
-from fastcifar.data.official import OFFICIAL_FOLDER
+from fastcifar.data.official import CIFAR10, OFFICIAL_SETS, OfficialSet, find_official
 from fastcifar.data.progress import progress_bar
 from fastcifar.data.raw import RawData
 
@@ -26,8 +26,8 @@ SMOKE_IMAGES = 2_000
 _MAX_UNCACHED_SYNTHETIC_IMAGES = 10_000  # drawn in about a second
 
 
-class _MissingCifar10Error(DataError):
-    """CIFAR-10 is not on this machine and cannot be downloaded."""
+class _MissingError(DataError):
+    """An official data set is not on this machine and cannot be downloaded."""
 
 
 def load(
@@ -41,8 +41,8 @@ def load(
     """Returns the data set at `source`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
 
     Args:
-        source: "cifar10"; "auto", which is CIFAR-10 or, without a network to download it, the synthetic set with a
-            warning; "synthetic"; or the path of a folder, tar or .npz.
+        source: "cifar10"; "cifar100"; "auto", which is CIFAR-10 or, without a network to download it, the synthetic
+            set with a warning; "synthetic"; or the path of a folder, tar or .npz.
         subset: number of training images to take, equally many of each class. None takes all.
         smoke: take at most SMOKE_IMAGES training images, or at most `subset` if it is given; a set without so many
             gives what it has.
@@ -55,12 +55,12 @@ def load(
     n_train = SMOKE_IMAGES if smoke and subset is None else subset
     if source == "synthetic":
         dataset = _load_synthetic(n_train, cache_dir, progress)
-    elif source in ("auto", "cifar10"):
+    elif source in OFFICIAL_SETS:
+        dataset = _load_official(OFFICIAL_SETS[source], cache_dir, progress)
+    elif source == "auto":
         try:
-            dataset = _load_cifar10(cache_dir, progress)
-        except _MissingCifar10Error as error:
-            if source == "cifar10":
-                raise
+            dataset = _load_official(CIFAR10, cache_dir, progress)
+        except _MissingError as error:
             print_warning(
                 f"{error}. TRAINING ON THE BUILT-IN SYNTHETIC SET INSTEAD: its accuracy says nothing about CIFAR-10"
             )
@@ -75,38 +75,47 @@ def load(
 def _load_path(path: Path, cache_dir: str | None, progress: bool) -> Dataset:
     key = sources.fingerprint(path)[:32]
     name = re.sub(r"(\.tar)?\.(tar|gz|tgz|xz|txz|bz2|tbz2?|npz)$", "", path.resolve().name, flags=re.IGNORECASE)
-    if name in ("cifar10", "synthetic"):
-        name += "-custom"  # those two names state what the content is
+    if name in (*OFFICIAL_SETS, "synthetic"):
+        name += "-custom"  # those names state what the content is
     dataset = cache.load_or_build(key, lambda: _make_dataset(sources.read_source(path, progress), name), cache_dir)
     # The key stands for the content: the cached name may be that of a copy of the file elsewhere.
-    return dataset if dataset.name == "cifar10" else replace(dataset, name=name)
+    return dataset if dataset.name in OFFICIAL_SETS else replace(dataset, name=name)
 
 
-def _load_cifar10(cache_dir: str | None, progress: bool) -> Dataset:
-    """CIFAR-10 from the cache, else from $FASTCIFAR_DATA, ./data or the cache folder, else from the network."""
+def locate(official: OfficialSet, cache_dir: str | None = None) -> tuple[Path | None, Path]:
+    """(where the data set lies, where it would be downloaded to).
+
+    It lies in $FASTCIFAR_DATA, ./data or the cache folder, as a folder or an archive; None when it is in none of them.
+    """
     cache_folder, data_folder = cache.cache_folder(cache_dir), os.environ.get("FASTCIFAR_DATA")
     download_folder = Path(data_folder).expanduser() if data_folder else cache_folder
-    archive = download_folder / download.ARCHIVE_NAME
+    for folder in (download_folder, Path("data"), cache_folder):
+        for path in (folder / official.folder, folder, folder / official.archive):
+            in_folder = find_official(path)
+            if path.is_file() or (in_folder and in_folder[0] is official):
+                return path, download_folder / official.archive
+    return None, download_folder / official.archive
+
+
+def _load_official(official: OfficialSet, cache_dir: str | None, progress: bool) -> Dataset:
+    """The data set from the cache, else from where `locate` finds it, else from the network."""
+    found, archive = locate(official, cache_dir)
 
     def build() -> Dataset:
-        folders = (download_folder, Path("data"), cache_folder)
-        paths = [folder / name for folder in folders for name in ("", download.ARCHIVE_NAME)]
-        found = next((p for p in paths if p.is_file() or (p / OFFICIAL_FOLDER).is_dir()), None)
         if found is None:
-            download.fetch(archive, progress)
+            download.fetch(official, archive, progress)
         path = found or archive
         raw = sources.read_source(path, progress)
-        if not raw.is_official:
-            raise DataError(f"{path}: not the published CIFAR-10 (its checksums differ); download {download.URL} "
-                            f"again, or use it as it is with --data {path}")  # fmt: skip
-        return _make_dataset(raw, "cifar10")
+        if raw.published != official.name:
+            raise DataError(f"{path}: not the published {official.title} (its checksums differ); download "
+                            f"{official.url} again, or use it as it is with --data {path}")  # fmt: skip
+        return _make_dataset(raw, official.name)
 
     try:
-        return cache.load_or_build("cifar10", build, cache_dir)
+        return cache.load_or_build(official.name, build, cache_dir)
     except download.DownloadError as error:
-        raise _MissingCifar10Error(
-            f"CIFAR-10 was not found and cannot be downloaded ({error}): download {download.URL} to {archive}"
-        ) from error
+        raise _MissingError(f"{official.title} was not found and cannot be downloaded ({error}): download "
+                            f"{official.url} to {archive}") from error  # fmt: skip
 
 
 def _load_synthetic(n_train: int | None, cache_dir: str | None, progress: bool) -> Dataset:
@@ -125,8 +134,8 @@ def _load_synthetic(n_train: int | None, cache_dir: str | None, progress: bool) 
 
 
 def _make_dataset(raw: RawData, name: str) -> Dataset:
-    """Adds mean, std and digest. The name becomes cifar10 if the content is CIFAR-10's."""
+    """Adds mean, std and digest. The name becomes that of an official set whose content it is."""
     arrays = raw.x_train, raw.y_train, raw.x_test, raw.y_test
     mean, std = channel_mean_std(raw.x_train)
-    name = "cifar10" if raw.is_official or is_cifar10(raw) else name
+    name = raw.published or ("cifar10" if is_cifar10(raw) else name)
     return Dataset(name, raw.classes, *arrays, mean, std, dataset_digest(raw.classes, arrays))

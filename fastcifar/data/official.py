@@ -1,6 +1,7 @@
-"""Decodes the official CIFAR-10 batch files (`cifar-10-batches-py`) to arrays.
+"""The official files of CIFAR-10 and CIFAR-100: what they are called and contain, and how they become arrays.
 
-The callers read the files from a folder or from the official archive; `pickles` unpickles them safely.
+The callers read the files from a folder or from the official archive; `pickles` unpickles them safely. CIFAR-100 is
+read with its 100 fine labels.
 
 Letters: N images of H = W = 32 pixels.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,47 +18,100 @@ from fastcifar.data.errors import DataError
 from fastcifar.data.pickles import unpickle_dict
 from fastcifar.data.raw import Images, Labels, RawData
 
-OFFICIAL_FOLDER = "cifar-10-batches-py"
-OFFICIAL_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-}
-"""File name -> MD5 of its content, as published with the data set and in torchvision.datasets.CIFAR10."""
+
+class OfficialSet(NamedTuple):
+    """A published data set. File names map to the MD5 of their content, as torchvision.datasets has them, too."""
+
+    name: str
+    """Value of --data."""
+    title: str
+    folder: str
+    archive: str
+    archive_md5: str
+    url: str
+    size: str
+    """Of the archive, for people."""
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels_key: bytes
+    names_key: bytes
+    md5: dict[str, str]
 
 
-def decode_official(where: Path, files: dict[str, bytes]) -> RawData:
-    """Returns the data set in the seven official files: images uint8 [N, 32, 32, 3], labels int64 [N].
+CIFAR10 = OfficialSet(
+    name="cifar10", title="CIFAR-10", folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz", archive_md5="c58f30108f718f92721af3b95e74349a",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", size="170 MB",
+    train=tuple(f"data_batch_{i}" for i in range(1, 6)), test="test_batch", meta="batches.meta",
+    labels_key=b"labels", names_key=b"label_names",
+    md5={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+)  # fmt: skip
+CIFAR100 = OfficialSet(
+    name="cifar100", title="CIFAR-100", folder="cifar-100-python",
+    archive="cifar-100-python.tar.gz", archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", size="169 MB",
+    train=("train",), test="test", meta="meta",
+    labels_key=b"fine_labels", names_key=b"fine_label_names",
+    md5={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+)  # fmt: skip
+OFFICIAL_SETS = {official.name: official for official in (CIFAR10, CIFAR100)}
 
-    `files` maps a file's name to its content. Any files of this format are accepted; `is_official` of the result says
+
+def find_official(path: Path) -> tuple[OfficialSet, Path] | None:
+    """The official set whose files are in `path`, or in the folder of the published name inside it, and that folder."""
+    for official in OFFICIAL_SETS.values():
+        is_inside = path.name == official.folder or (path / official.train[0]).is_file()
+        root = path if is_inside else path / official.folder
+        if root.is_dir():
+            return official, root
+    return None
+
+
+def decode_official(where: Path, official: OfficialSet, files: dict[str, bytes]) -> RawData:
+    """Returns the data set in the official files: images uint8 [N, 32, 32, 3], labels int64 [N].
+
+    `files` maps a file's name to its content. Any files of this format are accepted; `published` of the result says
     whether they are the published ones. Raises DataError if one is missing or malformed.
     """
-    missing = [name for name in OFFICIAL_MD5 if name not in files]
+    missing = [name for name in official.md5 if name not in files]
     if missing:
         raise DataError(f"{where}: lacks {', '.join(missing)}; download the archive again")
-    names = unpickle_dict(f"{where}/batches.meta", files["batches.meta"]).get(b"label_names")
+    meta = f"{where}/{official.meta}"
+    names = unpickle_dict(meta, files[official.meta]).get(official.names_key)
     if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
-        raise DataError(f"{where}/batches.meta: label_names is not a list of names; download the archive again")
-    batches = {name: _decode_batch(f"{where}/{name}", files[name]) for name in OFFICIAL_MD5 if name != "batches.meta"}
-    x_test, y_test = batches.pop("test_batch")
+        raise DataError(f"{meta}: {official.names_key.decode()} is not a list of names; download the archive again")
+    train = [_decode_batch(f"{where}/{name}", files[name], official.labels_key) for name in official.train]
+    x_test, y_test = _decode_batch(f"{where}/{official.test}", files[official.test], official.labels_key)
+    is_published = all(
+        hashlib.md5(files[name], usedforsecurity=False).hexdigest() == md5 for name, md5 in official.md5.items()
+    )
     return RawData(
         tuple(name.decode() if isinstance(name, bytes) else name for name in names),
-        np.concatenate([x for x, _ in batches.values()]),
-        np.concatenate([y for _, y in batches.values()]),
+        np.concatenate([x for x, _ in train]),
+        np.concatenate([y for _, y in train]),
         x_test,
         y_test,
-        all(hashlib.md5(files[name], usedforsecurity=False).hexdigest() == md5 for name, md5 in OFFICIAL_MD5.items()),
+        official.name if is_published else None,
     )
 
 
-def _decode_batch(where: str, data: bytes) -> tuple[Images, Labels]:
+def _decode_batch(where: str, data: bytes, labels_key: bytes) -> tuple[Images, Labels]:
     """Images uint8 [N, 32, 32, 3] and labels int64 [N] of one batch file, which stores planes [N, 3 * 32 * 32]."""
     batch = unpickle_dict(where, data)
-    array, labels = batch.get(b"data"), batch.get(b"labels")
+    array, labels = batch.get(b"data"), batch.get(labels_key)
     try:
         _, shape, dtype, is_fortran_order, pixels = array.state  # type: ignore[union-attr]  # no array: an error too
         if dtype.name not in (b"u1", "u1") or is_fortran_order or not isinstance(pixels, bytes) or shape[1:] != (3072,):
@@ -65,7 +120,7 @@ def _decode_batch(where: str, data: bytes) -> tuple[Images, Labels]:
     except Exception as error:  # the state is untrusted: any of its parts may have any type
         raise DataError(f"{where}: data is not uint8 [N, 3072] in rows ({error}); download it again") from error
     if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 1 << 31 for label in labels):
-        raise DataError(f"{where}: labels is not a list of small integers; download it again")
+        raise DataError(f"{where}: {labels_key.decode()} is not a list of small integers; download it again")
     if len(labels) != len(images):
         raise DataError(f"{where}: {len(images)} images but {len(labels)} labels; download it again")
     return images, np.array(labels, np.int64)

@@ -1,8 +1,8 @@
 """Reads pickles from untrusted files without running any code that they ask for.
 
-The official CIFAR-10 batches are pickles. Only the instructions and names that those files use are allowed, and each
-allowed name leads to a harmless replacement defined here. The published files take the same path as any others, so
-that one path is tested.
+The official files of CIFAR-10 and CIFAR-100 are pickles. Only the instructions and names that those files use are
+allowed, and each allowed name leads to a harmless replacement defined here. The published files take the same path as
+any others, so that one path is tested.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def unpickle_dict(where: str, data: bytes) -> dict[Any, Any]:
                 raise pickle.UnpicklingError(f"holds the pickle instruction {opcode.name}, which no data set needs")
         value = _RestrictedUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # malformed pickles raise almost any exception
-        raise DataError(f"{where}: not an official CIFAR-10 file ({error}); download it again") from error
+        raise DataError(f"{where}: not an official CIFAR file ({error}); download it again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where}: not an official CIFAR-10 file (no dictionary); download it again")
+        raise DataError(f"{where}: not an official CIFAR file (no dictionary); download it again")
     return {key.encode() if isinstance(key, str) else key: item for key, item in value.items()}

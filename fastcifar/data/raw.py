@@ -27,8 +27,8 @@ class RawData(NamedTuple):
     y_train: Labels
     x_test: Images
     y_test: Labels
-    is_official: bool = False
-    """Whether the source is the published CIFAR-10 batch files, by their MD5 checksums."""
+    published: str | None = None
+    """cifar10 or cifar100 where the source is their published files, by their MD5 checksums."""
 
 
 def check_raw(path: Path, raw: RawData) -> RawData:

@@ -17,10 +17,8 @@ from fastcifar.data.archives import read_tar
 from fastcifar.data.errors import SUPPORTED_SOURCES, DataError
 from fastcifar.data.images import SPLITS, read_image_folder
 from fastcifar.data.npz import read_npz
-from fastcifar.data.official import OFFICIAL_FOLDER, OFFICIAL_MD5, decode_official
+from fastcifar.data.official import decode_official, find_official
 from fastcifar.data.raw import RawData, check_raw
-
-SourceKind = Literal["file", "official folder", "image folder"]
 
 
 def read_source(path: Path, progress: bool = True) -> RawData:
@@ -46,11 +44,11 @@ def fingerprint(path: Path) -> str:
     below, which is much faster than reading them. Raises DataError if `path` is no data set or cannot be read.
     """
     try:
-        kind = _source_kind(path)
-        if kind == "file":
+        if _source_kind(path) == "file":
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        roots = [_official_folder(path)] if kind == "official folder" else [path / split for split in SPLITS]
+        official = find_official(path)
+        roots = [official[1]] if official else [path / split for split in SPLITS]
         total = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape"))
         for root in roots:
             for folder, subfolders, names in os.walk(root):
@@ -65,34 +63,24 @@ def fingerprint(path: Path) -> str:
         raise DataError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _source_kind(path: Path) -> SourceKind:
+def _source_kind(path: Path) -> Literal["file", "folder"]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; {SUPPORTED_SOURCES}")
     if path.is_file():
         return "file"
-    if path.is_dir():
-        if _official_folder(path).is_dir():
-            return "official folder"
-        if any((path / split).is_dir() for split in SPLITS):
-            return "image folder"
+    if path.is_dir() and (find_official(path) or any((path / split).is_dir() for split in SPLITS)):
+        return "folder"
     raise DataError(f"{path}: holds no data set; {SUPPORTED_SOURCES}")
 
 
-def _official_folder(path: Path) -> Path:
-    """The folder of the batch files: `path` itself or the one inside it."""
-    return path if path.name == OFFICIAL_FOLDER or (path / "data_batch_1").exists() else path / OFFICIAL_FOLDER
-
-
 def _read_unchecked(path: Path, progress: bool) -> RawData:
-    kind = _source_kind(path)
-    if kind == "official folder":
-        root = _official_folder(path)
-        existing = [name for name in OFFICIAL_MD5 if (root / name).exists()]
-        return decode_official(
-            root, {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
-        )
-    if kind == "image folder":
-        return read_image_folder(path, progress)
+    if _source_kind(path) == "folder":
+        if not (found := find_official(path)):
+            return read_image_folder(path, progress)
+        official, root = found
+        existing = [name for name in official.md5 if (root / name).exists()]
+        files = {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
+        return decode_official(root, official, files)
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"  # an .npz is a zip; the content decides, not the suffix
     return read_npz(path) if is_zip else read_tar(path, progress)

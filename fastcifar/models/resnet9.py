@@ -12,9 +12,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.models.fused import norm_activation
 from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_identity
 
 WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64), "wide": (24, 128, 384, 512)}
@@ -44,9 +44,9 @@ class Stage(nn.Module):
             self.conv3, self.norm3 = start_as_identity(conv(c_out, c_out, norm)), make_norm(c_out, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        y = self.activation(self.norm2(self.conv2(x)))
-        return self.activation(self.norm3(x + self.conv3(y))) if self.depth == 3 else y
+        x = norm_activation(self.norm1, self.conv1(x), self.activation, pool=True)
+        y = norm_activation(self.norm2, self.conv2(x), self.activation)
+        return norm_activation(self.norm3, self.conv3(y), self.activation, plus=x) if self.depth == 3 else y
 
 
 class ResNet9(nn.Module):

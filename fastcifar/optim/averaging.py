@@ -38,15 +38,19 @@ class RunningMean:
                 p.copy_(self.mean[name])
         return twin
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that `record` changes besides the count."""
+        return {f"mean.{n}": v for n, v in self.mean.items()}
+
     def state(self) -> dict[str, Tensor | int]:
         """Plain containers for a checkpoint."""
-        return {"count": self.count, **{f"mean.{n}": v for n, v in self.mean.items()}}
+        return {"count": self.count, **self.tensors()}
 
     def load(self, state: dict[str, Tensor | int]) -> None:
         """Restores `state()`."""
         self.count = int(state["count"])
-        for name, v in self.mean.items():
-            v.copy_(torch.as_tensor(state[f"mean.{name}"]))
+        for name, v in self.tensors().items():
+            v.copy_(torch.as_tensor(state[name]))
 
 
 @torch.no_grad()

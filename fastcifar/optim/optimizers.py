@@ -44,12 +44,6 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
 
 
-def _start_momenta(optimizer: Optimizer) -> None:
-    """Gives every weight a momentum of zero, so that it exists before the first step, which may be recorded."""
-    for p in (p for group in optimizer.param_groups for p in group["params"]):
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-
-
 class _Uncompiled(Optimizer):
     """Methods of torch's optimizers without the wrappers that import torch's compiler: a second of every start."""
 
@@ -57,6 +51,44 @@ class _Uncompiled(Optimizer):
     zero_grad: Any = inspect.unwrap(Optimizer.zero_grad)
     state_dict: Any = inspect.unwrap(Optimizer.state_dict)
     load_state_dict: Any = inspect.unwrap(Optimizer.load_state_dict)
+
+
+class RecordableOptimizer(_Uncompiled):
+    """Base of optimizers that a CUDA graph can hold, with learning rate and momentum as tensors, also in fp16.
+
+    An overflow undoes the step on the device. As torch's fused optimizers do, `_step_supports_amp_scaling` makes
+    GradScaler set `grad_scale` and `found_inf` for a step, where it would read back whether a gradient overflowed.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups: Any, lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum})
+        _start_momenta(self)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is None:
+            return self.update()
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_div_([p.grad for p in weights], self.grad_scale)  # type: ignore[attr-defined]
+        tensors = [*weights, *(self.state[p]["momentum_buffer"] for p in weights)]
+        before, overflow = torch._foreach_mul(tensors, 1), found_inf > 0  # copies, in one launch
+        self.update()
+        for tensor, value in zip(tensors, before, strict=True):
+            torch.where(overflow, value, tensor, out=tensor)
+        return None
+
+    def update(self) -> None:
+        """New momenta and weights from the gradients."""
+        raise NotImplementedError
+
+
+def _start_momenta(optimizer: Optimizer) -> None:
+    """Gives every weight a momentum of zero, so that it exists before the first step, which may be recorded."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 class UncompiledSGD(_Uncompiled, SGD):
@@ -67,19 +99,14 @@ class UncompiledSGD(_Uncompiled, SGD):
         inspect.unwrap(SGD.step)(self, closure)
 
 
-class Muon(_Uncompiled):
+class Muon(RecordableOptimizer):
     """Nesterov momentum whose update is orthogonalised, for filters [out, in, h, w] seen as matrices [out, in*h*w].
 
     torch.optim.Muon takes matrices only and one at a time. As in airbench94_muon each filter bank is kept at a fixed
     norm, sqrt(out), which takes the place of weight decay.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-        _start_momenta(self)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def update(self) -> None:
         for group in self.param_groups:
             filters = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad for p in filters]
@@ -110,19 +137,14 @@ def _as_matrix(filters: Tensor) -> Tensor:
     return filters.permute(0, 2, 3, 1).flatten(1)
 
 
-class CapturableSGD(_Uncompiled):
-    """Nesterov SGD whose learning rate and momentum may be tensors on the device, so that a CUDA graph can hold it.
+class CapturableSGD(RecordableOptimizer):
+    """Nesterov SGD for CUDA graphs.
 
     torch.optim.SGD asks `momentum != 0` in Python, a wait that no graph can record, and its fused kernel takes momentum
     as a number. The formula is torch's: v = momentum * v + g; weights -= lr * (g + momentum * v).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum})
-        _start_momenta(self)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def update(self) -> None:
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:  # all frozen
@@ -171,7 +193,10 @@ def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) ->
         return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
     groups = [filters, *rest]
     if settings.name == "apex-sgd":
-        return [_apex_sgd([group for group in groups if group["params"]], **rates)]
+        try:
+            return [apex_sgd()([group for group in groups if group["params"]], **rates)]
+        except RuntimeError as e:  # built without CUDA
+            raise ValueError(APEX_HELP) from e
     if recorded:
         return [CapturableSGD(groups, **rates)]
     return [_fused_sgd(groups, **rates)]
@@ -187,10 +212,10 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
     return sgd
 
 
-def _apex_sgd(groups: list[dict[str, Any]], **rates: float) -> Any:
-    """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class, and a build without CUDA raises."""
+def apex_sgd() -> Any:
+    """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class."""
     try:
-        return importlib.import_module("apex.optimizers").FusedSGD(groups, **rates)
+        return importlib.import_module("apex.optimizers").FusedSGD
     except Exception as e:  # a foreign or broken package may raise anything on import
         raise ValueError(APEX_HELP) from e
 

@@ -72,7 +72,7 @@ def find_model(where: Path) -> Path:
     """The model file of a run folder, the newest one in a folder of runs, or the file itself. ValueError if none."""
     if where.is_file():
         return where
-    found = [*where.glob("model.safetensors"), *where.glob("*/model.safetensors")]
+    found = list(where.glob("model.safetensors")) or list(where.glob("*/model.safetensors"))
     if not found:
         raise ValueError(f"{where}: no model.safetensors in it; give the folder of a finished run")
     return max(found, key=lambda p: p.stat().st_mtime)

@@ -14,7 +14,7 @@ from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp
 from fastcifar.settings import method_differences
 
-RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors")
+RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors", "swag.safetensors")
 
 
 def choose(config: Config) -> Path:
@@ -81,7 +81,7 @@ def finished(config: Config) -> dict[str, Any] | None:
 def finished_seeds(config: Config) -> list[dict[str, Any]]:
     """The summaries in runs.jsonl of a resumed job of several seeds. ValueError when the file is damaged."""
     path = Path(config.run.resume or "") / "runs.jsonl"
-    if config.run.resume is None or not path.exists():
+    if config.run.resume is None or not path.exists() or not path.stat().st_size:  # interrupted in the first seed
         return []
     seeds = range(config.seed, config.seed + config.run.runs)
     try:

@@ -1,6 +1,10 @@
 """model.safetensors: the weights a run stands for, with what rebuilds the network and reads images beside them.
 
-The file loads without executing anything. Two equal models give equal bytes.
+swag.safetensors is the same file with the Gaussian over the weights: `variance.<name>` of the weight's shape and
+`deviations.<name>` [R, ...] for every trained weight, fp32; the mean is the model itself. The raw weights of the last
+step are in checkpoint.pt.
+
+Both load without executing anything. Two equal models give equal bytes.
 """
 
 from __future__ import annotations
@@ -21,23 +25,37 @@ from fastcifar.runs.observers import Observer, Result
 from fastcifar.runs.record import to_json
 
 FORMAT = "fastcifar-1"
+SWAG_FILE = "swag.safetensors"
+SPREAD = ("variance.", "deviations.")
+Gaussian = dict[str, torch.Tensor]
+"""`variance.<name>` and `deviations.<name>` of the trained weights, as `fastcifar.optim.swag` describes them."""
 
 
 class ModelFile(Observer):
-    """Writes model.safetensors when the run ends. `facts`: classes, mean, std, dataset and the network's settings."""
+    """Writes model.safetensors when the run ends, and swag.safetensors beside it where the run has one.
+
+    facts: classes, mean, std, dataset and the network's settings.
+    """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self.path, self.facts = path, facts
 
     def on_end(self, result: Result) -> None:
-        write_model(self.path, result.model, {**self.facts, "accuracy": result.summary["accuracy"]})
+        facts = {**self.facts, "accuracy": result.summary["accuracy"]}
+        write_model(self.path, result.model, facts)
+        if swag := result.swag:
+            facts |= {"snapshots": swag.count}
+            write_model(self.path.with_name(SWAG_FILE), result.model, facts, swag.gaussian())
 
 
-def write_model(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
-    """Writes the weights as safetensors with plain keys; `facts` (each value as JSON) go into the metadata."""
+def write_model(path: Path, model: nn.Module, facts: dict[str, Any], gaussian: Gaussian | None = None) -> None:
+    """Writes the weights as safetensors with plain keys; `facts` (each value as JSON) go into the metadata.
+
+    gaussian: the further tensors of a swag.safetensors.
+    """
     from safetensors.torch import save
 
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in {**model.state_dict(), **(gaussian or {})}.items()}
     metadata = {"format": FORMAT, **{k: to_json(v) for k, v in facts.items()}}
     content = _with_sorted_header(save(tensors, metadata))
     write_atomically(path, lambda f: f.write(content))
@@ -56,6 +74,22 @@ def load_model(path: Path, flag: str = "--run") -> tuple[nn.Module, dict[str, An
 
     ValueError, naming the flag that gave the file, if it is damaged.
     """
+    model, facts, _ = _load(path, f"model ({{}}); give {flag} another one", swag=False)
+    return model, facts
+
+
+def load_swag(folder: Path) -> tuple[nn.Module, dict[str, Any], Gaussian]:
+    """The averaged network of a run folder's swag.safetensors in eval mode, its facts, and the Gaussian around it.
+
+    ValueError when there is none or it is damaged.
+    """
+    path = folder / SWAG_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: there is none; SWAG needs a run that was trained with --swag-rank")
+    return _load(path, "SWAG file ({}); train the run again", swag=True)
+
+
+def _load(path: Path, complaint: str, swag: bool) -> tuple[nn.Module, dict[str, Any], Gaussian]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -69,12 +103,29 @@ def load_model(path: Path, flag: str = "--run") -> tuple[nn.Module, dict[str, An
         if tensors["head.weight"].shape[:1] != (len(facts["classes"]),):  # before a network of that size is made
             raise ValueError("not as many classes as outputs")
         model = make_model(settings, len(facts["classes"]), seed=0)
+        gaussian = {k: tensors.pop(k) for k in list(tensors) if swag and k.startswith(SPREAD)}
         checkpoint.check(tensors, dict(model.state_dict()), "weights")
         model.load_state_dict(tensors)
+        if swag:
+            _check_gaussian(gaussian, model)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-        raise ValueError(f"{path}: not a whole fastcifar model ({reason}); give {flag} another one") from e
-    return model.eval(), facts
+        raise ValueError(f"{path}: not a whole fastcifar {complaint.format(reason)}") from e
+    return model.eval(), facts, gaussian
+
+
+def _check_gaussian(gaussian: Gaussian, model: nn.Module) -> None:
+    """ValueError unless both tensors are there for some weights of the model, in shapes that fit together."""
+    trained = [key.removeprefix(SPREAD[0]) for key in gaussian if key.startswith(SPREAD[0])]
+    weights = {name: p.float().to("meta") for name, p in model.named_parameters()}
+    if not trained or not weights.keys() >= set(trained):
+        raise ValueError("variances of no weights, or of weights that the network has not")
+    columns = len(gaussian[f"{SPREAD[1]}{trained[0]}"])
+    like = {f"{SPREAD[0]}{n}": weights[n] for n in trained}
+    like |= {f"{SPREAD[1]}{n}": weights[n].new_empty(columns, *weights[n].shape) for n in trained}
+    checkpoint.check(gaussian, like, "swag")
+    if columns < 1 or any((gaussian[f"{SPREAD[0]}{n}"] < 0).any() for n in trained):
+        raise ValueError("no deviations, or a variance below 0")
 
 
 def _checked_settings(facts: dict[str, Any]) -> Model:

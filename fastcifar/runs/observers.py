@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.optim.swag import Swag
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Result:
     history: list[dict[str, Any]]
     """A row per epoch: the lines of metrics.jsonl."""
     schedule: ScheduleTable
+    swag: Swag | None = None
+    """The Gaussian over the weights, whose mean `model` has; None without --swag-rank."""
 
 
 class Progress(Protocol):

@@ -83,7 +83,9 @@ def _summary(path: Path, values: Any) -> dict[str, Any]:
     where = str(path)
     shares = ("accuracy", "accuracy_raw", "accuracy_swa", "accuracy_tta")
     numbers: dict[str, Any] = {name: _number(where, values, name, 0, 1) for name in shares}
-    numbers |= {name: _number(where, values, name) for name in ("loss_last", "num_steps", "epochs")}
+    numbers |= {
+        name: _number(where, values, name) for name in ("loss_last", "num_steps", "epochs", "n_train", "n_test")
+    }
     times = values.get("time_s") or {}
     numbers |= {f"{name}_s": _number(f"{where}, time_s", times, name) for name in ("train", "wall")}
     texts = {name: values.get(name) for name in ("dataset", "device", "precision", "commit")}

@@ -79,7 +79,7 @@ def train(
 
     Args:
         recipe: name of a recipe, or a Config.
-        data: "cifar10", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
+        data: "cifar10", "cifar100", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
         out: run folder to write; None writes nothing.
         on_step: called with (step, {}) after each step; it must be quick.
         on_epoch: called with (epoch, metrics row) after each epoch.
@@ -96,6 +96,8 @@ def train(
         config = with_settings(config, data=str(data))
     if out is not None:
         config = with_settings(config, out=str(out))
+    elif config.run.log != "none" or config.run.profile:
+        raise ValueError("log and profile need a run folder: give out")
     config, hardware = resolve(config)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
@@ -154,7 +156,7 @@ def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
         recipe = find_recipe(recipe)
     if "optimizer" in settings:
         recipe = with_optimizer(recipe, settings["optimizer"])
-    for name in ("runs", "resume", "plot_schedule", "dry_run", "parallel"):
+    for name in ("runs", "resume", "plot_schedule", "dry_run", "parallel", "keep_all"):
         if name in settings:
             raise ValueError(f"{name} is for the command line; it does not go with a training from Python")
     return with_settings(recipe, **settings)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fastcifar.config import Config
+from fastcifar.runs.trackers import require_tracker
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0)}
@@ -33,6 +34,8 @@ class Hardware:
     executor: str
     scale: str
     reasons: dict[str, str] = field(default_factory=dict)
+    fused: bool = False
+    """Whether the Triton kernels of `fastcifar.models.fused` run: known after the warm-up."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,6 +115,7 @@ def resolve(config: Config, local_rank: int = 0) -> tuple[Config, Hardware]:
     Turns torch's deterministic algorithms on, for the rest of the process, when the config asks for them. ValueError
     when a choice is not available here.
     """
+    require_tracker(config)
     if config.machine.deterministic:
         make_deterministic()  # before the first CUDA call, which the choice of the hardware may be
     hardware = choose_hardware(config, local_rank)

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
+from fastcifar.optim.swag import Swag
 from fastcifar.runs.observers import Observer, Result
-from fastcifar.training.evaluate import accuracies
+from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel, sum_over_processes
 from fastcifar.training.state import Diverged, State
 from fastcifar.training.step import autocast, make_step
@@ -38,6 +39,7 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         model = state.model
         task = warm_up(task, model)
         step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
+        accuracies = Evaluator(task, model, step.recorder)
 
     blocks = task.executor.blocks(task.plans(state.step))
     while state.step < task.num_steps:
@@ -54,11 +56,11 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
                     observer.on_step(state)
             blocks.work_ahead()
         if state.step % task.steps_per_epoch == 0 or state.step == task.num_steps:
-            row = end_epoch(task, state)
+            row = end_epoch(task, state, accuracies)
             for observer in observers:
                 observer.on_epoch(state, row)
 
-    result = finish(task, state)
+    result = finish(task, state, accuracies)
     for observer in observers:
         observer.on_end(result)
     return result
@@ -75,7 +77,7 @@ def joins_average(task: Task, state: State) -> bool:
     return state.step % task.steps_per_epoch == 0 or is_last
 
 
-def end_epoch(task: Task, state: State) -> dict[str, Any]:
+def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]:
     """Measures the epoch and adds its row to the history. Raises Diverged when training has visibly failed."""
     config = task.config
     epoch = (state.step - 1) // task.steps_per_epoch
@@ -90,7 +92,7 @@ def end_epoch(task: Task, state: State) -> dict[str, Any]:
     is_last = state.step == task.num_steps
     if is_last or (epoch + 1) % config.evaluation.eval_every == 0:
         with state.stopwatch("eval"):
-            accuracy, _ = accuracies(task, state.model, task.watched)
+            accuracy, _ = accuracies(state.model, task.watched)
         state.schedule.end_epoch(state.step, accuracy)
     measured = {"accuracy_test": accuracy}
     if config.data.val_split:
@@ -110,37 +112,34 @@ def end_epoch(task: Task, state: State) -> dict[str, Any]:
     return row
 
 
-def finish(task: Task, state: State) -> Result:
+def finish(task: Task, state: State, accuracies: Evaluator) -> Result:
     """Averages the weights of the tail, refreshes batch norm, and measures the final accuracies."""
     stopwatch, final, has_tail = state.stopwatch, state.model, state.average.count > 0
+    evaluation = task.config.evaluation
     if has_tail:
         with stopwatch("swa"), autocast(task.hardware):
             final = state.average.averaged(state.model)
             final._compiled_call_impl = None
-            refresh_batch_norm(final, _refresh_batches(task))
+            refresh_batch_norm(final, refresh_batches(task))
     before_s = stopwatch.seconds("eval")
     with stopwatch("eval"):
-        plain, with_views = accuracies(task, final, task.test, task.config.evaluation)
+        plain, with_views = accuracies(final, task.test, evaluation.tta, evaluation.tta_share)
     eval_final_s = stopwatch.seconds("eval") - before_s
     raw = state.history[-1].get("accuracy_test")  # None when the last epoch was measured on held-out images
     if raw is None:
         with stopwatch("eval"):
-            raw = plain if final is state.model else _raw_accuracy(task, state.model)
+            raw = plain if final is state.model else accuracies(state.model, task.test)[0]
     measured = Accuracies(
         raw=raw,
         averaged=plain if has_tail else None,
-        with_views=with_views if task.config.evaluation.tta != "none" else None,
+        with_views=with_views if evaluation.tta != "none" else None,
     )
     summary = summarize(task, state, measured, eval_final_s)
-    return Result(final, summary, state.history, state.schedule)
+    swag = state.average if has_tail and isinstance(state.average, Swag) else None
+    return Result(final, summary, state.history, state.schedule, swag)
 
 
-def _raw_accuracy(task: Task, model: nn.Module) -> float:
-    plain, _ = accuracies(task, model, task.test)
-    return plain
-
-
-def _refresh_batches(task: Task) -> Iterator[Tensor]:
+def refresh_batches(task: Task) -> Iterator[Tensor]:
     """Augmented training images of the epoch after the last, in batches of the training size."""
     steps = max(1, min(task.steps_per_epoch, REFRESH_IMAGES // task.batch_size))
     plan = task.plan(-(-task.num_steps // task.steps_per_epoch)).steps(0, steps)

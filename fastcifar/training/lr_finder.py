@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastcifar.augment.plan import EpochPlan, image_size
+from torch import Tensor
+
+from fastcifar.augment.plan import image_size
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.step import Step
 from fastcifar.training.stopwatch import Stopwatch
@@ -95,41 +97,55 @@ def range_test(task: Task, rates: list[float]) -> RangeTest:
     step = Step(task, state, state.model)
     state.model.train()
     losses: list[float] = []
-    batches = task.executor.blocks(_plans(task))
-    block, position = next(batches), 0
-    for lr in rates:
-        if position == len(block):
-            block, position = next(batches), 0
+    divergence, stopped = Divergence(), False
+    for lr, (x, y) in zip(rates, _batches(task), strict=False):
         set_row(state.optimizers, lr, momentum)
         state.loss_sum.zero_()
-        step.update(*block.batch(position))
-        position += 1
+        step.update(x, y)
         losses.append(state.loss_sum.item())
-        if has_diverged(losses):
+        if stopped := divergence.after(losses[-1]):
             break
-    stopped = has_diverged(losses)
     finite = [loss for loss in losses if math.isfinite(loss)]
     return RangeTest(rates[: len(finite)], finite, smooth_both_ways(finite), momentum, stopped)
 
 
-def has_diverged(losses: list[float]) -> bool:
-    """Whether the last loss is not finite, or the running mean is far above its smallest value."""
-    if not math.isfinite(losses[-1]):
-        return True
-    means = smooth(losses)
-    least = min(range(len(means)), key=means.__getitem__)
-    if len(means) <= SKIPPED_STEPS:
-        return False
-    if means[-1] > DIVERGED * means[least]:
-        return True
-    before = range(1, least + 1)
-    if len(before) < SKIPPED_STEPS:
-        return False
-    variance = sum((losses[i] - means[i - 1]) ** 2 for i in before) / len(before)
-    error = math.sqrt(variance * (1 - SMOOTHING) / (1 + SMOOTHING))  # of an exponential mean of independent values
-    return means[-1] > means[least] + STANDARD_ERRORS * error
+@dataclass
+class Divergence:
+    """Says after each loss whether it is not finite, or the running mean is far above its smallest value."""
+
+    count: int = 0
+    mean: float = 0.0
+    """Running mean as `smooth` has it; `least` is its smallest value, after `least_at` losses."""
+    least: float = math.inf
+    least_at: int = 0
+    squares: float = 0.0
+    """Sum of the squared distances of each loss from the mean before it, and that sum at `least_at`."""
+    squares_at_least: float = 0.0
+
+    def after(self, loss: float) -> bool:
+        """Whether the test has diverged with this next loss."""
+        if not math.isfinite(loss):
+            return True
+        if self.count:
+            self.squares += (loss - self.mean) ** 2
+        weight = 1 - SMOOTHING**self.count  # of the past, which starts at 0
+        self.count += 1
+        self.mean = (SMOOTHING * self.mean * weight + (1 - SMOOTHING) * loss) / (1 - SMOOTHING**self.count)
+        if self.mean < self.least:
+            self.least, self.least_at, self.squares_at_least = self.mean, self.count, self.squares
+        if self.count <= SKIPPED_STEPS:
+            return False
+        if self.mean > DIVERGED * self.least:
+            return True
+        distances = self.least_at - 1
+        if distances < SKIPPED_STEPS:
+            return False
+        variance = self.squares_at_least / distances
+        error = math.sqrt(variance * (1 - SMOOTHING) / (1 + SMOOTHING))  # of an exponential mean of independent values
+        return self.mean > self.least + STANDARD_ERRORS * error
 
 
-def _plans(task: Task) -> Iterator[tuple[EpochPlan, int]]:
-    """(plan, image size in pixels) of one epoch after the other, without an end."""
-    return ((task.plan(epoch), image_size(task.config, epoch)) for epoch in itertools.count())
+def _batches(task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch after the other, without an end: x [B, 3, S, S], y [B]."""
+    for epoch in itertools.count():
+        yield from task.executor.epoch(task.plan(epoch), image_size(task.config, epoch))

@@ -9,6 +9,8 @@ from fastcifar.runs import plots, record
 from fastcifar.runs.checkpoints import Checkpoints
 from fastcifar.runs.model_file import ModelFile
 from fastcifar.runs.observers import Observer
+from fastcifar.runs.profiling import Profile
+from fastcifar.runs.trackers import make_tracker
 from fastcifar.training import processes
 from fastcifar.training.stopwatch import process_age_s
 from fastcifar.training.task import Task, normalization_facts
@@ -29,10 +31,16 @@ def run_observers(task: Task, out: Path | None, signal: Callable[[], int | None]
 
     if out is None:
         return [Checkpoints(None, task.config, task.dataset.digest, stop, agree)]
+    run, chosen = task.config.run, list[Observer]()
+    if run.log != "none":
+        chosen.append(make_tracker(task.config, out))
+    if run.profile:
+        chosen.append(Profile(out))
     return [
         record.Metrics(out / "metrics.jsonl"),
         Checkpoints(out / "checkpoint.pt", task.config, task.dataset.digest, stop, agree),
         ModelFile(out / "model.safetensors", normalization_facts(task)),
         plots.Curves(out / "curves.png"),
         record.Summary(out / "summary.json", process_age_s),
+        *chosen,
     ]

@@ -94,19 +94,24 @@ class State:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Restores weights, statistics, momenta and sums when the block ends, also by an error. Clears gradients.
+        """Restores weights, statistics, momenta, sums and loss scale when the block ends, also by an error.
 
-        Tensors are copied back in place, on their device and without a wait, so that what was recorded on them holds.
+        Clears gradients. Tensors are copied back in place, on their device and without a wait, so that what was
+        recorded on them holds.
         """
         momenta = [kept["momentum_buffer"] for o in self.optimizers for kept in o.state.values()]
-        tensors = [*self.model.state_dict().values(), *self.average.mean.values(), *momenta, self.loss_sum]
+        tensors = [*self.model.state_dict().values(), *self.average.tensors().values(), *momenta, self.loss_sum]
         before, count, training = [t.clone() for t in tensors], self.average.count, self.model.training
+        scale = self.scaler.scale(torch.ones_like(self.loss_sum))  # also puts it on the device: 1 where it is disabled
         try:
             yield
         finally:
             self.model.zero_grad(set_to_none=True)
             self.model.train(training)
             self.average.count = count
+            self.scaler.update(scale)  # forgets a step that was broken off, too ...
+            for optimizer in self.optimizers:
+                vars(optimizer).pop("grad_scale", None)  # ... which left its scale, a factor of the next one
             with torch.no_grad():
                 for tensor, value in zip(tensors, before, strict=True):
                     tensor.copy_(value)
@@ -128,8 +133,8 @@ def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
 
 
 def skipped_steps(scale: float) -> int:
-    """Number of steps that fp16 overflow has skipped, from the loss scale."""
-    return round(math.log2(FIRST_LOSS_SCALE / scale))
+    """Number of steps that fp16 overflow has skipped, from the loss scale. At 0 it fell below the least f32, 2^-149."""
+    return round(math.log2(FIRST_LOSS_SCALE / (scale or 2.0**-150)))
 
 
 def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int) -> None:

@@ -8,7 +8,8 @@ replays that: one launch per step, however many kernels it has ("Accelerating Py
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.augment.block import Block
+from fastcifar.augment.images import upload
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
@@ -41,6 +43,9 @@ def random_batch(hardware: Hardware, batch: int, size_px: int, generator: torch.
 
 class Step:
     """Step i of a block -> new weights, at the row of the schedule's table that `state.step` says."""
+
+    recorder: Recorder | None = None
+    """What a recorded step was recorded with, for more of the run."""
 
     def __init__(self, task: Task, state: State, forward: Forward) -> None:
         self.task, self.state, self.forward = task, state, forward
@@ -79,6 +84,7 @@ class GraphedStep(Step):
 
     def __init__(self, task: Task, state: State, forward: Forward, recorder: Recorder) -> None:
         super().__init__(task, state, forward)
+        self.recorder = recorder
         device, batch = task.hardware.device, task.batch_size
         steps = min(task.steps_per_epoch, max(1, task.executor.max_images // batch))
         largest = max(task.image_sizes)
@@ -103,7 +109,7 @@ class GraphedStep(Step):
         self.labels[:count].copy_(block.labels)
         if block.rows is not None:
             self.rows[: len(block)].copy_(block.rows)
-        self.table.copy_(self.state.schedule.table)
+        self.table.copy_(upload(self.state.schedule.table.to(self.table.dtype), self.table.device))
         self.next.fill_(self.state.step)
         self.position.zero_()
         self.replay = self.replays[size]
@@ -151,7 +157,10 @@ class GraphedStep(Step):
 
 
 class CudaGraphs:
-    """Records work as CUDA graphs that share one pool of memory: of those, one runs at a time."""
+    """Records work as CUDA graphs that share one pool of memory.
+
+    One runs at a time, and none leaves anything there that another one or a later replay would read.
+    """
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
@@ -163,16 +172,22 @@ class CudaGraphs:
         return graph.replay
 
 
+@contextmanager
+def may_fail(what: str, device: torch.device) -> Iterator[None]:
+    """Context of a recording. Where it fails, a warning is logged, and the program goes on after the block."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    try:
+        yield
+    except RuntimeError as e:
+        if stream:
+            torch.cuda.set_stream(stream)  # torch leaves the capture's stream current when a capture fails
+        reason = " ".join(str(e).split())[:150]
+        log.warning("recording %s as a CUDA graph failed (%s); going on without it", what, reason)
+
+
 def make_step(task: Task, state: State, forward: Forward) -> Step:
     """The recorded step where `can_be_recorded`, else the plain one."""
-    device = task.hardware.device
     if can_be_recorded(task):
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        try:
+        with may_fail("the step", task.hardware.device):
             return GraphedStep(task, state, forward, CudaGraphs())
-        except RuntimeError as e:
-            if stream:
-                torch.cuda.set_stream(stream)  # torch leaves the capture's stream current when a capture fails
-            reason = " ".join(str(e).split())[:150]
-            log.warning("recording the step as a CUDA graph failed (%s); going on without it", reason)
     return Step(task, state, forward)

@@ -25,6 +25,7 @@ from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import count_steps, make_schedule_table
+from fastcifar.optim.swag import Swag
 from fastcifar.training import processes
 from fastcifar.training.fine_tune import load_initial
 from fastcifar.training.hardware import Hardware, with_hardware
@@ -161,15 +162,14 @@ def _make_executor(config: Config, hardware: Hardware, images: DeviceImages) -> 
 def can_be_recorded(task: Task) -> bool:
     """Whether a CUDA graph can hold the step: the host may decide and read nothing in it.
 
-    Excluded are the loss scaling of fp16, gradients shared between processes, the compile modes that record graphs
-    themselves, and apex, whose kernel takes momentum as a number.
+    Excluded are gradients shared between processes, the compile modes that record graphs themselves, and apex, whose
+    kernel takes momentum as a number.
     """
     config, hardware = task.config, task.hardware
     return (
         config.machine.cuda_graph
         and hardware.device.type == "cuda"
         and config.optimizer.name != "apex-sgd"
-        and hardware.precision != "fp16"
         and task.world.size == 1
         and hardware.compile in ("off", "default")
     )
@@ -187,10 +187,11 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
             model.stem.weight.copy_(task.stem_filters)
     processes.join_batch_norms(model, task.world)
     processes.share_noise(model, task.world)
+    rank = config.tail.swag_rank if config.tail else 0
     state = State(
         model=model,
         optimizers=make_optimizers(model, config, can_be_recorded(task)),
-        average=RunningMean(model),
+        average=Swag(model, rank) if rank else RunningMean(model),
         scaler=_loss_scaler(device, enabled=task.hardware.precision == "fp16"),
         schedule=make_schedule_table(config, task.steps_per_epoch),
         loss_sum=torch.zeros((), device=device),

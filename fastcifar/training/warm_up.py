@@ -9,6 +9,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from fastcifar.models.fused import fuse
+from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
 from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
@@ -21,14 +23,18 @@ def warm_up(task: Task, model: nn.Module) -> Task:
     """Compiles the model in place and runs all its shapes; weights and statistics are left as they were.
 
     Where the compiler fails, the plain model is used and a warning is logged: the returned task then says that nothing
-    is compiled. On a CPU without compiling nothing needs a warm-up.
+    is compiled. It also says whether the batch norms use the fused kernels. On a CPU without compiling nothing needs a
+    warm-up.
     """
     device, mode = task.hardware.device, task.hardware.compile
     # cuDNN times its kernels for each shape when it first sees it, which is here.
     torch.backends.cudnn.benchmark = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
     if mode == "off" and device.type == "cpu":
         return task
-    before = copy.deepcopy(model.state_dict())
+    config, before = task.config, copy.deepcopy(model.state_dict())
+    if config.machine.fused_kernels and mode == "off" and device.type == "cuda" and isinstance(model, ResNet9):
+        fused = fuse(model, config.model.activation, task.hardware.dtype)
+        task = replace(task, hardware=replace(task.hardware, fused=fused))
     try:
         if mode != "off":
             keep_compiled_code(task.config)

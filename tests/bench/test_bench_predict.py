@@ -1,12 +1,15 @@
 """Predictions follow from the operators: arithmetic as the FLOP counter says, bytes as tensors have them."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bench import operators, predict
+from fastcifar.models import fused
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.recipes import RECIPES
 
@@ -62,13 +65,41 @@ def test_a_faster_card_and_a_compiler_are_predicted_faster(program):
     assert h100 < a100 and predict.predict(compiled, predict.CARDS["a100"], 0.5).total_s < a100
 
 
+def test_fused_kernels_move_less_and_compute_as_much(program):
+    with_kernels = predict.fastcifar_program(RECIPES["speedrun94"], compiled=False, name="fused", fused=True)
+    for size, ops in program.ops.items():
+        assert sum(op.flop for op in with_kernels.ops[size]) == sum(op.flop for op in ops)
+        names = [op.name for op in with_kernels.ops[size]]
+        assert [names.count(name) for name in ("statistics", "normalize", "gradient_sums", "input_gradient")] == [7] * 4
+        assert not {"native_batch_norm", "max_pool2d_with_indices"} & set(names)
+    plain, less = (predict.predict(p, predict.CARDS["h100"], 0.5) for p in (program, with_kernels))
+    assert less.moved_mb < 0.7 * plain.moved_mb and less.total_s < plain.total_s
+
+
+def test_a_kernel_counts_each_of_its_tensors_once():
+    """Pool of 2 images of 8 channels, 5x5 to 2x2 pixels, in fp16: x, z, code (1 byte), two parts of 8 channels."""
+    norm, x = nn.BatchNorm2d(8, device="meta"), torch.empty(2, 8, 5, 5, device="meta", dtype=torch.half)
+    fused.use_kernels(norm)
+    ops = operators.trace(
+        norm, lambda _: fused.norm_activation(norm, x, torch.relu, pool=True).mean((2, 3)), 2, 8, 8, torch.half, None
+    )
+    assert "statistics" not in {op.name for op in ops}  # in evaluation
+    norm.train()
+    with mock.patch.object(norm, "train"):
+        ops = operators.trace(
+            norm, lambda _: fused.norm_activation(norm, x, F.relu, pool=True).mean((2, 3)), 2, 8, 8, torch.half, None
+        )
+    (statistics,) = [op for op in ops if op.name == "statistics"]
+    assert statistics.moved == 2 * 8 * (25 * 2 + 4 * 2 + 4) + 2 * 8 * 4
+
+
 def test_a_peer_is_fitted_and_every_line_says_predicted(tmp_path, capsys):
     (tmp_path / "peer.py").write_text(PEER)
     compile_before = torch.compile
     assert predict.main(["--peers", f"airbench94={tmp_path / 'peer.py'}", "--out", str(tmp_path / "out")]) == 0
     assert torch.compile is compile_before
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| a100", "| h100"))]
-    assert len(lines) == 6 and all(line.count("predicted") == 2 for line in lines)
+    assert len(lines) == 8 and all(line.count("predicted") == 2 for line in lines)
     rows = json.loads((tmp_path / "out/table.json").read_text())["rows"]
     assert [row["program"] for row in rows if row["published_s"]] == ["airbench94"]
 

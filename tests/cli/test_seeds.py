@@ -1,12 +1,15 @@
 """--runs N: several seeds, a file with a line for each, statistics over all, and no seed trained twice."""
 
 import json
+import os
 import signal
 
 import pytest
 from commands import stop_at
 
-from fastcifar.cli import seeds
+from fastcifar.cli import ensemble, seeds
+from fastcifar.runs import record
+from fastcifar.training import loop
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -41,3 +44,38 @@ def test_damaged_results_of_seeds_are_told(call, base, tmp_path, monkeypatch, te
     (tmp_path / "r/runs.jsonl").write_text(text)
     code, _, err = call("--resume", "r")
     assert code == 2 and len(err) == 1 and "runs.jsonl: damaged or of other seeds" in err[0]
+
+
+def stop_in_the_tail(_, run):
+    """SIGTERM arrives after step 13 of 16, once the checkpoint observer has looked for one."""
+    if run.step == 13:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_every_seed_can_be_kept_and_goes_on_where_it_was_stopped(call, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(ensemble, "SAMPLES", 2)
+    flags = [*base, "--runs", "2", "--keep-all", "--seed", "5", "--swa-every", "2", "--swag-rank", "2"]
+    code, out, _ = call(*flags, "--out", "whole")
+    assert code == 0 and json.loads(out[-1])["n"] == 2
+    names = [line.split("  ")[0] for line in out[-10:-1]]
+    kinds = ["one model, mean of 2", "SWA, mean of 2", "SWAG, mean of 2", "deep ensemble of 2", "Multi-SWA of 2",
+             "Multi-SWAG of 2"]  # fmt: skip
+    assert names == ["model", "whole/seed5", "whole/seed6", *kinds]
+    table = json.loads((tmp_path / "whole/ensemble.json").read_text())
+    assert [row["model"] for row in table["table"]] == kinds and table["swag_samples"] == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(record.Summary, "on_step", stop_in_the_tail)
+        code, out, _ = call(*flags, "--out", "cut")
+    assert code == 143 and out[-1].endswith("--resume cut") and (tmp_path / "cut/seed5/checkpoint.pt").exists()
+    begun, go = [], loop.start
+    monkeypatch.setattr(loop, "start", lambda *args: (state := go(*args), begun.append(state.step))[0])
+    said = call("--resume", "cut")
+    assert said[0] == 0 and begun == [14, 0], said
+    assert seeds_of(tmp_path / "cut/runs.jsonl") == seeds_of(tmp_path / "whole/runs.jsonl")
+    for name in ("seed5/model.safetensors", "seed5/swag.safetensors", "seed6/swag.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_keeping_one_seed_is_refused(call, base):
+    code, _, err = call(*base, "--keep-all")
+    assert code == 2 and err == ["error: keep_all is for several seeds: add --runs N"]

@@ -153,9 +153,9 @@ def launches_outside(x: Tensor) -> None:
 # ---- a whole run
 
 
-def run_whose_recording_fails() -> dict[str, Any]:
-    """Trains to its end with the plain step."""
-    card.fail_captured_launch(100)
+def run_whose_recording_fails(launch: int) -> dict[str, Any]:
+    """Trains to its end without what failed."""
+    card.fail_captured_launch(launch)
     try:
         return watch_run(make_task())
     finally:
@@ -213,12 +213,16 @@ CASES: dict[str, Callable[[], Any]] = {
     "succeeds muon": partial(recording, nothing),
     "succeeds sgd": partial(recording, nothing, optimizer="sgd"),
     "succeeds fp32": partial(recording, nothing, precision="fp32"),
+    "succeeds fp16": partial(recording, nothing, precision="fp16"),
     "first launch fails": partial(recording, nothing, lambda: card.fail_captured_launch(1)),
     "a launch of the forward pass fails": partial(recording, nothing, lambda: card.fail_captured_launch(20)),
     "a launch of the update fails": partial(recording, nothing, lambda: card.fail_captured_launch(250)),
     "a launch at the second image size fails": partial(recording, nothing, lambda: card.fail_captured_launch(450)),
     "a launch fails, sgd": partial(recording, nothing, lambda: card.fail_captured_launch(100), optimizer="sgd"),
     "a launch fails, fp32": partial(recording, nothing, lambda: card.fail_captured_launch(100), precision="fp32"),
+    "a launch of the update fails, fp16": partial(
+        recording, nothing, lambda: card.fail_captured_launch(250), precision="fp16"
+    ),
     "reads a number": partial(recording, reads_a_number),
     "out of memory, rehearsal": lambda: recording(OutOfMemory(1)),
     "out of memory, rehearsal of the second size": lambda: recording(OutOfMemory(2)),
@@ -226,7 +230,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "out of memory, recording of the second size": lambda: recording(OutOfMemory(4)),
     "fork not joined": partial(recording, ends_on_another_stream),
     "launches outside": partial(recording, launches_outside),
-    "run": run_whose_recording_fails,
+    "run": partial(run_whose_recording_fails, 100),
+    "run, evaluation fails": partial(run_whose_recording_fails, 600),
     "cpu, succeeds": partial(recording_on_the_cpu, 0),
     "cpu, first size fails": partial(recording_on_the_cpu, 1),
     "cpu, second size fails": partial(recording_on_the_cpu, 2),

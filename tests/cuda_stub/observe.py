@@ -56,10 +56,10 @@ def make_config(recipe: str, optimizer: str | None = None, **settings: Any) -> s
 
 
 def make_task(
-    recipe: str = "speedrun94", optimizer: str | None = None, images: int = 60, **settings: Any
+    recipe: str = "speedrun94", optimizer: str | None = None, images: int = 60, test_images: int = 20, **settings: Any
 ) -> subject.Task:
     config = make_config(recipe, optimizer, **settings)
-    return subject.make_task(config, make_dataset(images), subject.choose_hardware(config))
+    return subject.make_task(config, make_dataset(images, test_images), subject.choose_hardware(config))
 
 
 @dataclass
@@ -163,7 +163,7 @@ class WatchedStep:
     """A step that is watched."""
 
     def __init__(self, inner: subject.Step, watch: Watch) -> None:
-        self.inner, self.watch = inner, watch
+        self.inner, self.watch, self.recorder = inner, watch, inner.recorder
         watch.average = inner.state.average
 
     def begin(self, block: subject.Block) -> None:
@@ -218,6 +218,7 @@ def watch_run(
         "said": said,
         "swa_recorded": result.summary["swa_recorded"],
         "precision": result.summary["precision"],
+        "fused": result.summary["fused_kernels"],
         "accuracies": sorted(name for name in result.summary if name.startswith("accuracy")),
     }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -53,11 +56,13 @@ def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
     torch.cuda.empty_cache()
     with card.running_beside(task.executor.stream), card.without_effects():
         sizes = {size: time_blocks(task, WatchedStep(step, Watch()), size) for size in task.image_sizes}
-        updates = [count_update(optimizer) for optimizer in state.optimizers]
-        with card.counting() as average:
-            state.average.record(state.model)
+        updates = [count_update(state, optimizer) for optimizer in state.optimizers]
+        for _ in range(5):
+            with timed() as average:
+                state.average.record(state.model)
+        average_us = average.pop("us")
     return {"recorded": isinstance(step, subject.GraphedStep), "captured": recording.get("captured", 0),
-            "sizes": sizes, "updates": updates, "average": average}  # fmt: skip
+            "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
 
 def time_blocks(task: subject.Task, step: WatchedStep, size: int) -> dict[str, Any]:
@@ -81,15 +86,72 @@ def time_blocks(task: subject.Task, step: WatchedStep, size: int) -> dict[str, A
     }  # fmt: skip
 
 
-def count_update(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a step of an optimizer asks of the card, and its name."""
+def evaluation(
+    recipe: str, recorded: bool, test_images: int = 2500, repeats: int = 3, **settings: Any
+) -> dict[str, Any]:
+    """What the evaluation of an epoch asks for, and the final one with views, of averaged weights; and to record them.
+
+    Host time is the least of some, in microseconds.
+    """
+    task = make_task(recipe, cuda_graph=recorded, test_images=test_images, **settings)
+    state = subject.start_state(task)
+    task = subject.warm_up(task, state.model)
+    step, averaged, views = (
+        subject.make_step(task, state, state.model),
+        copy.deepcopy(state.model),
+        task.config.evaluation,
+    )
+    with timed() as recording:
+        evaluator = subject.Evaluator(task, state.model, step.recorder)
+    told: dict[str, Any] = {"recording": recording}
+    with card.without_effects():
+        for name, model, tta, share in (("epoch", state.model, "none", 1.0),
+                                        ("final", averaged, views.tta, views.tta_share)):  # fmt: skip
+            for _ in range(repeats):
+                with timed() as told[name]:
+                    evaluator(model, task.test, tta, share)
+                told[f"{name}_us"] = min(told.get(f"{name}_us", told[name]["us"]), told[name].pop("us"))
+    return told
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, Any]]:
+    """What was counted in between, with the host's microseconds."""
+    told, since = {}, time.process_time()
+    with card.counting() as counted:
+        yield told
+        us = (time.process_time() - since) * 1e6
+    told |= {**counted, "us": us}
+
+
+def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a step of an optimizer asks of the card, in fp16 with the check for overflow, and its name."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
     with card.counting() as counted:
-        optimizer.step()
+        state.scaler.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return {"name": type(optimizer).__name__, "counted": counted}
+
+
+def with_fused_kernels(**settings: Any) -> dict[str, Any]:
+    """Triton's host code loads and launches the kernels, which do nothing: what the check before a run finds is left
+    out. Launches are by kernel.
+    """
+    before = subject.fused.largest_difference
+
+    def load_and_agree(*arguments: Any) -> float:
+        before(*arguments)
+        return 0.0
+
+    subject.fused.largest_difference = load_and_agree
+    card.forget_kernels()
+    try:
+        run = watch_run(make_task(fused_kernels=True, **settings))
+    finally:
+        subject.fused.largest_difference = before
+    return {**run, "kernels": card.kernels()}
 
 
 def executor_waits() -> bool:
@@ -168,19 +230,21 @@ def _cases() -> dict[str, Callable[[], Any]]:
     cases: dict[str, Callable[[], Any]] = {f"recipe {name}": partial(watched, name) for name in subject.RECIPES}
     for optimizer in OPTIMIZERS:
         for precision in PRECISIONS:
-            waits = (precision, optimizer) == ("fp16", "muon")  # GradScaler reads whether there was an overflow
-            cases[f"{precision} {optimizer}"] = partial(watched, optimizer=optimizer, precision=precision,
-                                                        sync_is_error=not waits)  # fmt: skip
+            cases[f"{precision} {optimizer}"] = partial(watched, optimizer=optimizer, precision=precision)
         cases[f"gn-ws {optimizer}"] = partial(watched, optimizer=optimizer, norm="gn-ws")
         cases[f"small {optimizer}"] = partial(watched, optimizer=optimizer, scale="small")
         cases[f"plain {optimizer}"] = partial(watched, optimizer=optimizer, cuda_graph=False)
         cases[f"host time, recorded {optimizer}"] = partial(host_time, "speedrun94", True, optimizer=optimizer)
+        cases[f"plain fp16 {optimizer}"] = partial(watched, optimizer=optimizer, precision="fp16", cuda_graph=False)
+        cases[f"host time, fp16 {optimizer}"] = partial(host_time, "speedrun94", True, optimizer=optimizer,
+                                                        precision="fp16")  # fmt: skip
         cases[f"host time, plain {optimizer}"] = partial(host_time, "speedrun94", False, optimizer=optimizer)
     return cases | {
         "resnet18": partial(watched, network="resnet18"),
         "wide sgd": partial(watched, optimizer="sgd", scale="wide"),
         "resnet18 gn-ws fp16": partial(watched, optimizer="sgd", network="resnet18", norm="gn-ws", precision="fp16"),
         "averaging every step": partial(watched, swa_every=1, swa_start=0.5),
+        "SWAG every step": partial(watched, swa_every=1, swa_start=0.5, swag_rank=4),
         "averaging every step, plain": partial(watched, swa_every=1, swa_start=0.5, cuda_graph=False),
         "no tail": partial(watched, swa_start=None),
         "ends inside an epoch": partial(watched, epochs=2.5),
@@ -195,6 +259,10 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: rehearsal does not wait": with_rehearsal_that_does_not_wait,
         "fault: index from the host": with_index_from_the_host,
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
+        "evaluation, recorded": partial(evaluation, "speedrun94", True),
+        "evaluation, plain": partial(evaluation, "speedrun94", False),
+        "fused kernels": with_fused_kernels,
+        "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
         "executor waits": executor_waits,
         "dali": dali_falls_back,
     }

@@ -8,6 +8,7 @@ time of a block covers the random draws of an epoch, making its block ahead, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sys
@@ -19,23 +20,27 @@ STEPS = ("recipe", "step", "image", "launches", "copies", "memsets", "waits", "i
 BLOCKS = ("recipe", "step", "image", "steps of a block", "taken: launches, copies, waits",
           "made: launches, copies, waits", "host us", "host us / steps",
           "end of an epoch: launches, copies, waits")  # fmt: skip
-UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets")
-IMAGES = 50_000
+EVALUATIONS = ("recipe", "step", "epoch: launches, copies, waits", "replays", "host us",
+               "final: launches, copies, waits", "replays", "host us",
+               "to record: launches, operations, host us")  # fmt: skip
+UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets",
+           "host us")  # fmt: skip
+IMAGES, TEST_IMAGES = 50_000, 10_000
 
 
 def main() -> int:
     if "--under-the-stub" in sys.argv:
         print(json.dumps(measure()))
         return 0
-    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=900)
+    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=1800)
     if run.returncode:
         print(run.stdout, run.stderr, file=sys.stderr)
         return 1
     print(f"`.venv/bin/python tests/cuda_stub/table.py`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
-    titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network")
-    for title, head, rows in zip(
-        titles, (STEPS, BLOCKS, UPDATES), json.loads(run.stdout.splitlines()[-1]), strict=True
-    ):
+    titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network",
+              f"An evaluation of {TEST_IMAGES:,} images, in batches of 1,000")  # fmt: skip
+    heads = (STEPS, BLOCKS, UPDATES, EVALUATIONS)
+    for title, head, rows in zip(titles, heads, json.loads(run.stdout.splitlines()[-1]), strict=True):
         print(f"## {title}\n\n| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |")
         for row in rows:
             print(f"| {' | '.join(map(str, row))} |")
@@ -44,17 +49,19 @@ def main() -> int:
 
 
 def measure() -> tuple[list[list[Any]], ...]:
-    """Rows of the three tables."""
+    """Rows of the four tables."""
     from observe import make_task, watch_run
-    from runs import host_time
+    from runs import evaluation, host_time
     from subject import RECIPES
 
-    steps, blocks, updates = [], [], []
-    for recipe, config in RECIPES.items():
-        for recorded in (True, False):
-            told = host_time(recipe, recorded, images=IMAGES, batch_size=config.optimizer.batch_size)
-            kind = "recorded" if told["recorded"] else "plain"
-            run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99))
+    steps, blocks, updates, evaluations = [], [], [], []
+    for precision, recipes in (("bf16", RECIPES), ("fp16", ("speedrun94", "onecycle30"))):
+        for recipe, recorded in itertools.product(recipes, (True, False)):
+            settings: dict[str, Any] = {"precision": precision}
+            batch = RECIPES[recipe].optimizer.batch_size
+            told = host_time(recipe, recorded, images=IMAGES, batch_size=batch, **settings)
+            kind = ("recorded" if told["recorded"] else "plain") + (", fp16" if precision == "fp16" else "")
+            run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99, **settings))
             end = triple(run["blocks"][0]["end"]["counted"], "waits")
             for size, found in told["sizes"].items():
                 step, block = found["step"], found["block"]
@@ -66,8 +73,16 @@ def measure() -> tuple[list[list[Any]], ...]:
                                triple(block["ahead"], "waits"), f"{found['block_us']:,.0f}",
                                f"{found['block_us'] / found['num_steps']:,.0f}", end])  # fmt: skip
             by_optimizer = [f"{update['name']} {triple(update['counted'], 'memsets')}" for update in told["updates"]]
-            updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets")])
-    return steps, blocks, updates
+            updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets"),
+                            f"{told['average_us']:,.0f}"])  # fmt: skip
+            told = evaluation(recipe, recorded, TEST_IMAGES, **settings)
+            row = [recipe, kind]
+            for name in ("epoch", "final"):
+                row += [triple(told[name], "waits"), told[name].get("replays", 0), f"{told[f'{name}_us']:,.0f}"]
+            cost = told["recording"]
+            made = f"{cost.get('launches', 0)}, {cost.get('captured', 0)}, {cost['us']:,.0f}" if recorded else "-"
+            evaluations.append([*row, made])
+    return steps, blocks, updates, evaluations
 
 
 def copies(counted: dict[str, int]) -> int:

@@ -8,7 +8,7 @@ from results import ask, marks
 pytestmark = marks
 
 ON_THE_CARD = [name for name in failures.CASES if not name.startswith(("fault", "cpu", "run"))]
-SUCCEEDS = {"succeeds muon", "succeeds sgd", "succeeds fp32", "launches outside"}
+SUCCEEDS = {"succeeds muon", "succeeds sgd", "succeeds fp32", "succeeds fp16", "launches outside"}
 
 
 @pytest.mark.parametrize("name", ON_THE_CARD)
@@ -31,6 +31,14 @@ def test_a_run_whose_recording_fails_trains_to_its_end() -> None:
     run = ask("failures", "run")
     assert not run["recorded"] and sum(len(block["steps"]) for block in run["blocks"]) == run["num_steps"]
     assert complaints_about_run({**run, "may_be_recorded": False}) == []
+
+
+def test_a_run_whose_evaluation_is_not_recorded_keeps_the_recorded_step() -> None:
+    run = ask("failures", "run, evaluation fails")
+    (line,) = run["said"]
+    assert run["recorded"] and line.startswith("recording the evaluation as a CUDA graph failed")
+    (complaint,) = complaints_about_run(run)
+    assert "the evaluation is not one" in complaint
 
 
 @pytest.mark.parametrize("name", ["succeeds", "first size fails", "second size fails"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastcifar.data import download
+from fastcifar.data.official import OfficialSet
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
 
-    def fail(target: Path, progress: bool) -> None:
+    def fail(official: OfficialSet, target: Path, progress: bool) -> None:
         raise download.DownloadError("no network in tests")
 
     monkeypatch.setattr(download, "fetch", fail)

@@ -21,6 +21,7 @@ from tiny_sets import (
 from fastcifar.data import download
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
+from fastcifar.data.official import CIFAR10
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +56,7 @@ def test_a_download_is_decoded_and_stored(tmp_path, monkeypatch):
     files = make_official_files()
     declare_published(monkeypatch, files)
 
-    def fetch(target, progress):
+    def fetch(official, target, progress):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_tar(target, in_official_folder(files), "w:gz")
 
@@ -67,7 +68,7 @@ def test_a_download_is_decoded_and_stored(tmp_path, monkeypatch):
 def test_missing_cifar10_is_an_error_that_gives_url_and_path(tmp_path):
     with pytest.raises(DataError) as caught:
         load("cifar10", progress=False)
-    assert download.URL in str(caught.value) and str(tmp_path / "cache" / "cifar-10-python.tar.gz") in str(caught.value)
+    assert CIFAR10.url in str(caught.value) and str(tmp_path / "cache" / "cifar-10-python.tar.gz") in str(caught.value)
 
 
 def test_auto_without_network_is_synthetic_and_warns(capfd):

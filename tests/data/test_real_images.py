@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from real_images import REAL, needs_real_images
 from tiny_sets import CIFAR10_CLASSES
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-png.tar.xz"
-
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not REAL.exists(), reason=f"{REAL.name} is not next to the project"),
-    pytest.mark.xdist_group("real images"),  # one process: the archive is decoded once
-]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return os.environ.get("FASTCIFAR_TEST_CACHE") or str(tmp_path_factory.mktemp("real"))
-
-
-@pytest.fixture(scope="module")
-def real(cache: str) -> Dataset:
-    return load(str(REAL), cache_dir=cache, progress=False)
+pytestmark = needs_real_images
 
 
 def test_images_labels_and_normalisation(real: Dataset) -> None:
@@ -40,9 +24,9 @@ def test_images_labels_and_normalisation(real: Dataset) -> None:
     assert np.allclose(real.std, (0.2470, 0.2435, 0.2616), atol=6e-5, rtol=0)
 
 
-def test_the_cache_starts_fast(real: Dataset, cache: str) -> None:
+def test_the_cache_starts_fast(real: Dataset, real_cache: str) -> None:
     start = time.monotonic()
-    assert load(str(REAL), cache_dir=cache, progress=False).digest == real.digest
+    assert load(str(REAL), cache_dir=real_cache, progress=False).digest == real.digest
     assert time.monotonic() - start < 5  # it takes 0.5 s; the limit allows for a busy machine
 
 

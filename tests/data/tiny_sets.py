@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcifar.data import official
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
+from fastcifar.data.official import CIFAR10, OfficialSet
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -63,8 +63,11 @@ def make_image_files(classes: tuple[str, ...] = ("cat", "dog"), n_train: int = 3
     }
 
 
+CIFAR100_CLASSES = tuple(f"class {i:02}" for i in range(100))
+
+
 def make_official_files(n: int = 20, classes: tuple[str, ...] = CIFAR10_CLASSES) -> dict[str, bytes]:
-    """The seven files of the official layout, n images each, in pickle protocol 2 with keys of bytes, as published."""
+    """The seven files of CIFAR-10's layout, n images each, in pickle protocol 2 with keys of bytes, as published."""
     files = {"batches.meta": pickle.dumps({b"label_names": [c.encode() for c in classes], b"num_vis": 3072}, 2)}
     for index, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
         planes = random_images(n, index).transpose(0, 3, 1, 2).reshape(n, 3072).copy()
@@ -74,14 +77,32 @@ def make_official_files(n: int = 20, classes: tuple[str, ...] = CIFAR10_CLASSES)
     return files
 
 
-def in_official_folder(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {f"cifar-10-batches-py/{name}": content for name, content in files.items()}
+def make_cifar100_files(n: int = 200, n_test: int = 100) -> dict[str, bytes]:
+    """The three files of CIFAR-100's layout. Each image is of one grey level that tells its class, so learnable."""
+    names = [name.encode() for name in CIFAR100_CLASSES]
+    coarse = [b"group %d" % i for i in range(20)]
+    files = {"meta": pickle.dumps({b"fine_label_names": names, b"coarse_label_names": coarse}, 2)}
+    for split, count in (("train", n), ("test", n_test)):
+        fine = [i % 100 for i in range(count)]
+        batch = {
+            b"filenames": [b"x.png"] * count, b"batch_label": b"one of one", b"fine_labels": fine,
+            b"coarse_labels": [label % 20 for label in fine],
+            b"data": np.repeat(np.array(fine, np.uint8)[:, None] * 2, 3072, axis=1),
+        }  # fmt: skip
+        files[split] = pickle.dumps(batch, 2)
+    return files
 
 
-def declare_published(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
-    """Makes fastcifar take these files for the published CIFAR-10."""
-    checksums = {name: hashlib.md5(files[name]).hexdigest() for name in official.OFFICIAL_MD5}
-    monkeypatch.setattr(official, "OFFICIAL_MD5", checksums)
+def in_official_folder(files: dict[str, bytes], folder: str = "cifar-10-batches-py") -> dict[str, bytes]:
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+def declare_published(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], published: OfficialSet = CIFAR10
+) -> None:
+    """Makes fastcifar take these files for the published ones."""
+    for name in published.md5:
+        monkeypatch.setitem(published.md5, name, hashlib.md5(files[name]).hexdigest())
 
 
 def write_folder(root: Path, files: dict[str, bytes]) -> Path:

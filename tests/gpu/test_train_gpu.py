@@ -80,7 +80,7 @@ def train_fenced(task: Task, *observers: Observer) -> tuple[Result, int]:
     ("precision", "optimizer"), [("fp16", "sgd"), ("bf16", "sgd"), ("fp32", "sgd"), ("bf16", "muon")]
 )  # not fp16 with muon: GradScaler waits for optimizers that do not skip overflow themselves
 def test_no_step_waits_for_the_card(precision, optimizer, max_images):
-    task = make_card_task(precision=precision, optimizer=optimizer, swa_every=1)
+    task = make_card_task(precision=precision, optimizer=optimizer, swa_every=1, swag_rank=4)
     task.executor.max_images = max_images
     result, steps = train_fenced(task)
     assert steps == task.num_steps == 60

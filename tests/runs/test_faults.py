@@ -62,6 +62,7 @@ def test_accuracy_at_chance_after_the_first_epoch_is_told(make_quick_task):
 
 def test_skipped_steps_are_read_off_the_scale():
     assert [skipped_steps(FIRST_LOSS_SCALE / 2**n) for n in (0, 1, 5, 30)] == [0, 1, 5, 30]
+    assert skipped_steps(0.0) == 162
 
 
 def test_skipped_steps_are_those_of_torch():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastcifar.training import lr_finder
-from fastcifar.training.lr_finder import growing_rates, has_diverged, range_test, smooth, smooth_both_ways, suggest
+from fastcifar.training.lr_finder import Divergence, growing_rates, range_test, smooth, smooth_both_ways, suggest
 from fastcifar.training.step import Step
 
 
@@ -47,11 +47,28 @@ def test_a_loss_that_only_rises_gives_no_suggestion():
     assert suggest(rates[:3], [3.0, 2.0, 1.0]) is None
 
 
+def diverges_at(losses):
+    """Index of the loss that stops a test, or None."""
+    divergence = Divergence()
+    return next((i for i, loss in enumerate(losses) if divergence.after(loss)), None)
+
+
 def test_divergence_is_a_loss_far_above_its_smallest():
     noise = (2 + 0.1 * np.random.default_rng(0).standard_normal(200)).tolist()
-    assert not any(has_diverged(noise[:n]) for n in range(1, 201))
-    assert has_diverged([*noise, 100.0]) and has_diverged([math.nan]) and has_diverged([2.0, math.inf])
-    assert has_diverged([*noise, *[2.4] * 10]) and not has_diverged([*noise, *[2.05] * 10])
+    assert diverges_at(noise) is None
+    assert diverges_at([*noise, 100.0]) == 200 and diverges_at([math.nan]) == 0 and diverges_at([2.0, math.inf]) == 1
+    assert 200 < diverges_at([*noise, *[2.4] * 10]) < 210 and diverges_at([*noise, *[2.05] * 10]) is None
+
+
+def test_the_running_mean_of_the_divergence_is_that_of_the_picture():
+    losses = (2 + 0.1 * np.random.default_rng(0).standard_normal(50)).tolist()
+    divergence = Divergence()
+    for count, loss in enumerate(losses, 1):
+        divergence.after(loss)
+        means = smooth(losses[:count])
+        assert divergence.mean == pytest.approx(means[-1]) and divergence.least == pytest.approx(min(means))
+        distances = [(losses[i] - means[i - 1]) ** 2 for i in range(1, divergence.least_at)]
+        assert divergence.squares_at_least == pytest.approx(sum(distances))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

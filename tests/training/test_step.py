@@ -1,6 +1,7 @@
 """The recorded step does what the plain one does: proved on the CPU by a recorder that repeats the work itself."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,13 @@ from comparison import stop_at_step
 from conftest import Recorder, train_in_folder
 
 from fastcifar.augment.block import Block
+from fastcifar.optim.optimizers import Muon, set_row
 from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.training import loop, step
+from fastcifar.training import state as state_module
+from fastcifar.training import task as task_module
 from fastcifar.training.loop import train
+from fastcifar.training.state import FIRST_LOSS_SCALE
 from fastcifar.training.step import GraphedStep, Step, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import can_be_recorded, start
@@ -58,7 +63,20 @@ def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recor
     fast = train(task)
     monkeypatch.setattr(loop, "make_step", Step)
     plain = train(make_quick_task(**settings))
-    assert len(recorded) == 2  # one per image size, not one per step
+    assert len(recorded) == 3  # one per image size, not one per step, and the evaluation
+    assert_same(fast, plain)
+
+
+def test_fp16_is_recorded_with_its_loss_scale(make_quick_task, deterministic, recorded, monkeypatch):
+    """Overflows of the rehearsal do not count, those of the run skip the same steps."""
+    for module in (task_module, state_module):
+        monkeypatch.setattr(module, "FIRST_LOSS_SCALE", 2.0**28)
+    tasks = [make_quick_task(**MUON) for _ in range(2)]
+    fast, plain = (replace(task, hardware=replace(task.hardware, precision="fp16")) for task in tasks)
+    fast = train(fast)
+    monkeypatch.setattr(loop, "make_step", Step)
+    plain = train(plain)
+    assert 0 < fast.summary["steps_skipped_fp16"] == plain.summary["steps_skipped_fp16"] < 24
     assert_same(fast, plain)
 
 
@@ -152,6 +170,25 @@ def fails_in_the_second_rehearsal(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(GraphedStep, "at_next_row", at_next_row)
+
+
+def test_an_update_that_fails_leaves_no_loss_scale_behind(make_quick_task, monkeypatch):
+    """GradScaler lends its scale to the optimizer: the next step would multiply by it again."""
+    task = make_quick_task(**MUON)
+    task = replace(task, hardware=replace(task.hardware, precision="fp16"))
+    state = start(task, Stopwatch())
+    monkeypatch.setattr(step, "CudaGraphs", lambda: again)
+    monkeypatch.setattr(step, "can_be_recorded", lambda task: True)
+    with monkeypatch.context() as failing:
+        failing.setattr(Muon, "update", lambda self: torch.linalg.inv(torch.zeros(2, 2)))  # a RuntimeError
+        plain = make_step(task, state, state.model)
+    assert type(plain) is Step and state.scaler.get_scale() == FIRST_LOSS_SCALE
+    twin = start(task, Stopwatch())
+    for other in (plain, Step(task, twin, twin.model)):
+        set_row(other.state.optimizers, 0.1, 0.9)
+        other.update(torch.ones(4, 3, 32, 32), torch.arange(4))
+    for mine, theirs in zip(state.model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("where", ["recording", "rehearsal"])

@@ -1,0 +1,177 @@
+"""Batch norm together with what stands around it: one function, by plain torch or by the kernels of `kernels.py`.
+
+Step by step, a pool, a norm and an activation read and write the same activations again and again, and max-pool's
+indices take 8 bytes each. The kernels read each tensor once per pass over the batch and keep one byte per maximum.
+Plain torch is what they are compared with, and runs everywhere else: on a CPU, in evaluation, under torch.compile
+(which fuses by itself), with statistics over several processes.
+
+Shapes: B images, C channels, H W pixels, M = B * H * W rows of a norm's input.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fastcifar.models.layers import ACTIVATIONS
+
+log = logging.getLogger("fastcifar")
+
+
+class Tiling(NamedTuple):
+    """How a kernel goes over the rows: rows of a tile, and programs at most."""
+
+    tile: int
+    programs: int
+
+
+BLOCK_C, NUM_WARPS = 32, 8
+"""Channels of a tile; warps of a program."""
+REDUCE, APPLY = Tiling(128, 256), Tiling(64, 512)
+"""Of a kernel that reduces over the rows, and of one that writes them: a few programs for each multiprocessor. Each of
+the second kind reads the parts that all of the first kind have written. Not tuned on a card."""
+NAMES = {function: name for name, function in ACTIVATIONS.items()}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest difference of values of size 1 between the kernels and plain torch, which rounds once more in between, by
+the dtypes that they take."""
+
+
+class FusedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose training may use the kernels, where `norm_activation` calls it. Made by `fuse`."""
+
+
+def norm_activation(
+    norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor], pool: bool = False, plus: Tensor | None = None
+) -> Tensor:
+    """activation(norm(x)), norm of x + plus or of its 2x2 max-pool: [B, C, H, W] -> that, or [B, C, H // 2, W // 2]."""
+    if isinstance(norm, FusedBatchNorm2d) and norm.training and activation in NAMES and fits(x, plus):
+        return _NormActivation.apply(x, plus, norm.weight, norm.bias, norm, NAMES[activation], pool)
+    x = x if plus is None else plus + x
+    x = F.max_pool2d(x, 2) if pool else x
+    return activation(norm(x))
+
+
+def fits(x: Tensor, plus: Tensor | None) -> bool:
+    """Whether the kernels can read x [B, C, H, W]: they count in 32 bits, on a card, channels_last."""
+    if not x.is_cuda or x.dtype not in TOLERANCE or torch.compiler.is_compiling():
+        return False
+    same = plus is None or (plus.dtype == x.dtype and plus.shape == x.shape)
+    last = all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, plus) if t is not None)
+    return same and last and x.numel() < 2**31 and len(x) > 1
+
+
+def launch(name: str, grid: tuple[int, int], tiling: Tiling, *arguments: Any, **constants: Any) -> None:
+    """Runs a kernel on the current stream of its first argument's card."""
+    from fastcifar.models import kernels  # Triton comes with torch's CUDA builds alone
+
+    with torch.cuda.device_of(arguments[0]):
+        getattr(kernels, name)[grid](*arguments, **constants, BLOCK_M=tiling.tile, BLOCK_C=BLOCK_C, num_warps=NUM_WARPS)
+
+
+def _grid(rows: int, channels: int, tiling: Tiling) -> tuple[int, tuple[int, int]]:
+    """Rows of a program, and the grid: programs along the rows, and along the channels. None has nothing to do."""
+    tiles, across = -(-rows // tiling.tile), -(-channels // BLOCK_C)
+    each = -(-tiles // max(1, tiling.programs // across)) * tiling.tile
+    return each, (-(-rows // each), across)
+
+
+class _NormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, plus: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, activation: str,
+        pool: bool,
+    ) -> Tensor:  # fmt: skip
+        batch, channels, height, width = x.shape
+        shape = (batch, channels, height // 2, width // 2) if pool else x.shape
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        z = torch.empty_like(y) if pool or plus is not None else x
+        code = torch.empty_like(y, dtype=torch.uint8) if pool else None
+        rows = y.numel() // channels
+        part_rows, grid = _grid(rows, channels, REDUCE)
+        parts = torch.empty(2, grid[0], channels, device=x.device)
+        saved = torch.empty(2, channels, device=x.device)
+        launch("statistics", grid, REDUCE, x, plus, None if z is x else z, code, parts, rows, part_rows, height, width,
+               channels)  # fmt: skip
+        each, wide = _grid(rows, channels, APPLY)
+        launch("normalize", wide, APPLY, z, y, parts, saved, weight, bias, norm.running_mean, norm.running_var,
+               norm.num_batches_tracked, rows, each, grid[0], part_rows, norm.momentum, norm.eps, channels,
+               ACT=activation)  # fmt: skip
+        ctx.save_for_backward(z, code, saved, weight, bias)
+        ctx.input_shape, ctx.activation, ctx.has_plus = x.shape, activation, plus is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, code, saved, weight, bias = ctx.saved_tensors
+        batch, channels, height, width = ctx.input_shape
+        g = g.contiguous(memory_format=torch.channels_last)
+        rows = z.numel() // channels
+        each, grid = _grid(rows, channels, REDUCE)
+        parts = torch.empty(2, grid[0], channels, device=z.device)
+        launch("gradient_sums", grid, REDUCE, g, z, saved, weight, bias, parts, rows, each, channels,
+               ACT=ctx.activation)  # fmt: skip
+        d_x = torch.empty(ctx.input_shape, dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
+        cells = rows if code is None else batch * -(-height // 2) * -(-width // 2)
+        each, wide = _grid(cells, channels, APPLY)
+        launch("input_gradient", wide, APPLY, g, z, code, saved, weight, bias, parts, d_x, d_weight, d_bias, rows,
+               cells, each, grid[0], height, width, channels, ACT=ctx.activation)  # fmt: skip
+        return d_x, d_x if ctx.has_plus else None, d_weight, d_bias, None, None, None
+
+
+def fuse(model: nn.Module, activation: str, dtype: torch.dtype) -> bool:
+    """Lets the model's batch norms use the kernels, if those run here and agree with plain torch on random numbers.
+
+    A reason against it is logged in one line. Builds all kernels of a run; statistics of the model do not change.
+    """
+    norms = plain_norms(model)
+    try:
+        if norms and (apart := largest_difference(norms[0], activation, dtype)) > TOLERANCE[dtype]:
+            raise ValueError(f"they differ from plain torch by {apart:.2g}")
+    except Exception as e:  # of Triton, its compiler or the driver: whatever it is, plain torch does the same
+        reason = " ".join(str(e).split())[:150]
+        log.warning("the fused kernels do not work here (%s: %s); going on without them", type(e).__name__, reason)
+        return False
+    use_kernels(model)
+    return bool(norms)
+
+
+def plain_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Batch norms that the kernels can stand for: not those over several processes, which have their own class."""
+    return [m for m in model.modules() if type(m) is nn.BatchNorm2d and m.momentum is not None]
+
+
+def use_kernels(model: nn.Module) -> None:
+    """Lets the model's batch norms use the kernels (in place, keys unchanged)."""
+    for norm in plain_norms(model):
+        norm.__class__ = FusedBatchNorm2d
+
+
+def largest_difference(norm: nn.BatchNorm2d, activation: str, dtype: torch.dtype) -> float:
+    """Between the kernels and plain torch, over outputs, gradients and running statistics; inf where one has NaN."""
+    generator, device = torch.Generator().manual_seed(0), norm.weight.device
+    draws = [torch.randn(16, norm.num_features, 9, 7, generator=generator) for _ in range(3)]
+    x, plus, g = (t.to(device, dtype, memory_format=torch.channels_last) for t in draws)
+    largest = 0.0
+    for pool, has_plus in ((False, False), (True, False), (False, True)):
+        results = []
+        for kind in (nn.BatchNorm2d, FusedBatchNorm2d):
+            twin = copy.deepcopy(norm).train()
+            twin.__class__ = kind
+            inputs = [t.clone().requires_grad_() for t in ([x, plus] if has_plus else [x])]
+            y = norm_activation(twin, inputs[0], ACTIVATIONS[activation], pool, inputs[1] if has_plus else None)
+            y.backward(g[:, :, : y.shape[2], : y.shape[3]])
+            grads = [t.grad for t in (*inputs, *twin.parameters()) if t.grad is not None]
+            results.append([t.float() for t in (y.detach(), *grads, *twin.buffers())])
+        for a, b in zip(*results, strict=True):
+            apart = ((a - b).abs().amax() / a.abs().amax().clamp(min=1)).item()
+            largest = max(largest, apart if apart == apart else float("inf"))
+    return largest

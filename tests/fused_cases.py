@@ -1,0 +1,138 @@
+"""The kernels on a CPU, by Triton's interpreter, against plain torch: python fused_cases.py
+
+Prints a line of JSON: per case the largest differences of each result. Run with TRITON_INTERPRET=1, in a process of its
+own, because Triton reads it when it is imported. `compare` runs on a card, too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.models import fused
+from fastcifar.models.layers import ACTIVATIONS
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = ("plain", "pool", "plus")
+GUARD = 4096
+"""Numbers before and after each tensor that the kernels write, which must stay as they are."""
+
+
+def norm_of(channels: int, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
+    """The same weights at each call, statistics included."""
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    for value in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        value.copy_(torch.rand(channels) + 0.5)
+    norm.__class__ = kind
+    return norm
+
+
+def images(shape: tuple[int, ...], dtype: torch.dtype, seed: int, **changes: float) -> Tensor:
+    """Normal, with a mean of its own in each channel: a sum of squares would lose digits of the variance."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator) * changes.get("std", 1) + changes.get("mean", 0)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def run(norm: nn.BatchNorm2d, inputs: list[Tensor], g: Tensor, kind: str, activation: str) -> dict[str, Tensor]:
+    """Output, gradients and statistics of norm and activation."""
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    plus = leaves[1] if kind == "plus" else None
+    y = fused.norm_activation(norm, leaves[0], ACTIVATIONS[activation], kind == "pool", plus)
+    y.backward(g)
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == inputs[0].dtype
+    results = {"y": y.detach(), "d_weight": norm.weight.grad, "d_bias": norm.bias.grad, **dict(norm.named_buffers())}
+    return results | {f"d_x{i}": t.grad for i, t in enumerate(leaves)}
+
+
+def compare(
+    shape: tuple[int, int, int, int], kind: str, dtype: str = "fp32", activation: str = "silu", device: str = "cpu",
+    **changes: float,
+) -> dict[str, float]:  # fmt: skip
+    """Largest difference of each result, relative to its largest value (at least 1)."""
+    count = 2 if kind == "plus" else 1
+    inputs = [images(shape, DTYPES[dtype], i, **changes).to(device) for i in range(count)]
+    if changes.get("ties"):
+        inputs = [t.round() for t in inputs]
+    height, width = (shape[2] // 2, shape[3] // 2) if kind == "pool" else shape[2:]
+    g = images((*shape[:2], height, width), DTYPES[dtype], 5).to(device)
+    classes = (nn.BatchNorm2d, fused.FusedBatchNorm2d)
+    plain, here = (run(norm_of(shape[1], cls).to(device), inputs, g, kind, activation) for cls in classes)
+    found = {}
+    for name, expected in plain.items():
+        off = (here[name].double() - expected.double()).abs().amax() / expected.double().abs().amax().clamp(min=1)
+        found[name] = off.item() if torch.isfinite(off) else float("inf")
+    return found
+
+
+def nan_stays() -> dict[str, float]:
+    """A NaN of the input shows in the output, also through pool and ReLU: a run that diverges must be noticed."""
+    missing = 0
+    for kind, activation in (("pool", "relu"), ("plain", "relu"), ("plain", "silu")):
+        x = images((2, 16, 4, 4), torch.float32, 0)
+        x[0, 3, 1, 1] = float("nan")
+        y = fused.norm_activation(norm_of(16, fused.FusedBatchNorm2d), x, ACTIVATIONS[activation], kind == "pool")
+        missing += int(not y[:, 3].isnan().all()) + int(y[:, :3].isnan().any())
+    return {"missing": float(missing)}
+
+
+def writes_outside() -> dict[str, float]:
+    """Every tensor of the kernels lies between guards; how many of these were overwritten."""
+    made: list[tuple[Tensor, Tensor, Any]] = []
+
+    def guarded(like: Tensor) -> Tensor:
+        whole = torch.full((like.numel() + 2 * GUARD,), 77, dtype=like.dtype)
+        inner = whole[GUARD:-GUARD].as_strided(like.shape, like.stride(), GUARD)
+        made.append((whole, inner, like.numel()))
+        return inner
+
+    empty, empty_like = torch.empty, torch.empty_like
+    with (
+        mock.patch.object(torch, "empty", lambda *a, **k: guarded(empty(*a, **k))),
+        mock.patch.object(torch, "empty_like", lambda *a, **k: guarded(empty_like(*a, **k))),
+    ):
+        for kind in KINDS:
+            compare((3, 24, 7, 5), kind)
+    spoiled = sum(int((whole[:GUARD] != 77).any() or (whole[-GUARD:] != 77).any()) for whole, _, _ in made)
+    left = sum(int((inner == 77).any()) for _, inner, _ in made)  # each number of a result is written
+    return {"tensors": float(len(made)), "spoiled": float(spoiled), "left": float(left)}
+
+
+def equal_bits() -> dict[str, float]:
+    """Two runs on the same numbers give the same bits."""
+    x, g = images((4, 24, 9, 9), torch.float32, 0), images((4, 24, 4, 4), torch.float32, 5)
+    a, b = (run(norm_of(24, fused.FusedBatchNorm2d), [x], g, "pool", "silu") for _ in range(2))
+    return {name: float(not torch.equal(a[name], b[name])) for name in a}
+
+
+def main() -> None:
+    told: dict[str, dict[str, float]] = {}
+    with mock.patch.object(fused, "fits", lambda x, plus: True):
+        for kind in KINDS:
+            for shape in ((3, 24, 15, 15), (2, 256, 7, 7), (5, 40, 3, 3), (2, 16, 2, 2)):
+                told[f"fp32 {kind} {shape}"] = compare(shape, kind)
+            for dtype in ("bf16", "fp16"):
+                told[f"{dtype} {kind}"] = compare((3, 40, 9, 7), kind, dtype)
+            for activation in ("relu", "gelu"):
+                told[f"fp32 {kind} {activation}"] = compare((3, 24, 9, 7), kind, activation=activation)
+            with mock.patch.multiple(
+                fused, REDUCE=fused.Tiling(16, 80), APPLY=fused.Tiling(16, 6)
+            ):  # 40 parts, programs of many tiles
+                told[f"fp32 {kind} many parts"] = compare((2, 24, 16, 17), kind)
+        told["fp32 pool 31"] = compare((2, 64, 31, 31), "pool")
+        told["fp32 pool ties"] = compare((3, 24, 9, 7), "pool", ties=1)
+        told["bf16 pool ties"] = compare((3, 24, 9, 7), "pool", "bf16", ties=1)
+        told["fp32 plain far mean"] = compare((3, 24, 9, 7), "plain", mean=100, std=0.5)
+        told |= {"nan": nan_stays(), "guards": writes_outside(), "bits": equal_bits()}
+        norm = norm_of(24, nn.BatchNorm2d)
+        told["self-check"] = {dtype: fused.largest_difference(norm, "silu", DTYPES[dtype]) for dtype in DTYPES}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""On a card: the fused kernels give what plain torch gives, and a run with them trains as one without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_config, make_dataset
+from fused_cases import KINDS, compare
+
+from fastcifar.runs.observers import Result
+from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.loop import train
+from fastcifar.training.step import GraphedStep, make_step
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import make_task, start
+from fastcifar.training.warm_up import warm_up
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
+
+LIMITS = {"fp32": 1e-4, "bf16": 2.0**-6, "fp16": 2.0**-9}
+"""fp32: sums of up to 480,000 terms in another order. Else two roundings of values of size 1 to 2."""
+STATISTICS = {"d_weight", "d_bias", "running_mean", "running_var"}
+DATASET = make_dataset(2000, 500)
+
+
+def run(**settings: Any) -> Result:
+    plain: dict[str, Any] = {"device": "cuda", "scale": "full", "compile": "off", "augment": "torch", "batch_size": 100,
+                             "optimizer": "muon", "activation": "silu", "lr_peak": 0.05, "epochs": 3,
+                             "low_res_px": 22, "low_res_until": 0.4}  # fmt: skip
+    config = make_config(**plain | settings)
+    return train(make_task(config, DATASET, choose_hardware(config)))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(500, 64, 31, 31), (500, 256, 15, 15), (500, 256, 3, 3), (7, 24, 9, 5)])
+def test_the_kernels_agree_with_plain_torch(shape, kind, dtype):
+    for name, off in compare(shape, kind, dtype, device="cuda").items():
+        assert off <= (0.02 if name in STATISTICS and dtype != "fp32" else LIMITS[dtype]), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_other_activations_agree(activation):
+    assert max(compare((100, 64, 15, 15), "pool", activation=activation, device="cuda").values()) <= 1e-4
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_run_with_the_kernels_trains_as_one_without(cuda_graph, exact_fp32, caplog):
+    """In fp32, so that rounding does not hide a fault; with a tail, whose averages get their statistics anew."""
+    plain = run(precision="fp32", cuda_graph=cuda_graph)
+    fused = run(precision="fp32", cuda_graph=cuda_graph, fused_kernels=True)
+    assert fused.summary["fused_kernels"] and not plain.summary["fused_kernels"], caplog.messages
+    losses = [[row["loss_train"] for row in result.history] for result in (plain, fused)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns(precision):
+    history = run(precision=precision, optimizer="sgd", fused_kernels=True).history
+    assert history[-1]["loss_train"] < history[0]["loss_train"]
+
+
+def test_equal_seeds_agree_bit_for_bit(monkeypatch, deterministic):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    first, second = (run(precision="bf16", fused_kernels=True, deterministic=True, seed=3) for _ in range(2))
+    assert first.summary["fused_kernels"]
+    a, b = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_step_with_the_kernels_is_recorded(caplog):
+    config = make_config(device="cuda", scale="full", compile="off", augment="torch", batch_size=100, precision="bf16",
+                         fused_kernels=True, epochs=1)  # fmt: skip
+    task = make_task(config, DATASET, choose_hardware(config))
+    state = start(task, Stopwatch(task.hardware.device))
+    task = warm_up(task, state.model)
+    assert task.hardware.fused and type(make_step(task, state, state.model)) is GraphedStep, caplog.messages

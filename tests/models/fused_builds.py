@@ -1,0 +1,82 @@
+"""Builds the kernels for cards that are not here: python fused_builds.py 80 90
+
+Prints a line of JSON: registers of a thread and bytes spilled as NVIDIA's assembler tells them, and the widest load.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastcifar.models import fused, kernels
+
+X, F32 = "*bf16", "*fp32"
+NORM = {"saved": F32, "weight": F32, "bias": F32}
+TYPES: dict[str, list[dict[str, Any]]] = {
+    "statistics": [
+        {"x": X, "plus": None, "z": None, "code": None, "parts": F32},
+        {"x": X, "plus": X, "z": X, "code": None, "parts": F32},
+        {"x": X, "plus": None, "z": X, "code": "*u8", "parts": F32},
+    ],
+    "normalize": [{"z": X, "y": X, "parts": F32, **NORM, "running_mean": F32, "running_var": F32, "batches": "*i64"}],
+    "gradient_sums": [{"g": X, "z": X, **NORM, "parts": F32}],
+    "input_gradient": [
+        {"g": X, "z": X, "code": code, **NORM, "parts": F32, "d_x": X, "d_weight": F32, "d_bias": F32}
+        for code in (None, "*u8")
+    ],
+}
+"""Types of the tensors of each kernel, None for a tensor that is not given; all else is a number."""
+
+
+def build(name: str, types: dict[str, Any], arch: int) -> Any:
+    """As Triton's own launcher would specialise it: aligned tensors, channels a multiple of 16."""
+    kernel = getattr(kernels, name)
+    tiling = fused.REDUCE if name in ("statistics", "gradient_sums") else fused.APPLY
+    fixed = {"ACT": "silu", "BLOCK_M": tiling.tile, "BLOCK_C": fused.BLOCK_C}
+    constants = {**fixed, **{tensor: None for tensor, kind in types.items() if kind is None}}
+    signature, hints = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        number = "fp32" if argument in ("momentum", "eps") else "i32"
+        signature[argument] = "constexpr" if argument in constants else types.get(argument, number)
+        if signature[argument].startswith("*") or argument == "C":
+            hints[(i,)] = [["tt.divisibility", 16]]
+    constants = {argument: constants[argument] for argument in signature if argument in constants}
+    source = ASTSource(kernel, signature, constants, hints)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": fused.NUM_WARPS})
+
+
+def builds(*archs: int) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        assembly = Path(folder, "kernel.ptx")
+        for arch in archs:
+            card = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
+            for name, variants in TYPES.items():
+                for types in variants:
+                    assembly.write_text(built := build(name, types, arch).asm["ptx"])
+                    told = subprocess.run(
+                        [knobs.nvidia.ptxas.path, "-v", f"-arch={card}", str(assembly), "-o", str(assembly) + ".out"],
+                        capture_output=True, text=True, check=True,
+                    ).stderr  # fmt: skip
+                    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", built)
+                    yield {
+                        "kernel": name, "arch": arch,
+                        "given": [tensor for tensor in ("plus", "code") if types.get(tensor)],
+                        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
+                        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", told)[1]),
+                        "widest_load_bits": max(int(count or 1) * int(bits) for count, bits in loads),
+                    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(builds(*map(int, sys.argv[1:])))))
