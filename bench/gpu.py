@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
 
 
 def plan(options: argparse.Namespace) -> list[Part]:
-    """All parts, the most important first."""
+    """All parts, the most important first. The limits of those up to `compile` fit the default budget together."""
     quick = ["--quick"] if options.quick else []
     data = ["--data", "synthetic" if options.quick and options.data == "auto" else options.data]
 
@@ -90,18 +90,18 @@ def plan(options: argparse.Namespace) -> list[Part]:
     tests = ["-m", "pytest", "tests/gpu", "-m", "", "-p", "no:cacheprovider"]
     parts = [
         Part("tests", tests, 120, needs=("pytest",)),
-        bench("loader", 90, "--repeats", "5", "--workers", str(min(8, os.cpu_count() or 1))),
+        bench("loader", 60, "--repeats", "5", "--workers", str(min(8, os.cpu_count() or 1))),
     ]
     first, *others = ("swa30",) if options.quick else ("speedrun94", "swa30", "accurate96")
 
-    def time_to_accuracy(recipe: str, runs: int) -> Part:
-        return bench("time_to_accuracy", 200, "--recipe", recipe, "--runs", str(runs), *data, folder=recipe)
+    def time_to_accuracy(recipe: str, runs: int, most_s: float = 200) -> Part:
+        return bench("time_to_accuracy", most_s, "--recipe", recipe, "--runs", str(runs), *data, folder=recipe)
 
-    parts.append(time_to_accuracy(first, 20))
+    parts.append(time_to_accuracy(first, 20, 110))
     if options.peers:
-        parts.append(bench("compare", 300, "--recipe", first, "--peer", *options.peers, "--rounds", "2", "--networks",
+        parts.append(bench("compare", 110, "--recipe", first, "--peer", *options.peers, "--rounds", "2", "--networks",
                            "3", *data))  # fmt: skip
-    parts.append(bench("step", 150))
+    parts += [bench("compile", 110), bench("step", 150)]
     parts += [time_to_accuracy(recipe, 5) for recipe in others]
     recipes = ("swa30", "onecycle30") if options.quick else tuple(RECIPES)
     parts.append(bench("schedules", 600, "--runs", "1", *data, "--recipes", *recipes))

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
 from fastcifar.augment.images import to_device
@@ -26,6 +25,7 @@ from fastcifar.optim.optimizers import apex_sgd
 from fastcifar.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.runs.environment import versions
 from fastcifar.settings import with_settings
+from fastcifar.training.compile_cache import compile_cache_dir
 from fastcifar.training.hardware import Hardware, choose_hardware, has_dali
 
 LIBRARIES = {"torchvision": "torchvision", "matplotlib": "matplotlib", "rich": "rich", "safetensors": "safetensors",
@@ -91,7 +91,7 @@ def examine() -> Iterator[Item]:
     yield data
     is_here = data.mark == "ok"
     yield _folder("data cache", cache.cache_folder(), 0 if is_here else DATA_MIB, "--cache-dir DIR", not is_here)
-    compiled = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
+    compiled = compile_cache_dir(RECIPES[DEFAULT_RECIPE])
     yield _folder("compiler cache", compiled, COMPILED_MIB, "TORCHINDUCTOR_CACHE_DIR=DIR")
     if triton := os.environ.get("TRITON_CACHE_DIR"):  # without it Triton's kernels lie in Inductor's folder
         yield _folder("Triton cache", Path(triton), COMPILED_MIB, "TRITON_CACHE_DIR=DIR")

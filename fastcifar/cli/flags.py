@@ -120,6 +120,7 @@ def _flag_types() -> dict[str, type]:
     """A dataclass of flat flags for each heading. The schedule's has the settings of all schedules."""
     import tyro
 
+    docs = {kind: _field_docs(kind) for kind in {where.owners[0] for where in SETTINGS.values()}}
     types = {}
     for part, heading in HEADINGS.items():
         members: list[Any] = []
@@ -130,7 +131,7 @@ def _flag_types() -> dict[str, type]:
             if part != ("" if flag == "recipe" else where.part):  # --recipe stands first in --help
                 continue
             hint = get_type_hints(where.owners[0])[where.field.name]
-            text = _field_docs(where.owners[0])[where.field.name]
+            text = docs[where.owners[0]][where.field.name]
             if part == "schedule" and len(where.owners) < len(SCHEDULES):
                 text = f"{', '.join(kind.name for kind in where.owners)}: {text[0].lower()}{text[1:]}"  # type: ignore[attr-defined]
             if flag == "swa_start":

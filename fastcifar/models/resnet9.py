@@ -12,7 +12,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.models.fused import norm_activation
@@ -70,7 +69,10 @@ class ResNet9(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.stem(x))  # [B, C0, S-1, S-1]
         x = self.stages(x)  # [B, C, 3, 3] for S = 32
-        x = x.amax(dim=(2, 3))  # [B, C]
+        # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
+        # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.
+        compiled = torch.compiler.is_dynamo_compiling()
+        x = x.flatten(2).max(2).values if compiled else x.amax(dim=(2, 3))  # [B, C]
         return self.head(x).float() * self.logit_scale
 
     @torch.no_grad()
@@ -80,8 +82,13 @@ class ResNet9(nn.Module):
 
         PCA whitening of patches as a first layer: Page 2019 ("How to train your ResNet 8"), both signs: airbench.
         """
-        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
-        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu())
+        products, count = torch.zeros(12, 12, dtype=torch.float64, device=images.device), 0
+        for part in images.split(20 if images.device.type == "cpu" else 500):  # of a size that fits a CPU's cache
+            views = part.double().unfold(2, 2, 1).unfold(3, 2, 1)  # [n, 3, H-1, W-1, 2, 2]
+            patches = views.permute(0, 1, 4, 5, 2, 3).reshape(len(part), 12, -1)
+            products += (patches @ patches.mT).sum(0)
+            count += patches.shape[0] * patches.shape[2]
+        values, vectors = torch.linalg.eigh((products / count).cpu())
         strongest = (vectors.T / (values[:, None] + eps).sqrt())[-(len(self.stem.weight) // 2) :]  # eigh sorts upwards
         filters = strongest.view(-1, 3, 2, 2)
         return torch.cat([filters, -filters])

@@ -6,6 +6,7 @@ Optimizers know nothing of schedules: `set_row` writes a row of the schedule's t
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import defaultdict
 from typing import Any
 
@@ -43,7 +44,16 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
 
 
-class RecordableOptimizer(Optimizer):
+class _Uncompiled(Optimizer):
+    """Methods of torch's optimizers without the wrappers that import torch's compiler: a second of every start."""
+
+    add_param_group: Any = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad: Any = inspect.unwrap(Optimizer.zero_grad)
+    state_dict: Any = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict: Any = inspect.unwrap(Optimizer.load_state_dict)
+
+
+class RecordableOptimizer(_Uncompiled):
     """Base of optimizers that a CUDA graph can hold, with learning rate and momentum as tensors, also in fp16.
 
     An overflow undoes the step on the device. As torch's fused optimizers do, `_step_supports_amp_scaling` makes
@@ -79,6 +89,14 @@ def _start_momenta(optimizer: Optimizer) -> None:
     """Gives every weight a momentum of zero, so that it exists before the first step, which may be recorded."""
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+class UncompiledSGD(_Uncompiled, SGD):
+    """torch's SGD."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        inspect.unwrap(SGD.step)(self, closure)
 
 
 class Muon(RecordableOptimizer):
@@ -175,7 +193,10 @@ def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) ->
         return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
     groups = [filters, *rest]
     if settings.name == "apex-sgd":
-        return [apex_sgd()(groups, **rates)]
+        try:
+            return [apex_sgd()([group for group in groups if group["params"]], **rates)]
+        except RuntimeError as e:  # built without CUDA
+            raise ValueError(APEX_HELP) from e
     if recorded:
         return [CapturableSGD(groups, **rates)]
     return [_fused_sgd(groups, **rates)]
@@ -186,7 +207,7 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
 
     torch leaves it uninitialised in the first step (seen in 2.15): if fp16 overflow skips that step, it stays garbage.
     """
-    sgd = SGD(groups, lr=lr, momentum=momentum, fused=True)
+    sgd = UncompiledSGD(groups, lr=lr, momentum=momentum, fused=True)
     _start_momenta(sgd)
     return sgd
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, lr_scheduler
+from torch.optim import lr_scheduler
 
 from fastcifar.config import Config
+from fastcifar.optim.optimizers import UncompiledSGD
 from fastcifar.schedules import Plateau, Span
 
 
@@ -80,8 +81,9 @@ def make_schedule_table(config: Config, steps_per_epoch: int) -> ScheduleTable:
     return ScheduleTable(table, tail_step)
 
 
-def _throwaway_optimizer(config: Config) -> SGD:
-    return SGD([torch.zeros(1, requires_grad=True)], lr=config.schedule.peak, momentum=config.optimizer.momentum)
+def _throwaway_optimizer(config: Config) -> UncompiledSGD:
+    weights = [torch.zeros(1, requires_grad=True)]
+    return UncompiledSGD(weights, lr=config.schedule.peak, momentum=config.optimizer.momentum)
 
 
 def _write_tail(table: Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:

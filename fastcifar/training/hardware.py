@@ -16,9 +16,10 @@ from fastcifar.config import Config
 from fastcifar.runs.trackers import require_tracker
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COMPILE_PAYS_PFLOP = 20.0
-"""Training work above which compiling on a GPU is expected to pay back its tens of seconds: an estimate (half a
-minute to compile, half a millisecond saved in a step of 0.37 TFLOP), not measured on a card."""
+COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0)}
+"""By class of device (`device_class`): seconds of a cold compile, and seconds that compiled code saves per PFLOP of
+training, which is negative where it is slower. Only what `python -m bench.compile` measured (cpu: on a busy
+machine, so only the sign of the saving counts; records/2026-11-25_compile)."""
 PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.135}
 """Forward and backward of 50,000 images by resnet9, on average over its image sizes."""
 
@@ -76,16 +77,36 @@ def choose_hardware(config: Config, local_rank: int = 0) -> Hardware:
 
     compile_mode: str = settings.compile
     if compile_mode == "auto":
-        # On CPUs the compiled step was slower than the eager one (docs/log).
         pflop = config.run.runs * config.epochs * PFLOP_PER_EPOCH[scale]
-        compile_mode = "default" if on_gpu and pflop >= COMPILE_PAYS_PFLOP else "off"
-        reasons["compile"] = "pays off within the run" if compile_mode != "off" else "does not pay off within the run"
+        compile_mode, reasons["compile"] = choose_compile_mode(device_class(device), pflop)
 
     executor: str = settings.executor
     if executor == "auto":
         executor = "dali" if on_gpu and has_dali() else "torch"
         reasons["augment"] = "DALI on the card" if executor == "dali" else ("no DALI here" if on_gpu else "CPU")
     return Hardware(device, precision, compile_mode, executor, scale, reasons)
+
+
+def device_class(device: torch.device) -> str:
+    """Devices of one class gain alike by compiling: "cpu", or a card's generation such as "cuda 9.0"."""
+    if device.type != "cuda":
+        return device.type
+    return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
+
+
+def choose_compile_mode(device: str, pflop: float) -> tuple[str, str]:
+    """Mode of torch.compile for a training of so many PFLOP on a class of devices, and the reason.
+
+    Off where nothing is measured: a short run would lose by it, and no run can then be slower than uncompiled.
+    """
+    if device not in COMPILE_COSTS:
+        return "off", f"not measured on {device}: python -m bench.compile does"
+    compile_s, saved_s_per_pflop = COMPILE_COSTS[device]
+    saved_s = saved_s_per_pflop * pflop
+    if saved_s <= 0:
+        return "off", f"compiled code is slower on {device}"
+    mode = "default" if saved_s > compile_s else "off"
+    return mode, f"saves {saved_s:.0f} s, compiling takes {compile_s:.0f} s"
 
 
 def resolve(config: Config, local_rank: int = 0) -> tuple[Config, Hardware]:

@@ -70,7 +70,7 @@ class Step:
         state.scaler.scale(loss).backward()
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()  # sets them to None; apex takes no argument
         state.scaler.update()
         state.loss_sum += loss.detach()
 

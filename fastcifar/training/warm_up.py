@@ -12,6 +12,7 @@ from torch import nn
 from fastcifar.models.fused import fuse
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
+from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
 from fastcifar.training.task import Task
 
@@ -36,6 +37,7 @@ def warm_up(task: Task, model: nn.Module) -> Task:
         task = replace(task, hardware=replace(task.hardware, fused=fused))
     try:
         if mode != "off":
+            keep_compiled_code(task.config)
             model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
         _run_all_shapes(task, model)
     except Exception as e:

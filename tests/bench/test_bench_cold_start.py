@@ -9,8 +9,8 @@ def test_quick(tmp_path, capfd):
     assert cold_start.main(["--quick", "--out", str(tmp_path)]) == 0
     table = json.loads((tmp_path / "table.json").read_text())
     median = table["median_s"]
-    assert table["starts"] == 2 and 0 < median["import"] < median["first_step"]
-    assert "median of 2" in capfd.readouterr().out
+    assert table["starts"] == 1 and 0 < median["import"] < median["first_step"]
+    assert "median of 1" in capfd.readouterr().out
 
 
 def test_a_wrong_flag_is_told(tmp_path, capfd):

@@ -3,11 +3,12 @@
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
 
-from bench import compare, gpu, loader, schedules, step, time_to_accuracy
+from bench import compare, compile, gpu, loader, schedules, step, time_to_accuracy
 from fastcifar.recipes import RECIPES
 from fastcifar.training.hardware import cpu_multiplies_bf16
 
@@ -40,9 +41,9 @@ def test_gpu_continues_after_failures_and_ends_in_time(tmp_path: Path, monkeypat
 def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
     options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
     parts = gpu.plan(options)
-    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "step", "schedules"]
+    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "compile", "step", "schedules"]
     modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
-               "schedules": schedules}  # fmt: skip
+               "schedules": schedules, "compile": compile}  # fmt: skip
     import tyro
 
     for part in parts[1:]:
@@ -50,6 +51,9 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
         read = tyro.cli(module.Options, args=part.arguments[2:])
         assert read.quick and read.out == tmp_path / part.name
     options.quick = False
+    order = [part.name for part in gpu.plan(options)]
+    assert order[:5] == ["tests", "loader", "speedrun94", "compare", "compile"]
+    assert sum(part.most_s for part in gpu.plan(options)[:5]) <= 540 - 5 * 5
     recipes = {"speedrun94", "swa30", "accurate96"}
     assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
 
@@ -89,3 +93,27 @@ def test_quick(name: str, tmp_path: Path) -> None:
 def test_gpu_quick(tmp_path: Path) -> None:
     assert gpu.main(["--quick", "--only", "tests", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
     assert "images/s" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compile_quick(tmp_path: Path) -> None:
+    """Slow, because a C++ compiler takes a minute for the network."""
+    assert compile.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    (row,) = results(tmp_path)["table"]
+    assert row["compile_cpu_s"]["cold"] > row["compile_cpu_s"]["filled"] > 0 and row["step_ms"] > 0
+
+
+def test_compile_pays_after_the_epochs_that_save_its_seconds() -> None:
+    def row(mode: str, step_ms: float, cold_s: float = 0.0) -> dict[str, Any]:
+        return {"mode": mode, "warm_up_s": {"cold": 1 + cold_s, "filled": 1 + cold_s / 10}, "pflop_per_step": 1e-4,
+                "cpu_s": {"cold": 9.0, "filled": 9.0}, "step_ms": {"cold": step_ms, "filled": step_ms}}  # fmt: skip
+
+    rows = [row("off", 9.0), row("default", 6.0, 30.0), row("max-autotune", 12.0, 60.0), row("off", 11.0)]
+    pays, never, failed = compile.results([*rows, {"mode": "reduce-overhead", "error": "no compiler"}], batch=500)
+    assert pays["saved_s_per_epoch"] == pytest.approx(0.4)  # 4 ms in each of 100 steps
+    assert pays["saved_s_per_pflop"] == pytest.approx(40)
+    assert pays["break_even_epochs"] == pytest.approx({"cold": 75.0, "filled": 7.5})
+    assert never["saved_s_per_epoch"] == pytest.approx(-0.2)
+    assert never["break_even_epochs"] == {"cold": None, "filled": None}
+    assert failed == {"mode": "reduce-overhead", "error": "no compiler"}

@@ -13,7 +13,7 @@ MOST_NODES_FP16 = {"muon": 290, "sgd": 210}
 """With the loss scale, the checks for overflow and undoing a step."""
 MOST_LAUNCHES_FUSED = 193
 """In a step of speedrun94 with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
-MOST_OF_AN_UPDATE = {"Muon": 107, "SGD": 3, "CapturableSGD": 20}
+MOST_OF_AN_UPDATE = {"Muon": 107, "UncompiledSGD": 3, "CapturableSGD": 20}
 """Launches, copies and memsets of all weights of the full network. cuBLAS counts as one launch a call."""
 MOST_LAUNCHES_OF_A_BLOCK = 18
 MOST_LAUNCHES_TO_AVERAGE = 1

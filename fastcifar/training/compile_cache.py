@@ -1,0 +1,35 @@
+"""Where torch.compile keeps what it has compiled, so that the next process does not compile it again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fastcifar.config import Config
+from fastcifar.data.cache import cache_folder
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Read by torch at each compilation. Triton's cache lies below the same folder, unless $TRITON_CACHE_DIR is set."""
+
+
+def compile_cache_dir(config: Config) -> Path:
+    """Folder of compiled code: $TORCHINDUCTOR_CACHE_DIR if that is set, else `compiled` in the cache of fastcifar."""
+    chosen = os.environ.get(VARIABLE)
+    return Path(chosen) if chosen else cache_folder(config.machine.cache_dir).absolute() / "compiled"
+
+
+def keep_compiled_code(config: Config) -> None:
+    """Makes this process and its children use `compile_cache_dir`. Must be called before the first compilation.
+
+    Where the folder cannot be written, torch keeps its own below the folder of temporary files.
+    """
+    folder = compile_cache_dir(config)
+    if os.environ.get(VARIABLE):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            os.environ[VARIABLE] = str(folder)
+    except OSError:
+        pass
