@@ -117,7 +117,7 @@ def test_the_commands_run(made, capfd):
     lines = [line for page in PAGES for line in commands(page)]
     assert set(NOT_RUN) <= set(lines)
     shown = dict.fromkeys(tuple(words_of(line)) for line in lines if line not in NOT_RUN)
-    only_read = [words for words in shown if words[0] in ("torchrun", "make") or words[2].startswith("bench.")]
+    only_read = [w for w in shown if w[0] in ("torchrun", "make") or "".join(w[2:3]).startswith("bench.")]
     for words in shown:
         (check if words in only_read else run)(list(words))
         assert "error: " not in capfd.readouterr().err, words
