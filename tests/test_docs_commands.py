@@ -26,6 +26,7 @@ NOT_RUN = {
     "python3 -m venv .venv": "tests/test_install.py makes an environment",
     ".venv/bin/pip install -r requirements.txt": "downloads gigabytes",
     ".venv/bin/python -m pytest tests/optim -q": "it is this suite",
+    "python train_fast.py --epochs 3 --log wandb": "shown with its error; tests/runs/test_trackers.py",
     "pip install nvidia-dali-cuda120": "for another driver",
     "git clone https://github.com/NVIDIA/apex && cd apex": "needs the network",
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": "needs a CUDA toolkit",

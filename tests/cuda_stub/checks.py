@@ -51,7 +51,8 @@ def complaints_about_step(step: dict[str, Any], replayed: bool, most_to_average:
     counted = step["counted"]
     if replayed:
         most = most_to_average if step["averaged"] else 0
-        rest = {name: n for name, n in counted.items() if name != "launches"}
+        free = {"launches", "allocations"} if most == MOST_FOR_SWAG else {"launches"}
+        rest = {name: n for name, n in counted.items() if name not in free}
         return [str(counted)] if rest != REPLAYED or counted.get("launches", 0) > most else []
     return [f"{counted[name]} x {name}" for name in NEVER_IN_A_STEP if counted.get(name)]
 
