@@ -191,8 +191,8 @@ def write_table(rows: list[dict[str, Any]], dataset: Dataset, config: Config, op
 
     def show(metric: str, stats: dict[str, Any], sign: str = "") -> str:
         scale, digits = (100, 2) if metric == "accuracy" else (1, 4)
-        text = f"{scale * stats['mean']:{sign}.{digits}f}"
-        low_high = stats["ci95"] and ", ".join(f"{scale * v:{sign}.{digits}f}" for v in stats["ci95"])
+        text = f"{scale * stats['mean']:{sign}z.{digits}f}"
+        low_high = stats["ci95"] and ", ".join(f"{scale * v:{sign}z.{digits}f}" for v in stats["ci95"])
         return f"{text} [{low_high}]" if low_high else text
 
     names = ("accuracy %", *list(METRICS.values())[1:])

@@ -50,6 +50,11 @@ def to_device(
     )
 
 
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in memory from which a copy to the device does not wait for the training in progress."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def _reflected(pixels: Tensor, pad_px: int) -> Tensor:
     """[N, H, W, C] -> [N, H+2P, W+2P, C]. Strip by strip: gathering every pixel takes several times as long."""
     if not pad_px:
@@ -66,7 +71,5 @@ def _reflected(pixels: Tensor, pad_px: int) -> Tensor:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device. From pinned memory the copy does not wait for the training in progress."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """A tensor on the device, copied there without a wait."""
+    return pinned(tensor, device).to(device, non_blocking=True)

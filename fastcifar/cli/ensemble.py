@@ -146,7 +146,7 @@ def table_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         for name in METRICS:
             is_share = name == "accuracy"
             cells.append(f"{row[name]:.2%}" if is_share else f"{row[name]:.4f}")
-            cells.append("" if added is None else f"{100 * added[name]:+.2f}" if is_share else f"{added[name]:+.4f}")
+            cells.append("" if added is None else f"{100 * added[name]:+z.2f}" if is_share else f"{added[name]:+z.4f}")
         table.append(cells)
     return table
 

@@ -47,6 +47,20 @@ def _corner(r, H, W, H_CELLS, W_CELLS):
     return row // H_CELLS, 2 * (row % H_CELLS), 2 * (r % W_CELLS)
 
 
+@triton.jit
+def _of_channels(saved, weight, bias, c, C):
+    """Mean, 1 / standard deviation, weight and bias of channels c."""
+    mean, inverse = tl.load(saved + c, c < C, 0.0), tl.load(saved + C + c, c < C, 0.0)
+    return mean, inverse, tl.load(weight + c, c < C, 0.0).to(tl.float32), tl.load(bias + c, c < C, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _gradient(g, z, at, inside, mean, inverse, scale, shift, ACT: tl.constexpr):
+    """z normalised, and the gradient of the norm's output."""
+    normal = (tl.load(z + at, inside, 0.0).to(tl.float32) - mean) * inverse
+    return normal, tl.load(g + at, inside, 0.0).to(tl.float32) * _derivative(normal * scale + shift, ACT)
+
+
 @triton.jit(do_not_specialize=["M", "rows", "H", "W"])
 def statistics(x, plus, z, code, parts, M, rows, H, W, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """z [M, C]: x + plus with `plus`, the max-pool of x with `code`, else x itself, which is not written again.
@@ -139,8 +153,7 @@ def gradient_sums(g, z, saved, weight, bias, parts, M, rows, C, ACT: tl.constexp
                   BLOCK_C: tl.constexpr):  # fmt: skip
     """parts [2, parts, C] f32: sums over a program's rows of the norm's output gradient, alone and times its output."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    mean, inverse = tl.load(saved + c, c < C, 0.0), tl.load(saved + C + c, c < C, 0.0)
-    scale, shift = tl.load(weight + c, c < C, 0.0).to(tl.float32), tl.load(bias + c, c < C, 0.0).to(tl.float32)
+    mean, inverse, scale, shift = _of_channels(saved, weight, bias, c, C)
     first = tl.program_id(0) * rows
     last = tl.minimum(first + rows, M)
     alone = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
@@ -148,8 +161,7 @@ def gradient_sums(g, z, saved, weight, bias, parts, M, rows, C, ACT: tl.constexp
     for start in range(first, last, BLOCK_M):
         r = start + tl.arange(0, BLOCK_M)[:, None]
         inside = (r < last) & (c < C)
-        normal = (tl.load(z + r * C + c, inside, 0.0).to(tl.float32) - mean) * inverse
-        d = tl.load(g + r * C + c, inside, 0.0).to(tl.float32) * _derivative(normal * scale + shift, ACT)
+        normal, d = _gradient(g, z, r * C + c, inside, mean, inverse, scale, shift, ACT)
         alone += d
         times += d * normal
     part = parts + tl.program_id(0) * C + c
@@ -175,8 +187,7 @@ def input_gradient(g, z, code, saved, weight, bias, parts, d_x, d_weight, d_bias
     if tl.program_id(0) == 0:
         tl.store(d_bias + c, alone, c < C)
         tl.store(d_weight + c, times, c < C)
-    mean, inverse = tl.load(saved + c, c < C, 0.0), tl.load(saved + C + c, c < C, 0.0)
-    scale, shift = tl.load(weight + c, c < C, 0.0).to(tl.float32), tl.load(bias + c, c < C, 0.0).to(tl.float32)
+    mean, inverse, scale, shift = _of_channels(saved, weight, bias, c, C)
     first = tl.program_id(0) * rows
     last = tl.minimum(first + rows, cells)
     for start in range(first, last, BLOCK_M):
@@ -187,8 +198,7 @@ def input_gradient(g, z, code, saved, weight, bias, parts, d_x, d_weight, d_bias
             image, i, j = _corner(cell, H, W, (H + 1) // 2, (W + 1) // 2)
             r = (image * (H // 2) + i // 2) * (W // 2) + j // 2
             inside = inside & (i + 1 < H) & (j + 1 < W)
-        normal = (tl.load(z + r * C + c, inside, 0.0).to(tl.float32) - mean) * inverse
-        d = tl.load(g + r * C + c, inside, 0.0).to(tl.float32) * _derivative(normal * scale + shift, ACT)
+        normal, d = _gradient(g, z, r * C + c, inside, mean, inverse, scale, shift, ACT)
         d = inverse * scale * (d - (alone + normal * times) / M)
         if code is not None:
             of = tl.load(code + r * C + c, inside, 4).to(tl.int32)  # 4: none of the pixels

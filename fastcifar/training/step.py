@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.augment.block import Block
-from fastcifar.augment.images import upload
+from fastcifar.augment.images import pinned
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
@@ -109,7 +109,8 @@ class GraphedStep(Step):
         self.labels[:count].copy_(block.labels)
         if block.rows is not None:
             self.rows[: len(block)].copy_(block.rows)
-        self.table.copy_(upload(self.state.schedule.table.to(self.table.dtype), self.table.device))
+        table = self.state.schedule.table.to(self.table.dtype)
+        self.table.copy_(pinned(table, self.table.device), non_blocking=True)
         self.next.fill_(self.state.step)
         self.position.zero_()
         self.replay = self.replays[size]

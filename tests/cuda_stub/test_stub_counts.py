@@ -38,7 +38,7 @@ def test_a_block_stays_within_its_launches(kind: str, optimizer: str) -> None:
         assert block["next"] == {}
         assert set(block["ahead"]) == {"launches", "copies_to_device"}
         assert block["ahead"]["launches"] <= MOST_LAUNCHES_OF_A_BLOCK and block["ahead"]["copies_to_device"] == 4
-        expected = {"launches": 2, "copies_on_device": 3, "copies_to_device": 1}
+        expected = {"launches": 2, "copies_on_device": 2, "copies_to_device": 1}
         assert block["begin"] == (expected if kind == "recorded" else {})
 
 
@@ -85,7 +85,7 @@ def test_a_replay_costs_the_host_next_to_nothing(optimizer: str) -> None:
 
 def test_cutout_and_the_wide_network_stay_within_their_launches() -> None:
     run = ask("runs", "recipe accurate96")
-    assert run["all"]["captured"] <= 2 * 500
+    assert run["all"]["captured"] <= 2 * 370 + 490  # a step per image size, and the evaluation
     assert max(block["ahead"]["counted"].get("launches", 0) for block in run["blocks"]) <= 40
 
 

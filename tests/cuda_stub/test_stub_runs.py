@@ -8,7 +8,8 @@ from subject import RECIPES
 
 pytestmark = marks
 
-WATCHED = [name for name in runs.CASES if not name.startswith(("fault", "host time", "layouts", "dali", "executor"))]
+ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "dali", "executor")
+WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
 PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
          "fused kernels, plain"}  # fmt: skip
 """They were told not to record."""

@@ -12,6 +12,7 @@ import torchvision
 from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
 from tiny_sets import (
     CIFAR100_CLASSES,
+    CIFAR100_COLOURS,
     assert_refused,
     declare_published,
     in_official_folder,
@@ -48,7 +49,7 @@ def test_a_folder_and_an_archive_give_the_fine_labels_and_their_names(tmp_path):
         dataset = load_path(path)
         assert dataset.classes == CIFAR100_CLASSES
         assert np.array_equal(dataset.y_train, np.arange(200) % 100) and dataset.x_train.shape == (200, 32, 32, 3)
-        assert np.array_equal(dataset.x_test[:, 5, 7, 1], 2 * np.arange(100)) and len(dataset.y_test) == 100
+        assert np.array_equal(dataset.x_test[:, 12, 20], CIFAR100_COLOURS) and len(dataset.y_test) == 100
         assert dataset.name != "cifar100"  # these are not the published files
 
 
@@ -136,4 +137,4 @@ def test_an_epoch_on_100_classes_from_the_command_line_and_from_python(published
     )
     names, _ = result.model.predict(images[:3])
     assert result.summary["dataset"] == "cifar100" and set(names) <= set(CIFAR100_CLASSES)
-    assert result.history[0]["loss_train"] < 6 and 0 <= result.accuracy <= 1
+    assert result.model.logits(images).shape == (100, 100)

@@ -64,6 +64,7 @@ def make_image_files(classes: tuple[str, ...] = ("cat", "dog"), n_train: int = 3
 
 
 CIFAR100_CLASSES = tuple(f"class {i:02}" for i in range(100))
+CIFAR100_COLOURS = np.random.default_rng(100).integers(0, 256, (100, 3), dtype=np.uint8)
 
 
 def make_official_files(n: int = 20, classes: tuple[str, ...] = CIFAR10_CLASSES) -> dict[str, bytes]:
@@ -78,16 +79,18 @@ def make_official_files(n: int = 20, classes: tuple[str, ...] = CIFAR10_CLASSES)
 
 
 def make_cifar100_files(n: int = 200, n_test: int = 100) -> dict[str, bytes]:
-    """The three files of CIFAR-100's layout. Each image is of one grey level that tells its class, so learnable."""
+    """The three files of CIFAR-100's layout: noise with a patch whose colour tells the class."""
     names = [name.encode() for name in CIFAR100_CLASSES]
     coarse = [b"group %d" % i for i in range(20)]
     files = {"meta": pickle.dumps({b"fine_label_names": names, b"coarse_label_names": coarse}, 2)}
     for split, count in (("train", n), ("test", n_test)):
         fine = [i % 100 for i in range(count)]
+        images = random_images(count, seed=len(split))
+        images[:, 8:24, 8:24] = CIFAR100_COLOURS[fine][:, None, None]
         batch = {
             b"filenames": [b"x.png"] * count, b"batch_label": b"one of one", b"fine_labels": fine,
             b"coarse_labels": [label % 20 for label in fine],
-            b"data": np.repeat(np.array(fine, np.uint8)[:, None] * 2, 3072, axis=1),
+            b"data": images.transpose(0, 3, 1, 2).reshape(count, 3072),
         }  # fmt: skip
         files[split] = pickle.dumps(batch, 2)
     return files

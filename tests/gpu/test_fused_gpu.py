@@ -35,7 +35,7 @@ def run(**settings: Any) -> Result:
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(500, 64, 31, 31), (500, 256, 15, 15), (500, 256, 3, 3), (7, 24, 9, 5)])
+@pytest.mark.parametrize("shape", [(500, 64, 31, 31), (500, 256, 15, 15), (500, 256, 3, 3), (7, 48, 9, 5)])
 def test_the_kernels_agree_with_plain_torch(shape, kind, dtype):
     for name, off in compare(shape, kind, dtype, device="cuda").items():
         assert off <= (0.02 if name in STATISTICS and dtype != "fp32" else LIMITS[dtype]), name

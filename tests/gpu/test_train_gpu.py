@@ -13,6 +13,9 @@ from fastcifar.augment.block import Block
 from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.runs.observers import Observer, Progress, Result
+from fastcifar.training import state as state_module
+from fastcifar.training import task as task_module
+from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware, has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.step import GraphedStep, make_step
@@ -179,7 +182,33 @@ def test_a_block_is_the_whole_epoch_where_memory_allows():
     assert [len(block) for block in task.executor.blocks(task.plans())] == [task.steps_per_epoch] * 3
 
 
-def test_a_step_is_recorded_and_not_given_up(caplog):
-    task = make_card_task(precision="bf16", optimizer="muon")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_a_step_is_recorded_and_not_given_up(caplog, optimizer, precision):
+    task = make_card_task(precision=precision, optimizer=optimizer)
     state = start(task, Stopwatch(task.hardware.device))
     assert type(make_step(task, state, state.model)) is GraphedStep, caplog.messages
+
+
+def test_fp16_overflow_is_skipped_inside_the_graph(monkeypatch):
+    """As many steps as op by op, and never weights that are not finite."""
+    for module in (task_module, state_module):
+        monkeypatch.setattr(module, "FIRST_LOSS_SCALE", 2.0**34)
+    settings: dict[str, Any] = {"precision": "fp16", "optimizer": "muon", "lr_peak": 0.05}
+    plain, recorded = (train(make_card_task(cuda_graph=graph, **settings)) for graph in (False, True))
+    assert 0 < recorded.summary["steps_skipped_fp16"] < recorded.summary["num_steps"]
+    assert abs(recorded.summary["steps_skipped_fp16"] - plain.summary["steps_skipped_fp16"]) <= 1
+    assert all(p.isfinite().all() for p in recorded.model.parameters())
+
+
+@pytest.mark.parametrize(("tta", "share"), [("flip", 1.0), ("flip-shift", 0.25)])
+def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
+    task = make_card_task(precision="bf16", optimizer="muon", epochs=1, tta=tta, tta_share=share)
+    trained = train(task).model
+    state = start(task, Stopwatch(task.hardware.device))
+    step = make_step(task, state, state.model)
+    recorded = Evaluator(task, state.model, step.recorder)
+    assert len(recorded.recorded) == 2, caplog.messages
+    for model in (trained, state.model, trained):
+        expected = Evaluator(task, model)(model, task.test, tta, share)
+        assert recorded(model, task.test, tta, share) == pytest.approx(expected, abs=0.01)

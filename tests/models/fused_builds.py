@@ -43,7 +43,7 @@ def build(name: str, types: dict[str, Any], arch: int) -> Any:
     """As Triton's own launcher would specialise it: aligned tensors, channels a multiple of 16."""
     kernel = getattr(kernels, name)
     tiling = fused.REDUCE if name in ("statistics", "gradient_sums") else fused.APPLY
-    fixed = {"ACT": "silu", "BLOCK_M": tiling.tile, "BLOCK_C": fused.BLOCK_C}
+    fixed = {"ACT": "silu", "BLOCK_M": tiling[0], "BLOCK_C": fused.BLOCK_C}
     constants = {**fixed, **{tensor: None for tensor, kind in types.items() if kind is None}}
     signature, hints = {}, {}
     for i, argument in enumerate(kernel.arg_names):

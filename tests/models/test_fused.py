@@ -63,6 +63,11 @@ def test_outputs_gradients_and_statistics_are_those_of_plain_torch(dtype, cases)
 
 
 @needs_triton
+def test_a_network_gets_the_gradients_of_plain_torch(cases):
+    assert len(cases["network"]) >= 30 and max(cases["network"].values()) < 1e-4, cases["network"]
+
+
+@needs_triton
 def test_they_write_all_of_their_tensors_and_nothing_else(cases):
     assert cases["guards"]["tensors"] >= 30
     assert cases["guards"]["spoiled"] == cases["guards"]["left"] == 0
