@@ -157,7 +157,7 @@ def test_the_loop_on_the_page_is_the_loop():
 
 def test_what_contributors_add_works():
     names = {}
-    for module in ("fastcifar.schedules", "fastcifar.recipes", "fastcifar.runs.observers"):
+    for module in ("fastcifar.schedules", "fastcifar.recipes", "fastcifar.runs.observers", "fastcifar.runs.trackers"):
         names |= vars(importlib.import_module(module))
     names["Path"] = Path
     for block in fenced("CONTRIBUTING.md"):
