@@ -93,9 +93,9 @@ class DaliExecutor(Executor):
     def make(self, plan: EpochPlan, size_px: int) -> Block:
         """The block of all steps of a plan, its images in the order of the groups."""
         images, device, flat = self.images, self.images.padded.device, plan.map(Tensor.flatten)  # [M] each
-        groups = ((flat.offset_y * (2 * images.pad_px + 1) + flat.offset_x) * 2 + flat.mirror).numpy()
-        order = groups.argsort(kind="stable")  # of the images, group by group
-        first = np.flatnonzero(np.diff(groups[order], prepend=-1))  # of the images of each group
+        groups = ((flat.offset_y * (2 * images.pad_px + 1) + flat.offset_x) * 2 + flat.mirror).numpy().astype(np.uint16)
+        order = groups.argsort(kind="stable")  # of the images, group by group; numpy sorts 16 bits by radix
+        first = np.flatnonzero(np.diff(groups[order].astype(np.int32), prepend=-1))  # of the images of each group
         rows = np.empty_like(order)
         rows[order] = np.arange(len(order))  # where each image of the plan comes to lie
         in_order = torch.from_numpy(order)
@@ -107,7 +107,9 @@ class DaliExecutor(Executor):
         pixels = (len(order), self.size, self.size, images.padded.shape[3])
         x = torch.empty(pixels, dtype=self.output_dtype, device=device)
         self.copy_output(output.as_reshaped_tensor(pixels), x, cuda_stream=self.stream)
-        cutout_y, cutout_x = flat.cutout_y[in_order], flat.cutout_x[in_order]
+        cutout_y, cutout_x = flat.cutout_y, flat.cutout_x
+        if self.cutout_px:
+            cutout_y, cutout_x = cutout_y[in_order], cutout_x[in_order]
         x = finish(x.to(images.dtype), cutout_y, cutout_x, self.cutout_px, size_px)
         row_table = upload(torch.from_numpy(rows).view(plan.index.shape), device)
         return Block(x, images.labels[index], row_table, num_steps=len(plan))
