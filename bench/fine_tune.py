@@ -55,7 +55,7 @@ class Options:
     scale: Literal["auto", "full", "small", "wide"] = "auto"
     """As in train_fast.py."""
     quick: bool = False
-    """An epoch on a few images: shows that the bench works."""
+    """Two epochs on a few images: shows that the bench works."""
     out: Path = Path("bench-results/fine-tune")
     """Folder of runs.jsonl, table.md and the models of the first five classes."""
 
@@ -63,9 +63,9 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.fine_tune")
     if options.quick:
-        options = replace(options, images=(100,), runs=2, first_epochs=1, epochs=1)
+        options = replace(options, images=(100,), runs=1, first_epochs=1, epochs=2)
     try:
-        whole = load(options.data, subset=2_000 if options.quick else None, progress=True)
+        whole = load(options.data, subset=1_000 if options.quick else None, progress=True)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -53,7 +53,7 @@ class Options:
     subset: int | None = None
     """As in train_fast.py."""
     quick: bool = False
-    """An epoch on 1,000 images: shows that the bench works."""
+    """An epoch on 250 images: shows that the bench works."""
     out: Path = Path("bench-results/shake")
     """Folder of runs.jsonl and table.md."""
 
@@ -92,7 +92,7 @@ def plain_networks() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.shake")
     if options.quick:
-        options = replace(options, epochs=1, subset=1_000)
+        options = replace(options, epochs=1, subset=250)
     try:
         config = with_settings(find_recipe(options.recipe), data=options.data, scale=options.scale,
                                subset=options.subset, epochs=options.epochs)  # fmt: skip
