@@ -1,4 +1,4 @@
-"""`fastcifar lr-find [flags of train]`: the learning rate at which the loss falls fastest, as the schedule's peak."""
+"""`fastcifar lr-find [flags of train]`: a peak for the learning rate, from a range test."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = load_data(config, progress=sys.stderr.isatty())
     task = make_task(config, dataset, hardware)
     tested = range_test(task, rates)
-    peak = suggest(tested.lr, tested.smoothed) if tested.lr else None
+    peak = suggest(tested.lr, tested.loss, tested.smoothed) if tested.lr else None
     if tested.lr:
         title = f"{config.run.recipe}, {config.model.scale}, {config.optimizer.name}, batch {task.batch_size}"
         lr_plot.draw_range_test(out, tested.lr, tested.loss, tested.smoothed, peak, f"{title}, {dataset.name}")

@@ -17,7 +17,7 @@ def draw_range_test(
     axis.plot(lr, loss, ".", color="tab:gray", markersize=4, alpha=0.6, label="loss of the step")
     axis.plot(lr, smoothed, color="tab:red", label="smoothed")
     if peak is not None:
-        axis.axvline(peak, color="tab:blue", linestyle="--", label=f"steepest descent: {peak:.3g}")
+        axis.axvline(peak, color="tab:blue", linestyle="--", label=f"suggested: {peak:.3g}")
     low, high = min(loss), max(smoothed)
     start = smoothed[0]
     axis.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss", title=literal(title))

@@ -32,19 +32,19 @@ def test_smoothing_keeps_a_constant_and_does_not_lag():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_the_suggestion_is_the_steepest_descent(noise):
-    """A loss that falls as a sigmoid of log lr is steepest at its middle, and rises afterwards."""
-    rates = growing_rates(1e-4, 10, 300)
-    x = np.log10(rates)
-    loss = 2.3 - 1.5 / (1 + np.exp(-4 * (x + 1.5))) + np.maximum(0, x) ** 2 * 5
-    loss += noise * np.random.default_rng(0).standard_normal(300)
-    assert math.log10(suggest(rates, smooth_both_ways(loss.tolist()))) == pytest.approx(-1.5, abs=0.2)
+def test_the_suggestion_is_half_of_the_rate_with_the_smallest_loss(noise):
+    """The loss falls up to a rate of 1 and rises from there on, in equal measure."""
+    rates = growing_rates(1e-3, 1e3, 300)
+    loss = (1 + np.abs(np.log10(rates)) + noise * np.random.default_rng(0).standard_normal(300)).tolist()
+    assert suggest(rates, loss, smooth_both_ways(loss)) == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_loss_that_only_rises_gives_no_suggestion():
     rates = growing_rates(1e-3, 1, 50)
-    assert suggest(rates, [1 + 0.1 * i for i in range(50)]) is None
-    assert suggest(rates[:3], [3.0, 2.0, 1.0]) is None
+    rising = [1 + 0.1 * i for i in range(50)]
+    assert suggest(rates, rising, rising) is None
+    assert suggest(rates[:3], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]) is None
+    assert suggest(rates, [1.0, *rising[::-1]], rising[::-1]) is None  # never below its first value
 
 
 def diverges_at(losses):
