@@ -27,6 +27,7 @@ from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import count_steps, make_schedule_table
 from fastcifar.optim.swag import Swag
 from fastcifar.training import processes
+from fastcifar.training.allocator import keep_freed_memory
 from fastcifar.training.fine_tune import load_initial
 from fastcifar.training.hardware import Hardware, with_hardware
 from fastcifar.training.processes import World
@@ -106,6 +107,8 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
     Raises ValueError when settings, data and number of processes do not fit together.
     """
     world = world or World()
+    if hardware.device.type == "cpu":
+        keep_freed_memory()
     config = with_hardware(config, hardware)
     held_out: list[Any] = []
     if config.data.val_split:
