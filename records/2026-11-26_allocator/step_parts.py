@@ -1,48 +1,44 @@
-"""CPU time of the main thread for the parts of a step of swa30, small network, batch 500: median of 20 steps, ms."""
+"""CPU time of the main thread for the parts of a step of swa30, small network, batch 500: median of 20 steps, ms.
 
-import time, torch
+OMP_NUM_THREADS=1 PYTHONPATH=. python records/2026-11-26_allocator/step_parts.py PATH
+"""
 
-torch.set_num_threads(1)
-from fastcifar.recipes import find_recipe
-from fastcifar.settings import with_settings
-from fastcifar.data.load import load
-from fastcifar.training.hardware import resolve
-from fastcifar.training.task import make_task, start
-from fastcifar.training.step import make_step, Step
-from fastcifar.training.stopwatch import Stopwatch
+import statistics
+import sys
+import time
+from itertools import pairwise
 
-cfg = with_settings(find_recipe("swa30"), scale="small", low_res_until=0, data="PATH/cifar10-png.tar.xz")
-cfg, hw = resolve(cfg)
-t = make_task(cfg, load(cfg.data.source, progress=False), hw)
-s = start(t, Stopwatch(hw.device))
-st = Step(t, s, s.model)
-tt = time.thread_time
-mk = []
-up = []
-fw = []
-op = []
-blocks = t.executor.blocks(t.plans(0))
-s.model.train()
-from fastcifar.training.step import autocast
+import torch
 import torch.nn.functional as F
 
-for i in range(25):
-    a = tt()
-    b = next(blocks)
-    x, y = b.batch(0)
-    c = tt()
-    with autocast(hw):
-        l = s.model(x)
-    loss = F.cross_entropy(l, y, label_smoothing=0.2)
-    loss.backward()
-    d = tt()
-    for o in s.optimizers:
-        o.step()
-        o.zero_grad(set_to_none=True)
-    e = tt()
-    mk.append(c - a)
-    fw.append(d - c)
-    op.append(e - d)
-import statistics as S
+from fastcifar.data.load import load
+from fastcifar.recipes import find_recipe
+from fastcifar.settings import with_settings
+from fastcifar.training.hardware import resolve
+from fastcifar.training.step import autocast
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import make_task, start
 
-print("new make %.1f fwbw %.1f opt %.1f ms" % tuple(1e3 * S.median(v[5:]) for v in (mk, fw, op)))
+torch.set_num_threads(1)
+config = with_settings(find_recipe("swa30"), scale="small", low_res_until=0, data=sys.argv[1])
+config, hardware = resolve(config)
+task = make_task(config, load(config.data.source, progress=False), hardware)
+state = start(task, Stopwatch(hardware.device))
+blocks = task.executor.blocks(task.plans(0))
+state.model.train()
+rows = []
+for _ in range(25):
+    times = [time.thread_time()]
+    x, y = next(blocks).batch(0)
+    times.append(time.thread_time())
+    with autocast(hardware):
+        logits = state.model(x)
+    F.cross_entropy(logits, y, label_smoothing=0.2).backward()
+    times.append(time.thread_time())
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    times.append(time.thread_time())
+    rows.append([1e3 * (b - a) for a, b in pairwise(times)])
+medians = [statistics.median(column) for column in zip(*rows[5:], strict=True)]
+print("augmentation {:.1f}, forward and backward {:.1f}, optimizers {:.1f} ms".format(*medians))
