@@ -19,13 +19,13 @@ from tiny_sets import (
     load_path,
     make_cifar100_files,
     make_official_files,
+    serve_download,
     write_folder,
     write_tar,
 )
 
 import fastcifar
 from fastcifar.cli import train as command
-from fastcifar.data import download
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
 from fastcifar.data.official import CIFAR10, CIFAR100
@@ -71,13 +71,8 @@ def test_each_set_is_found_where_both_lie_in_one_folder(published, monkeypatch):
 
 
 def test_a_download_is_decoded_and_stored(tmp_path, published, monkeypatch):
-    def fetch(official, target, progress):
-        assert official is CIFAR100
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_tar(target, in_folder(published), "w:gz")
-
-    monkeypatch.setattr(download, "fetch", fetch)
-    assert load("cifar100", progress=False).name == "cifar100"
+    asked = serve_download(monkeypatch, in_folder(published))
+    assert load("cifar100", progress=False).name == "cifar100" and asked == [CIFAR100]
     assert (tmp_path / "cache" / "cifar-100-python.tar.gz").exists()
 
 

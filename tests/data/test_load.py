@@ -13,12 +13,12 @@ from tiny_sets import (
     in_official_folder,
     load_path,
     make_official_files,
+    serve_download,
     write_folder,
     write_npz,
     write_tar,
 )
 
-from fastcifar.data import download
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
 from fastcifar.data.official import CIFAR10
@@ -56,12 +56,8 @@ def test_a_download_is_decoded_and_stored(tmp_path, monkeypatch):
     files = make_official_files()
     declare_published(monkeypatch, files)
 
-    def fetch(official, target, progress):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_tar(target, in_official_folder(files), "w:gz")
-
-    monkeypatch.setattr(download, "fetch", fetch)
-    assert load("auto", progress=False).name == "cifar10"
+    asked = serve_download(monkeypatch, in_official_folder(files))
+    assert load("auto", progress=False).name == "cifar10" and asked == [CIFAR10]
     assert (tmp_path / "cache" / "cifar-10-python.tar.gz").exists()
 
 

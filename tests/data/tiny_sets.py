@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastcifar.data import download
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
@@ -125,6 +126,19 @@ def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", extra: tuple
         for info in extra:
             tar.addfile(info)
     return path
+
+
+def serve_download(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> list[OfficialSet]:
+    """A download brings these files as an archive. Returns the list of the sets that are asked for, as it grows."""
+    asked = []
+
+    def fetch(official: OfficialSet, target: Path, progress: bool) -> None:
+        asked.append(official)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_tar(target, files, "w:gz")
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    return asked
 
 
 # Sets as arrays
