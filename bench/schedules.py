@@ -122,7 +122,8 @@ def write_results(configs: dict[str, Config], options: Options) -> None:
     curves = {name: preview(with_settings(config, subset=None), first["n_train"]) for name, config in configs.items()}
     plots.draw_schedules(options.out / "learning_rates.png", curves)
     histories = {name: [row["history"] for row in rows[name]] for name in configs}
-    plots.draw_accuracies(options.out / "accuracies.png", histories)
+    averaged = {name: [row["accuracy_swa"] for row in rows[name]] for name in configs if configs[name].tail}
+    plots.draw_accuracies(options.out / "accuracies.png", histories, averaged)
     print((options.out / "table.md").read_text())
 
 

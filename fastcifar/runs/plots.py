@@ -27,11 +27,18 @@ def make_figure(rows: int, width_in: float, height_in: float, columns: int | Non
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all. Characters that the font lacks are drawn as boxes."""
-    picture = io.BytesIO()
+    """Writes a figure as PNG with a palette, a third of the bytes, whole or not at all.
+
+    Characters that the font lacks are drawn as boxes.
+    """
+    from PIL import Image
+
+    drawn, picture = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(picture, format="png", dpi=110)
+        figure.savefig(drawn, format="png", dpi=110)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize().save(picture, format="png")
     write_atomically(path, lambda f: f.write(picture.getvalue()))
 
 
@@ -117,8 +124,14 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
     save_figure(figure, path)
 
 
-def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]) -> None:
-    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band."""
+def draw_accuracies(
+    path: Path, histories: dict[str, list[list[dict[str, Any]]]], averaged: dict[str, list[float]]
+) -> None:
+    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band.
+
+    averaged: accuracy of the averaged weights of each seed, for the names that have some: their mean is a star at the
+    end. The axis begins ten points below the best accuracy, because there the runs differ.
+    """
     figure, axes = make_figure(1, 9, 6)
     axis = axes[0][0]
     for i, (name, runs) in enumerate(histories.items()):
@@ -127,7 +140,11 @@ def draw_accuracies(path: Path, histories: dict[str, list[list[dict[str, Any]]]]
         epochs = torch.tensor(measured) + 1
         axis.plot(epochs, values.mean(0), "o-", markersize=3, color=f"C{i}", label=name)
         axis.fill_between(epochs, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
-    axis.set(xlabel="epoch", title="test accuracy of the raw weights (mean and range over seeds)")
+        if name in averaged:
+            axis.plot(epochs[-1], 100 * sum(averaged[name]) / len(averaged[name]), "*", markersize=13, color=f"C{i}")
+    axis.set(xlabel="epoch", title="test accuracy of the raw weights, mean and range over seeds (star: averaged)")
+    best = max(line.get_ydata().max() for line in axis.lines)
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], best - 10))
     axis.yaxis.set_major_formatter("{x:g}%")
     axis.grid(alpha=0.3)
     axis.legend()
