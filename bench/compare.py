@@ -47,7 +47,9 @@ class Options:
     subset: int | None = None
     """Number of training images, with a fifth as many for testing. A peer needs at least one batch, such as 2000."""
     rounds: int = 5
-    """Processes of each program, in turn."""
+    """Processes of each program, in turn; fastcifar's seeds are first_seed, first_seed + 1, ..."""
+    first_seed: int = 100
+    """Settings are chosen on seeds 0 to 9 only."""
     networks: int = 1
     """Networks that a peer trains in one process; fastcifar trains one."""
     limit_s: float = 3600.0
@@ -92,7 +94,7 @@ def measure(rows: harness.Rows, peers: list[Peer], config: Config, dataset: Data
 
         def run_fastcifar(number: int = number) -> dict[str, Any]:
             command = [sys.executable, str(ROOT / "train_fast.py"), "--recipe", options.recipe, *flags]
-            command += ["--seed", str(number), "--out", str(folder / f"run-{number}")]
+            command += ["--seed", str(options.first_seed + number), "--out", str(folder / f"run-{number}")]
             log = options.out / "logs" / f"{FASTCIFAR}-{number}.txt"
             all_env = {**env, "FASTCIFAR_CACHE": str(folder / f"decoded-{number}")}
             return run_until(command, folder, log, read_summary, 1, options.limit_s, all_env, wait=True)

@@ -40,6 +40,8 @@ class Options:
     """As in train_fast.py."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
     """As in train_fast.py."""
+    network: Literal["resnet9", "resnet18"] = "resnet9"
+    """As in train_fast.py."""
     epochs: float | None = None
     """Epochs of every recipe; None: each its own."""
     subset: int | None = None
@@ -70,8 +72,9 @@ def configure(recipe: Config, options: Options) -> Config:
     """The config of a recipe with the settings of the bench."""
     epochs = recipe.epochs if options.epochs is None else options.epochs
     return with_settings(
-        recipe, data=options.data, scale=options.scale, subset=options.subset, eval_every=1, epochs=epochs
-    )
+        recipe, data=options.data, network=options.network, scale=options.scale, subset=options.subset, eval_every=1,
+        epochs=epochs,
+    )  # fmt: skip
 
 
 def run_all(configs: dict[str, Config], dataset: Dataset, options: Options) -> None:
@@ -116,7 +119,9 @@ def write_results(configs: dict[str, Config], options: Options) -> None:
          f"{entry['time_s']['mean']:.0f}")
         for entry in table
     ]  # fmt: skip
-    note = (f"{head['dataset']}, {head['n_train']:,} training images, scale {first['scale']}, {head['device']}, "
+    network = next(iter(configs.values())).model.network
+    note = (f"{head['dataset']}, {head['n_train']:,} training images, {network}, scale {first['scale']}, "
+            f"{head['device']}, "
             f"{head['precision']}; mean ± std [95% interval of the mean].\n\n")  # fmt: skip
     (options.out / "table.md").write_text(note + harness.markdown_table(header, lines))
     curves = {name: preview(with_settings(config, subset=None), first["n_train"]) for name, config in configs.items()}

@@ -170,6 +170,8 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # DALI's threads keep running
             work()
+        # Up to torch 2.11, recording launches work of its own on the recording's stream, and nothing waits for it.
+        torch.cuda.current_stream().wait_stream(torch.cuda.graph.default_capture_stream)
         return graph.replay
 
 
