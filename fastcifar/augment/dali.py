@@ -59,13 +59,12 @@ class DaliExecutor(Executor):
         images, feed = self.images, self.feed
         device = "gpu" if images.padded.is_cuda else "cpu"
 
+        # The default way of execution: no other hands its output to a stream without a wait of the host.
         @pipeline_def(
             batch_size=2 * (2 * images.pad_px + 1) ** 2,
             num_threads=1,
             device_id=images.padded.device.index,  # None on a CPU
             prefetch_queue_depth=1,  # `one_block_ahead` decides what is made when
-            exec_async=False,
-            exec_pipelined=False,
         )
         def augment() -> Any:
             # DALI copies a list of GPU tensors in any case. It does so on our stream, so their memory may be used

@@ -164,14 +164,15 @@ class CudaGraphs:
     """
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # DALI's threads keep running
+        # thread_local: DALI's threads keep running
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             work()
         # Up to torch 2.11, recording launches work of its own on the recording's stream, and nothing waits for it.
-        torch.cuda.current_stream().wait_stream(torch.cuda.graph.default_capture_stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return graph.replay
 
 

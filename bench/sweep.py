@@ -1,0 +1,177 @@
+"""Which of many settings is best? Trains a list of settings and seeds, several processes side by side on one device.
+
+    python -m bench.sweep --list LIST.jsonl --data PATH --hold-out 5000 --processes 4 --budget-s 90
+
+A line of the list is {"recipe": NAME, "settings": "name=value name=value", "seed": N}. The runs are begun in the order
+of the list until the budget is used up. A run of seconds leaves a card idle half of the time, so that several processes
+train more runs a minute; their seconds are then no measurement. With `--hold-out N` the networks train on the training
+images but N of them, in equal parts of every class, and are measured on those N: the choice does not see the test
+images. Writes runs.jsonl, whose rows are the summaries.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from bench import harness
+from fastcifar.config import Config
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.errors import DataError
+from fastcifar.runs import record
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import load_data
+
+Job = dict[str, Any]
+"""Recipe, settings and seed of a run."""
+HOLD_OUT_SEED = 7
+LEFT_OUT = ("versions", "config", "commit", "dirty")
+"""Parts of a summary that all rows share, or that its settings repeat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the bench."""
+
+    list: Path | None = None
+    """JSON lines with recipe, settings and seed."""
+    data: str = "auto"
+    """As in train_fast.py."""
+    set: str = ""
+    """Settings of every run, which those of a line replace."""
+    hold_out: int = 0
+    """Training images that the networks are measured on instead of the test images; 0: the test images."""
+    processes: int = 1
+    """Processes that train side by side. Only with one are the seconds a measurement."""
+    budget_s: float = 1e9
+    """Seconds after which no run is begun."""
+    quick: bool = False
+    """Two runs of 1,000 images in two processes: shows that the bench works."""
+    out: Path = Path("bench-results/sweep")
+    """Folder of runs.jsonl and table.json."""
+
+
+QUICK: list[Job] = [{"recipe": "speedrun94", "settings": "scale=small epochs=1", "seed": seed} for seed in (0, 1)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = tyro.cli(Options, args=argv, prog="python -m bench.sweep")
+    if options.quick:
+        options = replace(options, set="subset=1000", hold_out=200, processes=2)
+    try:
+        jobs = QUICK if options.quick else read_list(options.list)
+        configs = [harness.parse(job["recipe"], f"data={options.data} {options.set}", job["settings"]) for job in jobs]
+        dataset = load_images(configs[0], options)
+        head = harness.describe_environment(configs[0])
+    except (OSError, KeyError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    sizes = {"dataset": dataset.name, "n_train": len(dataset.y_train), "n_test": len(dataset.y_test)}
+    record.write_json(options.out / "table.json", {**head, **sizes, "processes": options.processes})
+    context = multiprocessing.get_context("spawn")  # a process with CUDA cannot be forked
+    turn, rows = context.Value("i", 0), context.Queue()
+    arguments = (jobs, configs[0], options, turn, rows)
+    workers = [context.Process(target=work, args=arguments, daemon=True) for _ in range(options.processes)]
+    for worker in workers:
+        worker.start()
+    failed = 0
+    with harness.interruptible() as interruption, (options.out / "runs.jsonl").open("w", buffering=1) as lines:
+        for row in received(rows, workers):
+            failed += "error" in row
+            lines.write(json.dumps(row) + "\n")
+            print(describe(row), flush=True)
+    failed += any(worker.exitcode for worker in workers)
+    return interruption.code or int(failed > 0)
+
+
+def read_list(path: Path | None) -> list[Job]:
+    """The runs of a list. ValueError when a line lacks something, or there is none."""
+    if path is None:
+        raise ValueError("--list: give a file of JSON lines with recipe, settings and seed")
+    jobs: list[Job] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    if not jobs:
+        raise ValueError(f"{path}: no line in it")
+    for number, job in enumerate(jobs, 1):
+        if missing := {"recipe", "settings", "seed"} - job.keys():
+            raise ValueError(f"{path}, line {number}: {', '.join(sorted(missing))} is missing")
+    return jobs
+
+
+def measured_on_held_out(dataset: Dataset, count: int) -> Dataset:
+    """The same training images but `count` of them, in equal parts of every class, which take the test images' place.
+
+    The same images are held out in every sweep, so that all runs are measured on them.
+    """
+    generator, classes = np.random.default_rng(HOLD_OUT_SEED), len(dataset.classes)
+    held = np.zeros(len(dataset.y_train), dtype=bool)
+    for label in range(classes):
+        rows = np.flatnonzero(dataset.y_train == label)
+        if len(rows) <= count // classes:
+            raise DataError(f"--hold-out {count}: class {dataset.classes[label]} has {len(rows)} training images")
+        held[generator.permutation(rows)[: count // classes]] = True
+    return replace(
+        dataset, x_train=np.ascontiguousarray(dataset.x_train[~held]), y_train=dataset.y_train[~held],
+        x_test=np.ascontiguousarray(dataset.x_train[held]), y_test=dataset.y_train[held],
+        name=f"{dataset.name}, {count} held out", digest=f"{dataset.digest}-{count}",
+    )  # fmt: skip
+
+
+def load_images(config: Config, options: Options) -> Dataset:
+    """What the networks train on and are measured on."""
+    dataset = load_data(config, progress=True)
+    return measured_on_held_out(dataset, options.hold_out) if options.hold_out else dataset
+
+
+def received(rows: Any, workers: list[Any]) -> Iterator[dict[str, Any]]:
+    """The rows that the processes send, until all have ended."""
+    while True:
+        alive = any(worker.is_alive() for worker in workers)  # before the queue is looked at: what was sent is there
+        try:
+            yield rows.get(timeout=1.0)
+        except queue.Empty:
+            if not alive:
+                return
+
+
+def work(jobs: list[Job], config: Config, options: Options, turn: Any, rows: Any) -> None:
+    """A process: takes the next run of the list until there is none or the budget is used up."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
+    stopwatch = Stopwatch()
+    with stopwatch("all"):
+        dataset = load_images(config, options)
+        while stopwatch.seconds("all") < options.budget_s:
+            with turn.get_lock():
+                number, turn.value = turn.value, turn.value + 1
+            if number >= len(jobs):
+                break
+            rows.put({"number": number, **jobs[number], **train_one(jobs[number], dataset, options)})
+
+
+def train_one(job: Job, dataset: Dataset, options: Options) -> dict[str, Any]:
+    """The summary of a run, or its error: the others go on."""
+    try:
+        config = harness.parse(job["recipe"], f"data={options.data} {options.set}", job["settings"])
+        summary = harness.train_once(harness.with_seed(config, job["seed"]), dataset).summary
+    except Exception as e:
+        return {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
+    return {name: value for name, value in summary.items() if name not in LEFT_OUT}
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row as a line of progress."""
+    outcome = row.get("error") or f"{row['accuracy']:.2%} in {row['time_s']['train']:.2f} s of training"
+    return f"{row['number']}: {row['recipe']} {row['settings']}, seed {row['seed']}: {outcome}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
