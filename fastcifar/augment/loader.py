@@ -42,7 +42,7 @@ class Loader:
         cutout_px: size of the blanked square; 0: none.
         device: where the batches lie.
         dtype: precision of x.
-        executor: "torch", "dali", or "auto", which is DALI on a card where it is installed.
+        executor: "torch", "dali", or "auto", which is the faster one: torch.
         mean: per channel in [0, 1]; by default that of the images.
         std: likewise.
         seed: of all draws. Equal seeds give equal epochs, with either executor.
@@ -108,5 +108,4 @@ class Loader:
         assert self.mean and self.std
         images = to_device(self._pixels, self._targets, self.mean, self.std, self.augment.crop_pad_px, self.device,
                            self.dtype)  # fmt: skip
-        use_dali = self.kind == "dali" or (self.kind == "auto" and self.device.type == "cuda")
-        return (DaliExecutor if use_dali else TorchExecutor)(images, self.augment.cutout_px)
+        return (DaliExecutor if self.kind == "dali" else TorchExecutor)(images, self.augment.cutout_px)

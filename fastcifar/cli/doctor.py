@@ -133,7 +133,7 @@ def _dali(hardware: Hardware, version: str | None, driver: str | None) -> Item:
     is_old = driver is not None and driver.partition(".")[0].isdigit() and int(driver.partition(".")[0]) < NEW_DRIVER
     command = f"pip install nvidia-dali-cuda{120 if is_old else 130}"
     if not has_dali():
-        return Item("missing", "DALI", f"not installed, torch augments instead: {command}")
+        return Item("missing", "DALI", f"not installed, --augment dali needs it: {command}")
     pixels, zero, one = np.zeros((1, 32, 32, 3), np.uint8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = to_device(pixels, np.zeros(1, np.int64), zero, one, 0, hardware.device, hardware.dtype)
     try:

@@ -16,10 +16,10 @@ from fastcifar.config import Config
 from fastcifar.runs.trackers import require_tracker
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0)}
+COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0), "cuda 9.0": (42.0, -0.5)}
 """By class of device (`device_class`): seconds of a cold compile, and seconds that compiled code saves per PFLOP of
-training, which is negative where it is slower. Only what `python -m bench.compile` measured (cpu: on a busy
-machine, so only the sign of the saving counts; records/2026-11-25_compile)."""
+training, which is negative where it is slower. Only what was measured (cpu: on a busy machine, so only the sign of the
+saving counts, records/2026-11-25_compile; cuda 9.0: beside the fused kernels, records/2026-11-26_h100)."""
 PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.135}
 """Forward and backward of 50,000 images by resnet9, on average over its image sizes."""
 
@@ -82,8 +82,8 @@ def choose_hardware(config: Config, local_rank: int = 0) -> Hardware:
 
     executor: str = settings.executor
     if executor == "auto":
-        executor = "dali" if on_gpu and has_dali() else "torch"
-        reasons["augment"] = "DALI on the card" if executor == "dali" else ("no DALI here" if on_gpu else "CPU")
+        executor = "torch"
+        reasons["augment"] = "faster than DALI" if on_gpu else "CPU"
     return Hardware(device, precision, compile_mode, executor, scale, reasons)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.dali import DaliExecutor
 from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
@@ -128,7 +128,8 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
 
     test = share(dataset.x_test, dataset.y_test)
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
-    executor, hardware = _make_executor(config, hardware, train_images)
+    executor_class = DaliExecutor if hardware.executor == "dali" else TorchExecutor
+    executor = executor_class(train_images, config.augment.cutout_px)
     model = make_model(config.model, len(dataset.classes), config.seed)
     sample = _sample(dataset, hardware.device)
     return Task(
@@ -146,20 +147,6 @@ def _sample(dataset: Dataset, device: torch.device) -> Tensor:
     images = torch.as_tensor(dataset.x_train[rows.numpy()]).to(device).float() / 255
     mean, std = (torch.tensor(v, device=device) for v in (dataset.mean, dataset.std))
     return ((images - mean) / std).permute(0, 3, 1, 2)
-
-
-def _make_executor(config: Config, hardware: Hardware, images: DeviceImages) -> tuple[Executor, Hardware]:
-    """The executor, and the hardware with what it is: `auto` falls back to torch where DALI does not run."""
-    cutout_px = config.augment.cutout_px
-    if hardware.executor == "torch":
-        return TorchExecutor(images, cutout_px), hardware
-    try:
-        return DaliExecutor(images, cutout_px), hardware
-    except DaliUnavailable as e:
-        if config.machine.executor == "dali":
-            raise
-        reasons = {**hardware.reasons, "augment": str(e)}
-        return TorchExecutor(images, cutout_px), replace(hardware, executor="torch", reasons=reasons)
 
 
 def can_be_recorded(task: Task) -> bool:

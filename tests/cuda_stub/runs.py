@@ -221,12 +221,6 @@ def with_index_from_the_host() -> dict[str, Any]:
     return watch_run(replace(task, executor=executor), sync_is_error=False)
 
 
-def dali_falls_back() -> dict[str, Any]:
-    """DALI finds no driver that it can use here; `auto` goes on without it."""
-    hardware = make_task(augment="auto").hardware
-    return {"executor": hardware.executor, "reason": hardware.reasons.get("augment", "")}
-
-
 def _cases() -> dict[str, Callable[[], Any]]:
     cases: dict[str, Callable[[], Any]] = {f"recipe {name}": partial(watched, name) for name in subject.RECIPES}
     for optimizer in OPTIMIZERS:
@@ -265,7 +259,6 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fused kernels": with_fused_kernels,
         "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
         "executor waits": executor_waits,
-        "dali": dali_falls_back,
     }
 
 

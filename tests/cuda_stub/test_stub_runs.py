@@ -8,7 +8,7 @@ from subject import RECIPES
 
 pytestmark = marks
 
-ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "dali", "executor")
+ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor")
 WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
 PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
          "fused kernels, plain"}  # fmt: skip
@@ -50,10 +50,3 @@ def test_the_tail_is_averaged_without_a_wait(name: str) -> None:
 
 def test_the_executor_waits_for_the_images() -> None:
     assert ask("runs", "executor waits")
-
-
-def test_without_dali_the_torch_executor_is_used() -> None:
-    told = ask("runs", "dali")
-    if told["executor"] == "dali":
-        pytest.skip("DALI found a driver")
-    assert told["executor"] == "torch" and ("DALI" in told["reason"] or told["reason"] == "no DALI here")

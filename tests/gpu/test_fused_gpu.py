@@ -48,12 +48,17 @@ def test_other_activations_agree(activation):
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_a_run_with_the_kernels_trains_as_one_without(cuda_graph, exact_fp32, caplog):
-    """In fp32, so that rounding does not hide a fault; with a tail, whose averages get their statistics anew."""
+    """In fp32, so that rounding does not hide a fault; with a tail, whose averages get their statistics anew.
+
+    So few steps on so few images amplify any rounding: a change of the first weights by 1e-6 moves the loss of a later
+    epoch by 4%, on a CPU. The first epoch shows a fault, the others that the training goes on.
+    """
     plain = run(precision="fp32", cuda_graph=cuda_graph)
     fused = run(precision="fp32", cuda_graph=cuda_graph, fused_kernels=True)
     assert fused.summary["fused_kernels"] and not plain.summary["fused_kernels"], caplog.messages
     losses = [[row["loss_train"] for row in result.history] for result in (plain, fused)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.002)
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
