@@ -70,10 +70,11 @@ def read_runs(records: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_variant(row: dict[str, Any]) -> bool:
-    """Whether a run is not one of its recipe: a variant of a bench, or another network than that of all recipes."""
+    """Whether a run is not one of its recipe: a variant of a bench other than its length, or another network."""
     config = row.get("config", {})
     network = config.get("model", config).get("network", "resnet9")  # flat in older records
-    return bool(row.get("variant", BASE) != BASE or network != "resnet9")
+    changes = [part for part in row.get("variant", BASE).replace(BASE, "").split() if not part.startswith("epochs=")]
+    return bool(changes or network != "resnet9")
 
 
 def group(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

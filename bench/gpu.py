@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,8 @@ from fastcifar.training.stopwatch import Stopwatch, process_age_s
 
 LEAST_S = 15.0
 """A part is left out when less time than this remains."""
+LENGTHS = (4, 5, 6, 10)
+"""Passes of speedrun94 beside its own, for the frontier."""
 
 
 @dataclass
@@ -79,7 +80,11 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
 
 
 def plan(options: argparse.Namespace) -> list[Part]:
-    """All parts, the most important first. The limits of those up to `compile` fit the default budget together."""
+    """All parts, the most important first. The limits of those before the peers fit the default budget together.
+
+    The limits are twice the time that the parts took on an H100. A peer that lets torch choose among kernels
+    (`max-autotune`) compiles for minutes, so the comparison comes later.
+    """
     quick = ["--quick"] if options.quick else []
     data = ["--data", "synthetic" if options.quick and options.data == "auto" else options.data]
 
@@ -87,22 +92,27 @@ def plan(options: argparse.Namespace) -> list[Part]:
         out = ["--out", str(options.out.absolute() / (folder or name))]
         return Part(folder or name, ["-m", f"bench.{name}", *arguments, *quick, *out], most_s)
 
+    def time_to_accuracy(recipe: str, runs: int, most_s: float, *more: str, folder: str = "") -> Part:
+        arguments = ["--recipe", recipe, "--runs", str(runs), "--first-seed", "100", *data, *more]
+        return bench("time_to_accuracy", most_s, *arguments, folder=folder or recipe)
+
     tests = ["-m", "pytest", "tests/gpu", "-m", "", "-p", "no:cacheprovider"]
-    parts = [
-        Part("tests", tests, 120, needs=("pytest",)),
-        bench("loader", 60, "--repeats", "5", "--workers", str(min(8, os.cpu_count() or 1))),
-    ]
-    first, *others = ("swa30",) if options.quick else ("speedrun94", "swa30", "accurate96")
-
-    def time_to_accuracy(recipe: str, runs: int, most_s: float = 200) -> Part:
-        return bench("time_to_accuracy", most_s, "--recipe", recipe, "--runs", str(runs), *data, folder=recipe)
-
-    parts.append(time_to_accuracy(first, 20, 110))
+    parts = [Part("tests", tests, 150, needs=("pytest",)), bench("loader", 40, "--batches", "500", "2000")]
+    peers = ["--peer", *options.peers, "--rounds", "1", "--networks", "5", *data]
+    if options.quick:
+        parts.append(time_to_accuracy("swa30", 2, 200))
+    else:
+        lengths = ["--processes", "0", "--vary", *(f"epochs={length}" for length in LENGTHS)]
+        parts += [
+            time_to_accuracy("speedrun94", 10, 100),
+            time_to_accuracy("speedrun94", 3, 80, *lengths, folder="lengths"),
+            time_to_accuracy("swa30", 3, 80, "--processes", "0"),
+        ]
     if options.peers:
-        parts.append(bench("compare", 110, "--recipe", first, "--peer", *options.peers, "--rounds", "2", "--networks",
-                           "3", *data))  # fmt: skip
-    parts += [bench("compile", 110), bench("step", 150)]
-    parts += [time_to_accuracy(recipe, 5) for recipe in others]
+        parts.append(bench("compare", 300, "--recipe", "swa30" if options.quick else "speedrun94", *peers))
+    parts += [bench("step", 100, "--recipe", "speedrun94"), bench("compile", 150)]
+    if not options.quick:
+        parts.append(time_to_accuracy("accurate96", 3, 150, "--processes", "0"))
     recipes = ("swa30", "onecycle30") if options.quick else tuple(RECIPES)
     parts.append(bench("schedules", 600, "--runs", "1", *data, "--recipes", *recipes))
     return parts

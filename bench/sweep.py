@@ -3,8 +3,8 @@
     python -m bench.sweep --list LIST.jsonl --data PATH --hold-out 5000 --processes 4 --budget-s 90
 
 A line of the list is {"recipe": NAME, "settings": "name=value name=value", "seed": N}. The runs are begun in the order
-of the list until the budget is used up. A run of seconds leaves a card idle half of the time, so that several processes
-train more runs a minute; their seconds are then no measurement. With `--hold-out N` the networks train on the training
+of the list until the budget is used up. A run of seconds leaves the card idle while it is set up, so that several
+processes train more runs a minute; their seconds are then no measurement. With `--hold-out N` the networks train on the training
 images but N of them, in equal parts of every class, and are measured on those N: the choice does not see the test
 images. Writes runs.jsonl, whose rows are the summaries.
 """
@@ -25,6 +25,7 @@ import torch
 import tyro
 
 from bench import harness
+from bench.time_to_accuracy import BASE
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.errors import DataError
@@ -98,12 +99,17 @@ def read_list(path: Path | None) -> list[Job]:
     """The runs of a list. ValueError when a line lacks something, or there is none."""
     if path is None:
         raise ValueError("--list: give a file of JSON lines with recipe, settings and seed")
-    jobs: list[Job] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    if not jobs:
-        raise ValueError(f"{path}: no line in it")
-    for number, job in enumerate(jobs, 1):
+    jobs: list[Job] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            job = json.loads(line)
+        except ValueError as e:
+            raise ValueError(f"{path}, line {number}: no JSON ({e})") from None
         if missing := {"recipe", "settings", "seed"} - job.keys():
             raise ValueError(f"{path}, line {number}: {', '.join(sorted(missing))} is missing")
+        jobs.append(job)
+    if not jobs:
+        raise ValueError(f"{path}: no line in it")
     return jobs
 
 
@@ -154,7 +160,8 @@ def work(jobs: list[Job], config: Config, options: Options, turn: Any, rows: Any
                 number, turn.value = turn.value, turn.value + 1
             if number >= len(jobs):
                 break
-            rows.put({"number": number, **jobs[number], **train_one(jobs[number], dataset, options)})
+            job = {**jobs[number], "number": number, "variant": jobs[number]["settings"] or BASE}
+            rows.put({**job, **train_one(job, dataset, options)})
 
 
 def train_one(job: Job, dataset: Dataset, options: Options) -> dict[str, Any]:

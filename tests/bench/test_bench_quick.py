@@ -41,7 +41,7 @@ def test_gpu_continues_after_failures_and_ends_in_time(tmp_path: Path, monkeypat
 def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
     options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
     parts = gpu.plan(options)
-    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "compile", "step", "schedules"]
+    assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "step", "compile", "schedules"]
     modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
                "schedules": schedules, "compile": compile}  # fmt: skip
     import tyro
@@ -52,7 +52,7 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
         assert read.quick and read.out == tmp_path / part.name
     options.quick = False
     order = [part.name for part in gpu.plan(options)]
-    assert order[:5] == ["tests", "loader", "speedrun94", "compare", "compile"]
+    assert order[:6] == ["tests", "loader", "speedrun94", "lengths", "swa30", "compare"]
     assert sum(part.most_s for part in gpu.plan(options)[:5]) <= 540 - 5 * 5
     recipes = {"speedrun94", "swa30", "accurate96"}
     assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)

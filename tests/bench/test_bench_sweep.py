@@ -1,0 +1,61 @@
+"""A list of settings is trained side by side; held-out images are not trained on and are the same in every run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_dataset
+
+from bench import sweep
+from fastcifar.data.errors import DataError
+
+
+def test_quick(tmp_path: Path) -> None:
+    assert sweep.main(["--quick", "--data", "synthetic", "--out", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert sorted(row["seed"] for row in rows) == [0, 1]
+    assert {(row["n_train"], row["n_test"], row["variant"]) for row in rows} == {(800, 200, "scale=small epochs=1")}
+    assert json.loads((tmp_path / "table.json").read_text())["dataset"] == "synthetic, 200 held out"
+
+
+def test_held_out_images_take_the_place_of_the_test_images() -> None:
+    whole = make_dataset(200, 50)
+    part = sweep.measured_on_held_out(whole, 50)
+    assert part.x_train.shape[0] == 150 and part.x_test.shape[0] == 50
+    assert np.bincount(part.y_test).tolist() == [5] * 10
+    pixels = {image.tobytes() for image in part.x_train} | {image.tobytes() for image in part.x_test}
+    assert pixels == {image.tobytes() for image in whole.x_train}
+    again = sweep.measured_on_held_out(whole, 50)
+    assert np.array_equal(part.x_test, again.x_test) and part.digest != whole.digest
+    with pytest.raises(DataError, match="hold-out 200"):
+        sweep.measured_on_held_out(whole, 200)
+
+
+def test_a_failed_run_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(sweep.harness, "train_once", fail)
+    job = {"recipe": "swa30", "settings": "epochs=1", "seed": 3}
+    row = sweep.train_one(job, make_dataset(20, 10), sweep.Options(data="synthetic"))
+    assert row == {"error": "RuntimeError: out of memory"}
+    assert "out of memory" in sweep.describe({"number": 0, **job, **row})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no line"),
+        ('{"recipe": "swa30", "settings": ""}\n', "line 1: seed is missing"),
+        ('{"recipe": "none", "settings": "", "seed": 0}\n', "recipe 'none' is unknown"),
+        ('{"recipe": "swa30", "settings": "bogus=1", "seed": 0}\n', "bogus"),
+        ("no json\n", "line 1: no JSON"),
+    ],
+)
+def test_a_wrong_list_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    (tmp_path / "list.jsonl").write_text(text)
+    assert sweep.main(["--list", str(tmp_path / "list.jsonl"), "--data", "synthetic"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sweep.main(["--data", "synthetic"]) == 2 and "give a file" in capsys.readouterr().err
