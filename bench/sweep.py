@@ -4,9 +4,9 @@
 
 A line of the list is {"recipe": NAME, "settings": "name=value name=value", "seed": N}. The runs are begun in the order
 of the list until the budget is used up. A run of seconds leaves the card idle while it is set up, so that several
-processes train more runs a minute; their seconds are then no measurement. With `--hold-out N` the networks train on the training
-images but N of them, in equal parts of every class, and are measured on those N: the choice does not see the test
-images. Writes runs.jsonl, whose rows are the summaries.
+processes train more runs a minute; their seconds are then no measurement. With `--hold-out N` the networks train on the
+training images but N of them, in equal parts of every class, and are measured on those N: the choice does not see the
+test images. Writes runs.jsonl, whose rows are the summaries.
 """
 
 from __future__ import annotations
