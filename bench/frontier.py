@@ -73,8 +73,8 @@ def is_variant(row: dict[str, Any]) -> bool:
     """Whether a run is not one of its recipe: a variant of a bench other than its length, or another network."""
     config = row.get("config", {})
     network = config.get("model", config).get("network", "resnet9")  # flat in older records
-    changes = [part for part in row.get("variant", BASE).replace(BASE, "").split() if not part.startswith("epochs=")]
-    return bool(changes or network != "resnet9")
+    variant = row.get("variant", BASE)
+    return network != "resnet9" or (variant != BASE and any(not s.startswith("epochs=") for s in variant.split()))
 
 
 def group(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

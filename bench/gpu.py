@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
 def plan(options: argparse.Namespace) -> list[Part]:
     """All parts, the most important first. The limits of those before the peers fit the default budget together.
 
-    The limits are twice the time that the parts took on an H100. A peer that lets torch choose among kernels
-    (`max-autotune`) compiles for minutes, so the comparison comes later.
+    The limits leave room over what an H100 needs. A peer that lets torch choose among kernels (`max-autotune`) compiles
+    for minutes, so the comparison comes later.
     """
     quick = ["--quick"] if options.quick else []
     data = ["--data", "synthetic" if options.quick and options.data == "auto" else options.data]

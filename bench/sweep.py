@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
 from bench import harness
 from bench.time_to_accuracy import BASE
 from fastcifar.config import Config
-from fastcifar.data.dataset import Dataset
+from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.errors import DataError
 from fastcifar.runs import record
 from fastcifar.training.stopwatch import Stopwatch
@@ -118,18 +117,11 @@ def measured_on_held_out(dataset: Dataset, count: int) -> Dataset:
 
     The same images are held out in every sweep, so that all runs are measured on them.
     """
-    generator, classes = np.random.default_rng(HOLD_OUT_SEED), len(dataset.classes)
-    held = np.zeros(len(dataset.y_train), dtype=bool)
-    for label in range(classes):
-        rows = np.flatnonzero(dataset.y_train == label)
-        if len(rows) <= count // classes:
-            raise DataError(f"--hold-out {count}: class {dataset.classes[label]} has {len(rows)} training images")
-        held[generator.permutation(rows)[: count // classes]] = True
-    return replace(
-        dataset, x_train=np.ascontiguousarray(dataset.x_train[~held]), y_train=dataset.y_train[~held],
-        x_test=np.ascontiguousarray(dataset.x_train[held]), y_test=dataset.y_train[held],
-        name=f"{dataset.name}, {count} held out", digest=f"{dataset.digest}-{count}",
-    )  # fmt: skip
+    try:
+        rest, images, labels = hold_out(dataset, count / len(dataset.y_train), HOLD_OUT_SEED)
+    except DataError as e:
+        raise DataError(f"--hold-out {count}: {e}") from None
+    return replace(rest, x_test=images, y_test=labels, name=f"{dataset.name}, {count} held out")
 
 
 def load_images(config: Config, options: Options) -> Dataset:
