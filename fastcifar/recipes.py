@@ -43,6 +43,16 @@ speedrun94 = replace(
 """As few epochs and as little arithmetic as reach 94%: 7.5 epochs, two of them at 22 pixels, 0.239 PFLOP, the
 averaging tail over the last fifth."""
 
+fewest94 = replace(
+    speedrun94,
+    epochs=5.0,
+    model=Model(scale="wide", activation="silu"),
+    augment=Augment(crop_pad_px=2, mirror="alternating"),
+    optimizer=replace(swa30.optimizer, momentum=0.87, label_smoothing=0.18),
+    tail=Tail(start=0.84, lr=0.012, every_steps=5),
+)
+"""The fewest epochs that reach 94%, at more arithmetic: the wide network, 5 epochs, 0.570 PFLOP."""
+
 accurate96 = replace(
     speedrun94,
     epochs=36.0,
@@ -94,8 +104,9 @@ def _named(**recipes: Config) -> dict[str, Config]:
 
 
 RECIPES = _named(
-    swa30=swa30, speedrun94=speedrun94, accurate96=accurate96, swa30_source=swa30_source, multistep50=multistep50,
-    cosine50=cosine50, restarts60=restarts60, cyclic50=cyclic50, onecycle50=onecycle50, onecycle30=onecycle30,
+    swa30=swa30, speedrun94=speedrun94, fewest94=fewest94, accurate96=accurate96, swa30_source=swa30_source,
+    multistep50=multistep50, cosine50=cosine50, restarts60=restarts60, cyclic50=cyclic50, onecycle50=onecycle50,
+    onecycle30=onecycle30,
 )  # fmt: skip
 """Recipes by the name that `--recipe` takes."""
 DEFAULT_RECIPE = "swa30"

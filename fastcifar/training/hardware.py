@@ -20,7 +20,7 @@ COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0), "cud
 """By class of device (`device_class`): seconds of a cold compile, and seconds that compiled code saves per PFLOP of
 training, which is negative where it is slower. Only what was measured (cpu: on a busy machine, so only the sign of the
 saving counts, records/2026-11-25_compile; cuda 9.0: beside the fused kernels, records/2026-11-26_h100)."""
-PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.135}
+PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.114}
 """Forward and backward of 50,000 images by resnet9, on average over its image sizes."""
 
 

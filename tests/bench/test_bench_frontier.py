@@ -15,10 +15,12 @@ HISTORY = [{"epoch": 1, "step": 10, "phase": "cycle", "lr": 0.1, "momentum": 0.9
 
 @pytest.fixture
 def records(tmp_path):
-    """Runs that count, one at another length; and a JPEG copy, a subset, variants, networks, a list, a bare table."""
+    """Runs that count, one at another length; a variant at two lengths, and one at a single length; and a JPEG copy, a
+    subset, networks, a list, a bare table."""
     rows = [RUN, {**RUN, "variant": "as it is", "accuracy": 0.92}, {**RUN, "dataset": "cifar10-jpeg"},
             {**RUN, "n_train": 20_000}, {**RUN, "variant": "lr_peak=0.2"},
-            {**RUN, "variant": "epochs=5", "epochs": 5.0}, {**RUN, "variant": "epochs=5 lr_peak=0.2"},
+            {**RUN, "variant": "epochs=5", "epochs": 5.0},
+            {**RUN, "variant": "epochs=5 lr_peak=0.2", "epochs": 5.0}, {**RUN, "variant": "lr_peak=0.3"},
             {**RUN, "config": {"model": {"network": "shakedrop"}}},
             {**RUN, "config": {"network": "resnet18"}}]  # fmt: skip
     (tmp_path / "a" / "s0").mkdir(parents=True)
@@ -31,9 +33,11 @@ def records(tmp_path):
     return tmp_path
 
 
-def test_only_whole_lossless_runs_of_recipes_are_read(records):
-    assert [(run["scale"], run["accuracy"]) for run in frontier.read_runs(records)] == [
-        ("full", 0.9), ("full", 0.92), ("full", 0.9), ("small", 0.9)]  # fmt: skip
+def test_only_whole_lossless_runs_of_resnet9_are_read(records):
+    runs = list(frontier.read_runs(records))
+    assert [(run["scale"], run["accuracy"], frontier.settings_of(run)) for run in runs] == [
+        ("full", 0.9, ""), ("full", 0.92, ""), ("full", 0.9, "lr_peak=0.2"), ("full", 0.9, ""),
+        ("full", 0.9, "lr_peak=0.2"), ("full", 0.9, "lr_peak=0.3"), ("small", 0.9, "")]  # fmt: skip
 
 
 def test_pictures(records, monkeypatch, capsys):
@@ -43,8 +47,8 @@ def test_pictures(records, monkeypatch, capsys):
         frontier, "draw_frontier", lambda path, groups, peers: drawn.append(groups) or draw(path, groups, peers)
     )
     assert frontier.main(["--records", str(records), "--out", str(records / "out")]) == 0
-    assert [(name, len(runs)) for name, runs in drawn[0].items()] == [
-        ("swa30, full, 30 epochs", 2), ("swa30, full, 5 epochs", 1)]  # fmt: skip
+    assert {name: {epochs: len(runs) for epochs, runs in group.items()} for name, group in drawn[0].items()} == {
+        "swa30, full": {5.0: 1, 30.0: 2}, "swa30, full, lr_peak=0.2": {5.0: 1, 30.0: 1}}  # fmt: skip
     assert {p.name for p in (records / "out").iterdir()} == {"frontier.png", "curves.png"}
     (records / "empty").mkdir()
     assert frontier.main(["--records", str(records / "empty")]) == 2

@@ -22,7 +22,7 @@ from fastcifar.recipes import RECIPES
 from fastcifar.training.compile_cache import keep_compiled_code
 keep_compiled_code(with_settings(RECIPES["swa30"], cache_dir=sys.argv[1]))
 torch.manual_seed(0)
-model = ResNet9((4, 8), (2,), 10, "bn", "relu")
+model = ResNet9((4, 8), 10, "bn", "relu")
 x = torch.randn(8, 3, 16, 16, dtype=torch.bfloat16)
 def gradients():
     model.zero_grad()
