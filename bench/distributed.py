@@ -28,6 +28,8 @@ from fastcifar.runs.record import write_json
 from fastcifar.training.stopwatch import Stopwatch
 
 STEPS = 20
+TWO_SIZES = ("--low-res-px", "24", "--low-res-until", "0.5", "--train-stem", "low-res")
+"""Flags of a run whose second half makes fewer gradients than the first."""
 START_S = END_S = 120.0
 """Seconds within which a job must start to train, and end after a signal."""
 
@@ -57,7 +59,7 @@ def losses(folder: Path, optimizer: str, sizes: tuple[int, ...] = (2, 4)) -> lis
     reference: dict[str, Any] = {}
     for size in (1, *sizes):
         out = folder / f"losses-{optimizer}-{size}"
-        steps = ["--batch-size", "160", "--epochs", str(STEPS), "--optimizer", optimizer]
+        steps = ["--batch-size", "160", "--epochs", str(STEPS), "--optimizer", optimizer, *TWO_SIZES]
         codes = together(folder, out.name, size, [*flags(folder), *steps, "--out", str(out)])
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         result: dict[str, Any] = {"metrics": metrics, "weights": load_file(out / "model.safetensors")}

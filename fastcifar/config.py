@@ -46,6 +46,9 @@ class Model(Part):
     init: str | None = None
     """Fine-tune: start from the weights of this run folder or model.safetensors, with a new head if the number of
     classes differs."""
+    train_stem: Literal["always", "low-res"] = "always"
+    """resnet9: train the biases of the first convolution always, or only in the low-resolution part, where there is
+    one. The gradient of its output serves them alone, and at full size it is costly."""
     freeze: Literal["none", "stem", "all-but-head"] = "none"
     """Weights that stay as they are: those of the first convolution, or all but those of the classifier."""
 

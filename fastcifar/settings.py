@@ -149,6 +149,8 @@ _CONDITIONS = (
                lambda c: c.augment.low_res_until > 0 or c.augment.low_res_px == 32),
     _Condition(("low_res_until",), "a low-resolution part (--low-res-px below 32)",
                lambda c: c.augment.low_res_until == 0 or c.augment.low_res_px < 32),
+    _Condition(("train_stem",), "--network resnet9",
+               lambda c: c.model.network == "resnet9" or c.model.train_stem == "always"),
 )  # fmt: skip
 
 

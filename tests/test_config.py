@@ -14,7 +14,7 @@ from fastcifar.settings import NAMES, SETTINGS, flat, method_differences, with_s
 # A new setting is a decision: whoever adds one adds it here, and says in the change what it is worth.
 FLAGS = """
     recipe epochs data cache_dir subset val_split smoke scale network norm activation init freeze
-    device precision compile cuda_graph fused_kernels augment deterministic batch_size
+    train_stem device precision compile cuda_graph fused_kernels augment deterministic batch_size
     crop_pad_px mirror cutout_px low_res_px low_res_until
     optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
     schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor

@@ -63,9 +63,14 @@ class ResNet9(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight)
         self.logit_scale = LOGIT_SCALE / widths[-1]
+        self.stem_fixed_from_px: int | None = None
+        """Image size from which the stem's biases are not trained; None: they always are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.stem(x))  # [B, C0, S-1, S-1]
+        size_px, x = x.shape[-1], self.stem(x)  # [B, C0, S-1, S-1]
+        if self.stem_fixed_from_px is not None and size_px >= self.stem_fixed_from_px:
+            x = x.detach()  # its gradient serves the biases of the stem alone
+        x = self.activation(x)
         x = self.stages(x)  # [B, C, 3, 3] for S = 32
         # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
         # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.

@@ -68,6 +68,8 @@ class Step:
             logits = self.forward(x)
         loss = F.cross_entropy(logits, y, label_smoothing=self.task.config.optimizer.label_smoothing)
         state.scaler.scale(loss).backward()
+        if (fixed := self.task.stem_fixed_from_px) and self.task.world.size > 1 and x.shape[-1] >= fixed:
+            state.model.get_parameter("stem.bias").grad = None  # several processes await it, so it is made all the same
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
             optimizer.zero_grad()  # sets them to None; apex takes no argument

@@ -69,6 +69,11 @@ class Task:
         return min(self.config.optimizer.batch_size, self.num_train)
 
     @property
+    def stem_fixed_from_px(self) -> int | None:
+        """Image size from which the biases of the stem are not trained; None: they always are."""
+        return stem_fixed_from_px(self.config)
+
+    @property
     def image_sizes(self) -> list[int]:
         """Image sizes in pixels that occur in the run, in increasing order."""
         return sorted({self.config.augment.low_res_px, 32})
@@ -130,7 +135,7 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
     executor_class = DaliExecutor if hardware.executor == "dali" else TorchExecutor
     executor = executor_class(train_images, config.augment.cutout_px)
-    model = make_model(config.model, len(dataset.classes), config.seed)
+    model = _make_network(config, len(dataset.classes), world)
     sample = _sample(dataset, hardware.device)
     return Task(
         config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
@@ -138,6 +143,21 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
         flop_per_image={size: train_flop(model, size) for size in {config.augment.low_res_px, 32}},
         stem_filters=model.whitening_filters(sample) if isinstance(model, ResNet9) else None,
     )  # fmt: skip
+
+
+def stem_fixed_from_px(config: Config) -> int | None:
+    """32 for a run of resnet9 whose low-resolution part alone trains the biases of the stem, else None."""
+    settings = config.model
+    fixed = settings.network == "resnet9" and settings.train_stem == "low-res" and image_size(config, 0) < 32
+    return 32 if fixed else None
+
+
+def _make_network(config: Config, num_classes: int, world: World) -> nn.Module:
+    """The network of a run on the CPU, before its first step."""
+    model = make_model(config.model, num_classes, config.seed)
+    if isinstance(model, ResNet9) and world.size == 1:
+        model.stem_fixed_from_px = stem_fixed_from_px(config)
+    return model
 
 
 def _sample(dataset: Dataset, device: torch.device) -> Tensor:
@@ -171,7 +191,7 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
     Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
     config, device = task.config, task.hardware.device
-    model: Any = make_model(config.model, len(task.dataset.classes), config.seed).to(device)
+    model: Any = _make_network(config, len(task.dataset.classes), task.world).to(device)
     if task.stem_filters is not None:
         with torch.no_grad():
             model.stem.weight.copy_(task.stem_filters)
@@ -211,4 +231,5 @@ def normalization_facts(task: Task) -> dict[str, Any]:
 
 def plain_network(task: Task, **changes: Any) -> nn.Module:
     """The task's network on the CPU before its first step, with other settings if `changes` names some."""
-    return make_model(replace(task.config.model, **changes), len(task.dataset.classes), task.config.seed)
+    config = replace(task.config, model=replace(task.config.model, **changes))
+    return _make_network(config, len(task.dataset.classes), task.world)

@@ -242,6 +242,7 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "SWAG every step": partial(watched, swa_every=1, swa_start=0.5, swag_rank=4),
         "averaging every step, plain": partial(watched, swa_every=1, swa_start=0.5, cuda_graph=False),
         "no tail": partial(watched, swa_start=None),
+        "stem fixed": partial(watched, train_stem="low-res"),
         "ends inside an epoch": partial(watched, epochs=2.5),
         "plateau": partial(watched, schedule="plateau", val_split=0.2, swa_start=None, eval_every=1),
         "deterministic muon": partial(deterministic, "speedrun94"),

@@ -1,5 +1,7 @@
 """The count of arithmetic, against torch's."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,3 +20,22 @@ def test_train_flop_counts_what_torch_counts(network, norm, freeze):
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 3, 22, 22)).sum().backward()
     assert flop == counter.get_total_flops() / 2
+
+
+def test_a_stem_fixed_from_a_size_gets_no_gradient_there():
+    """The same outputs, and the arithmetic is that of a fixed stem."""
+    model: Any = make_model(Model(scale="small"), 10, seed=0)
+    images = {size: torch.randn(2, 3, size, size) for size in (22, 32)}
+    plain = {size: (model(images[size]), train_flop(model, size)) for size in images}
+    model.stem_fixed_from_px = 32
+    for size, trained in ((22, True), (32, False)):
+        model.zero_grad()
+        logits = model(images[size])
+        logits.sum().backward()
+        torch.testing.assert_close(logits, plain[size][0])
+        assert (model.stem.bias.grad is not None) == trained
+        assert (train_flop(model, size) == plain[size][1]) == trained
+    model.stem.bias.requires_grad = False
+    fixed = train_flop(model)
+    model.stem_fixed_from_px = None
+    assert train_flop(model) == fixed < plain[32][1]

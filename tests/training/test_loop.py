@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import CLASSES, make_dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcifar.runs.observers import Observer
 from fastcifar.training import loop
 from fastcifar.training.loop import train
 
@@ -171,6 +173,21 @@ def test_low_resolution_first(make_quick_task):
     train(task)
     assert sizes == [16] * 8 + [32] * 8 + [32] * 8  # the last for the batch-norm refresh
     assert task.flop_per_image[16] < task.flop_per_image[32]
+
+
+@pytest.mark.parametrize("low_res", [True, False])
+def test_the_stem_trains_in_the_low_resolution_part_alone(make_quick_task, low_res):
+    """Where there is none, it always trains."""
+    size = {"low_res_px": 16, "low_res_until": 0.5} if low_res else {}
+    biases = []
+
+    class Watch(Observer):
+        def on_step(self, state):
+            biases.append(state.model.stem.bias.clone())
+
+    train(make_quick_task(epochs=2, optimizer="muon", train_stem="low-res", swa_start=None, **size), [Watch()])
+    moved = [not torch.equal(a, b) for a, b in pairwise(biases)]
+    assert len(moved) == 15 and moved == [True] * (7 if low_res else 15) + [False] * (8 if low_res else 0)
 
 
 # Waiting for the device
