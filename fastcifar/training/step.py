@@ -21,7 +21,7 @@ from fastcifar.augment.images import pinned
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
-from fastcifar.training.task import Task, can_be_recorded
+from fastcifar.training.task import Task, can_be_recorded, stem_fixed_from_px
 
 log = logging.getLogger("fastcifar")
 
@@ -50,6 +50,8 @@ class Step:
     def __init__(self, task: Task, state: State, forward: Forward) -> None:
         self.task, self.state, self.forward = task, state, forward
         self.block: Block | None = None
+        # Several processes await every gradient in each step, so that of a fixed stem is made all the same.
+        self.drop_stem_from_px = stem_fixed_from_px(task.config) if task.world.size > 1 else None
 
     def begin(self, block: Block) -> None:
         """Sets the block that the next steps read."""
@@ -68,8 +70,8 @@ class Step:
             logits = self.forward(x)
         loss = F.cross_entropy(logits, y, label_smoothing=self.task.config.optimizer.label_smoothing)
         state.scaler.scale(loss).backward()
-        if (fixed := self.task.stem_fixed_from_px) and self.task.world.size > 1 and x.shape[-1] >= fixed:
-            state.model.get_parameter("stem.bias").grad = None  # several processes await it, so it is made all the same
+        if self.drop_stem_from_px is not None and x.shape[-1] >= self.drop_stem_from_px:
+            state.model.get_parameter("stem.bias").grad = None
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
             optimizer.zero_grad()  # sets them to None; apex takes no argument

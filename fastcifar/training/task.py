@@ -69,11 +69,6 @@ class Task:
         return min(self.config.optimizer.batch_size, self.num_train)
 
     @property
-    def stem_fixed_from_px(self) -> int | None:
-        """Image size from which the biases of the stem are not trained; None: they always are."""
-        return stem_fixed_from_px(self.config)
-
-    @property
     def image_sizes(self) -> list[int]:
         """Image sizes in pixels that occur in the run, in increasing order."""
         return sorted({self.config.augment.low_res_px, 32})
@@ -146,7 +141,7 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
 
 
 def stem_fixed_from_px(config: Config) -> int | None:
-    """32 for a run of resnet9 whose low-resolution part alone trains the biases of the stem, else None."""
+    """Image size from which a run of resnet9 does not train the stem's biases; None if there is none."""
     settings = config.model
     fixed = settings.network == "resnet9" and settings.train_stem == "low-res" and image_size(config, 0) < 32
     return 32 if fixed else None

@@ -55,8 +55,9 @@ def assert_same(a, b):
     assert without_times[0] == without_times[1]
 
 
-@pytest.mark.parametrize("settings", [MUON, NO_TAIL | {"train_stem": "low-res"},
-                         MUON | {"epochs": 2.5, "low_res_until": 0.9}], ids=["tail", "stem", "fraction"])  # fmt: skip
+@pytest.mark.parametrize("settings", [MUON, NO_TAIL, MUON | {"epochs": 2.5, "low_res_until": 0.9},
+                         NO_TAIL | {"train_stem": "low-res"}],
+                         ids=["tail", "no-tail", "fraction", "stem"])  # fmt: skip
 def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recorded, monkeypatch, settings):
     task = make_quick_task(**settings)
     task.executor.max_images = 3 * 32  # blocks of three steps, the last of an epoch of two
