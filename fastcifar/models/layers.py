@@ -24,10 +24,24 @@ class StandardizedConv2d(nn.Conv2d):
         return self._conv_forward(x, w, self.bias)
 
 
-def conv(c_in: int, c_out: int, norm: str, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps H and W (up to the stride)."""
+def conv(
+    c_in: int, c_out: int, norm: str, kernel: int = 3, stride: int = 1, groups: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """A convolution without bias; its default padding keeps H and W of an odd kernel (up to the stride)."""
     kind = StandardizedConv2d if norm == "gn-ws" else nn.Conv2d
-    return kind(c_in, c_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+    padding = kernel // 2 if padding is None else padding
+    return kind(c_in, c_out, kernel, stride=stride, padding=padding, groups=groups, bias=False)
+
+
+def pad_before_pool(x: Tensor, kernel: int) -> Tensor:
+    """[B, C, H, W] -> x with the zero border that a convolution before a 2x2 max-pool needs, in place of a padding.
+
+    The pool drops the last row and column of an odd size. With this border they are not computed: the outputs are those
+    of "same" padding, [B, C', 2 * (H // 2), 2 * (W // 2)], for 6 to 29% fewer products. The pooled result is the same.
+    """
+    before = (kernel - 1) // 2
+    after_y, after_x = (kernel - 1 - before - size % 2 for size in x.shape[2:])
+    return F.pad(x, (before, after_x, before, after_y))
 
 
 def start_as_identity(layer: nn.Conv2d) -> nn.Conv2d:
