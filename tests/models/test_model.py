@@ -160,7 +160,7 @@ def test_a_border_before_the_pool_gives_an_even_size(kernel, size):
 
 
 def test_flop_of_the_wide_network():
-    assert train_flop(make_network("resnet9", "wide")) == pytest.approx(2.04e9, rel=2e-2)
+    assert train_flop(make_network("resnet9", "wide")) == pytest.approx(2.04e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -237,7 +237,8 @@ def test_residual_filters_begin_as_the_identity():
         for layer in (module for module in stage.modules() if isinstance(module, nn.Conv2d)):
             c = layer.in_channels
             x = images(2)[:, :1].expand(2, c, 32, 32) * torch.arange(1, c + 1).view(1, c, 1, 1)
-            passed, outputs = min(c, layer.out_channels), layer(F.pad(x, (1, 1, 1, 1)) if layer.padding == (0, 0) else x)
+            passed = min(c, layer.out_channels)
+            outputs = layer(x if layer.padding == (1, 1) else F.pad(x, (1, 1, 1, 1)))
             torch.testing.assert_close(outputs[:, :passed], x[:, :passed])
 
 
