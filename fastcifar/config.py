@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fastcifar.schedules import Plateau, Schedule, epoch_of
+from fastcifar.shapes import SHAPES, Shape
 from fastcifar.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Part, Range, setting
 
 MAX_EPOCHS = 100_000
@@ -39,6 +40,8 @@ class Model(Part):
     """Network: the fast default, the classic baseline, or one of two with random branches for long runs."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
     """Size of the network: full on a GPU; small ends the default run in minutes on 2 CPU cores; wide for accuracy."""
+    shape: Shape | None = None
+    """resnet9: its layers as JSON, in place of those that the scale names (docs/architecture.md)."""
     norm: Literal["bn", "gn-ws"] = "bn"
     """Batch norm, or group norm with weight standardisation."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
@@ -51,6 +54,16 @@ class Model(Part):
     one. The gradient of its output serves them alone, and at full size it is costly."""
     freeze: Literal["none", "stem", "all-but-head"] = "none"
     """Weights that stay as they are: those of the first convolution, or all but those of the classifier."""
+
+    def __post_init__(self) -> None:
+        if self.shape is not None:
+            object.__setattr__(self, "shape", Shape.of(self.shape))  # from a file, a flag or Python
+        super().__post_init__()
+
+    @property
+    def layers(self) -> Shape:
+        """Layers of resnet9; its scale must be resolved (not auto)."""
+        return self.shape or SHAPES[self.scale]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,7 @@ _CONDITIONS = (
                lambda c: c.augment.low_res_until > 0 or c.augment.low_res_px == 32),
     _Condition(("low_res_until",), "a low-resolution part (--low-res-px below 32)",
                lambda c: c.augment.low_res_until == 0 or c.augment.low_res_px < 32),
+    _Condition(("shape",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.shape is None),
     _Condition(("train_stem",), "--network resnet9",
                lambda c: c.model.network == "resnet9" or c.model.train_stem == "always"),
 )  # fmt: skip

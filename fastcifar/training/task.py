@@ -6,7 +6,7 @@ Shapes: B images of a step, N training images, K classes. Steps and epochs count
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -220,7 +220,7 @@ def normalization_facts(task: Task) -> dict[str, Any]:
     return {
         "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name,
         "network": settings.network, "norm": settings.norm, "activation": settings.activation,
-        "scale": settings.scale,
+        "scale": settings.scale, "shape": asdict(settings)["shape"],
     }  # fmt: skip
 
 

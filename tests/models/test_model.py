@@ -1,9 +1,11 @@
 """The networks: layout, arithmetic, initialisation, whitening."""
 
 import copy
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastcifar.config import Model
 from fastcifar.models.layers import StandardizedConv2d, conv, pad_before_pool
 from fastcifar.models.networks import count_parameters, make_model, train_flop
-from fastcifar.models.resnet9 import ResNet9, Stage
+from fastcifar.models.resnet9 import ConvStage, ResNet9
+from fastcifar.shapes import Shape, Stage
 
 NETWORKS = ("resnet9", "resnet18", "shakeshake26", "shakedrop")
 KINDS = [(network, norm) for network in NETWORKS for norm in ("bn", "gn-ws")]
@@ -120,7 +123,7 @@ def test_depth(scale, convolutions):
 
 def test_a_residual_block_passes_its_input_on():
     """Filters of zero leave the norm of the block's input."""
-    stage = Stage(4, 6, True, "bn", "relu").eval()
+    stage = ConvStage(4, Stage(width=6, then=(3, 3), residual=True), "bn", "relu").eval()
     nn.init.zeros_(stage.conv3.weight)
     x = torch.randn(2, 4, 8, 8)
     pooled = F.max_pool2d(stage.conv1(pad_before_pool(x, 3)), 2)
@@ -136,7 +139,7 @@ def test_outputs_that_no_pool_reads_are_left_out(size, norm):
     The tolerance is for CPUs whose kernels sum another shape in another order.
     """
     torch.manual_seed(0)
-    lean = Stage(5, 16, False, norm, "silu")
+    lean = ConvStage(5, Stage(width=16), norm, "silu")
     naive = copy.deepcopy(lean)
     naive.conv1.padding = (1, 1)
     results = []
@@ -150,6 +153,38 @@ def test_outputs_that_no_pool_reads_are_left_out(size, norm):
     for ours, plain in zip(*(r[:-1] for r in results), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(results[0][-1], results[1][-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_shape_of_your_own_makes_its_network():
+    """Channels, kernels and residuals, stage by stage; the same from Python, from JSON and from a file's dicts."""
+    shape = Shape(stem=8, stages=(Stage(width=12, then=(1, 1), inner=6, residual=True), Stage(width=10, kernel=2)))
+    model = make_model(Model(scale="small", shape=shape), 7, seed=0)
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 4}
+    assert sizes == {
+        "stem.weight": (8, 3, 2, 2), "stages.0.conv1.weight": (12, 8, 3, 3), "stages.0.conv2.weight": (6, 12, 1, 1),
+        "stages.0.conv3.weight": (12, 6, 1, 1), "stages.1.conv1.weight": (10, 12, 2, 2),
+        "stages.1.conv2.weight": (10, 10, 3, 3),
+    }  # fmt: skip
+    assert model(images(2)).shape == (2, 7)
+    x = images(2, 16)[:, [0, 1, 2, 0, 1, 2, 0, 1]]
+    first: Any = model.get_submodule("stages.0").eval()
+    nn.init.zeros_(first.conv3.weight)
+    assert first(x).count_nonzero() > 0  # what the residual passes on
+    plain = asdict(Model(shape=shape))["shape"]
+    assert shape == Shape.of(str(shape)) == Shape.of(plain) == Shape.of(json.loads(json.dumps(plain)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "7", '{"stem": 24}', '{"stem": 24, "stages": []}', '{"stem": 26, "stages": [{"width": 8}]}',
+     '{"stem": 3, "stages": [{"width": 8}]}', '{"stem": 24, "stages": [{"width": 8}, 5]}',
+     '{"stem": 24, "stages": [{"width": 100000}]}', '{"stem": 24, "stages": [{"width": 8, "kernel": 5}]}',
+     '{"stem": 24, "stages": [{"width": 8, "then": [2]}]}', '{"stem": 24, "stages": [{"width": 8, "then": []}]}',
+     '{"stem": 24, "stages": [{"width": 8, "name": 1}]}', "[" * 100_000],
+)  # fmt: skip
+def test_a_shape_that_is_no_network_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match=r"^shape[^\n]+$"):
+        Model(shape=text)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
