@@ -15,7 +15,7 @@ from fastcifar.schedules import Cosine, Cyclic, MultiStep, OneCycle, WarmRestart
 swa30 = Config(
     epochs=30,
     model=Model(activation="silu"),
-    augment=Augment(crop_pad_px=4, mirror="alternating", low_res_px=24, low_res_until=0.6),
+    augment=Augment(crop_pad_px=4, mirror="alternating", low_res_px=(24,), low_res_until=(0.6,)),
     optimizer=Optimizer(
         name="muon", batch_size=500, momentum=0.85, weight_decay=5e-5, bias_lr_scale=55.0, head_lr_scale=175.0,
         label_smoothing=0.2,
@@ -33,7 +33,7 @@ speedrun94 = replace(
     swa30,
     epochs=7.5,
     model=Model(scale="full", activation="silu"),
-    augment=Augment(crop_pad_px=2, mirror="alternating", low_res_px=22, low_res_until=0.3),
+    augment=Augment(crop_pad_px=2, mirror="alternating", low_res_px=(22,), low_res_until=(0.3,)),
     schedule=OneCycle(
         peak=0.12, rise=0.1, momentum_max=0.7, momentum_min=0.55, anneal="linear", div_factor=10.0,
     ),
@@ -57,7 +57,7 @@ accurate96 = replace(
     speedrun94,
     epochs=36.0,
     model=Model(scale="wide", activation="silu"),
-    augment=Augment(crop_pad_px=4, mirror="alternating", cutout_px=12, low_res_px=24, low_res_until=0.46),
+    augment=Augment(crop_pad_px=4, mirror="alternating", cutout_px=12, low_res_px=(24,), low_res_until=(0.46,)),
     optimizer=replace(swa30.optimizer, batch_size=1000, bias_lr_scale=110.0, head_lr_scale=350.0),
     tail=Tail(start=0.85, lr=0.012, every_steps=5),
     evaluation=Evaluation(tta="flip-shift", tta_share=1.0),

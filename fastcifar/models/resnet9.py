@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.models.fused import norm_activation
-from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, pad_before_pool, start_as_identity
+from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, pad_before_pool, start_as_cosines, start_as_identity
 from fastcifar.shapes import Shape, Stage
 
 LOGIT_SCALE = 4.0
@@ -26,12 +26,14 @@ class ConvStage(nn.Module):
     shortcut over a single convolution half a point (LOG.md).
     """
 
-    def __init__(self, c_in: int, stage: Stage, norm: str, activation: str) -> None:
+    def __init__(self, c_in: int, stage: Stage, norm: str, activation: str, start: str = "random") -> None:
         super().__init__()
         self.activation, self.stage = ACTIVATIONS[activation], stage
         widths = [stage.inner or stage.width] * (len(stage.then) - 1) + [stage.width]
         first = conv(c_in, stage.width, norm, stage.kernel, padding=0)
         self.conv1, self.norm1 = start_as_identity(first), make_norm(stage.width, norm)
+        if start == "cosines":
+            start_as_cosines(first)
         second = conv(stage.width, widths[0], norm, stage.then[0])
         self.conv2, self.norm2 = start_as_identity(second), make_norm(widths[0], norm)
         if len(widths) == 2:
@@ -51,7 +53,7 @@ class ConvStage(nn.Module):
 class ResNet9(nn.Module):
     """x [B, 3, S, S] -> logits [B, K]; S = 32, or at least 16 in the low-resolution part of a run."""
 
-    def __init__(self, shape: Shape, num_classes: int, norm: str, activation: str) -> None:
+    def __init__(self, shape: Shape, num_classes: int, norm: str, activation: str, start: str = "random") -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.stem = nn.Conv2d(3, shape.stem, kernel_size=2)
@@ -59,7 +61,10 @@ class ResNet9(nn.Module):
         nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
         widths = [shape.stem, *(stage.width for stage in shape.stages)]
         self.stages = nn.Sequential(
-            *(ConvStage(c_in, stage, norm, activation) for c_in, stage in zip(widths, shape.stages, strict=False))
+            *(
+                ConvStage(c_in, stage, norm, activation, start)
+                for c_in, stage in zip(widths, shape.stages, strict=False)
+            )
         )
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight)

@@ -277,6 +277,19 @@ def test_residual_filters_begin_as_the_identity():
             torch.testing.assert_close(outputs[:, :passed], x[:, :passed])
 
 
+def test_filters_may_begin_as_cosines():
+    """Each of the further filters reads one channel, sums to 0, is of norm 1 and orthogonal to those of its channel."""
+    model: Any = make_model(Model(scale="full", activation="silu", start="cosines"), 10, seed=0)
+    first, plain = model.stages[0].conv1, make_network("resnet9", "full").get_parameter("stages.0.conv1.weight")
+    torch.testing.assert_close(first.weight[:24], plain[:24])
+    further = first.weight[24:].flatten(2)  # [40, 24, 9]
+    assert ((further != 0).any(2).sum(1) == 1).all()
+    waves = further.sum(1)
+    torch.testing.assert_close(waves.sum(1), torch.zeros(40), atol=1e-6, rtol=0)
+    torch.testing.assert_close(waves[0::24] @ waves[0::24].T, torch.eye(2), atol=1e-6, rtol=0)
+    assert torch.equal(model.stages[2].conv1.weight, nn.init.dirac_(torch.empty(256, 256, 3, 3)))
+
+
 def test_every_trainable_weight_gets_a_gradient():
     for network, norm in KINDS:
         model = make_network(network, "small", norm)
