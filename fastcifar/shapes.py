@@ -68,7 +68,7 @@ class Shape:
         """JSON, without what is at its default."""
         default = asdict(Stage(width=1))
         stages = [{k: v for k, v in asdict(stage).items() if v != default[k] or k == "width"} for stage in self.stages]
-        return json.dumps({"stem": self.stem, "stages": stages})
+        return json.dumps({"stem": self.stem, "stages": stages}, separators=(",", ":"))
 
 
 def _shape(stem: int, *widths: int) -> Shape:
