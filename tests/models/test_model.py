@@ -16,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcifar.config import Model
+from fastcifar.models.cpu_conv import TapwiseConv2d
 from fastcifar.models.layers import StandardizedConv2d, conv, pad_before_pool
 from fastcifar.models.networks import count_parameters, make_model, train_flop
 from fastcifar.models.resnet9 import ConvStage, ResNet9
@@ -369,6 +370,39 @@ def test_standardised_convolution_does_not_care_for_scale_and_shift_of_its_filte
     with torch.no_grad():
         layer.weight.mul_(4).add_(0.5)
     torch.testing.assert_close(layer(x), before, rtol=1e-3, atol=1e-3)
+
+
+# Weight gradients by products
+
+
+@pytest.mark.parametrize(("size", "kernel", "padding"), [(3, 3, 1), (7, 3, 1), (8, 3, 0), (7, 2, 0), (5, 1, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, padding, dtype):
+    torch.manual_seed(0)
+    layer = TapwiseConv2d(128, 136, kernel, padding=padding, bias=False).to(memory_format=torch.channels_last)
+    plain, gradients = nn.Conv2d(128, 136, kernel, padding=padding, bias=False), []
+    plain.load_state_dict(layer.state_dict())
+    draws = torch.randn(6, 128, size, size).contiguous(memory_format=torch.channels_last)
+    for module in (layer, plain):
+        x = draws.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            y = module(x)
+        y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))
+        gradients.append((y.grad_fn.name(), y.detach(), x.grad, module.weight.grad))
+    (ours, *mine), (theirs, *others) = gradients
+    assert "Tapwise" in ours and "Tapwise" not in theirs
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    for a, b in zip(mine, others, strict=True):
+        assert a.dtype == b.dtype and (a - b).abs().max() <= tolerance * b.abs().max()
+    assert is_channels_last(layer.weight.grad)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 7), (128, 15)])
+def test_other_convolutions_are_torchs_own(channels, size):
+    layer = TapwiseConv2d(channels, channels, 3, padding=1, bias=False)
+    assert "Tapwise" not in layer(torch.randn(2, channels, size, size)).grad_fn.name()
+    with torch.no_grad():
+        assert TapwiseConv2d(128, 128, 3, padding=1, bias=False)(torch.randn(2, 128, 7, 7)).grad_fn is None
 
 
 # Compiling
