@@ -117,8 +117,8 @@ def _to_rgb_32(image: Any) -> Images:
     if "transparency" in image.info and image.mode in ("L", "RGB", "I;16") and depth != image.mode:
         raise ValueError("a transparent colour in an image of other than 8 bits")  # Pillow would compare unscaled
     if image.mode == "I;16":
-        info, image = image.info, Image.fromarray(_LEVEL_OF_16_BITS[np.asarray(image)])
-        image.info = info  # where the EXIF is
+        levels = Image.fromarray(_LEVEL_OF_16_BITS[np.asarray(image)])
+        levels.info, image = image.info, levels  # `info` holds the EXIF
     elif image.mode not in _MODES:
         raise ValueError(f"pixels of kind {image.mode}, whose range is not known")
     kind = "RGBA" if image.has_transparency_data else "RGB"

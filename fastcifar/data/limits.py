@@ -16,8 +16,8 @@ MAX_IMAGE_BYTES = 1 << 20
 """Of one encoded PNG or JPEG file."""
 MAX_PHOTO_BYTES = 64 << 20
 """Of one encoded image of any size, as `fastcifar predict` takes it."""
-MAX_PHOTO_PIXELS = 50_000_000
-"""Of the same; decoding takes up to 8 bytes for each."""
+MAX_PHOTO_PIXELS = 25_000_000
+"""Of the same. Decoding takes 4 to 16 bytes for each (most for WebP), so up to 400 MB."""
 MAX_BATCH_BYTES = 192 << 20
 """Of one official file; the largest published one, the training images of CIFAR-100, has 155 MB."""
 MAX_FILES = 2_000_000
