@@ -64,7 +64,7 @@ def test_other_images_of_16_bits_that_hold_8_are_those_of_8(read, channels):
 def test_pixels_without_a_known_range_are_refused(dtype):
     """Pillow has them from TIFF alone, which no door takes; it would clip them to white."""
     data = encode_image(np.full((32, 32), 300, dtype), "TIFF")
-    with pytest.raises(DataError, match="pixels of kind [IF], whose range is not known"):
+    with pytest.raises(DataError, match=r"pixels of kind [IF], whose range is not known"):
         decode_image(data, "x", ("TIFF",))
 
 
