@@ -90,7 +90,7 @@ def test_instructions_that_the_published_files_do_not_use_are_refused(tmp_path, 
     [
         (b"\x80\x05\x96\x00\x00\x00\x00\x00\x00\x00\x00.", "BYTEARRAY8"),
         (b"\x80\x02}0].", "POP"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "STACK_GLOBAL"),
+        (b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "STACK_GLOBAL"),
         (b"(S'x'\nios\nsystem\n.", "STRING"),
         (b"\x80\x02}P1\n.", "PERSID"),
         (b"\x80\x02)\x81.", "NEWOBJ"),
