@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fastcifar.cli import compare, doctor, ensemble, evaluate, export, lr_find, predict, schedule, train
+from fastcifar.data.errors import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return commands[arguments[0]](arguments[1:])
     except (ValueError, OSError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(e).split()))}", file=sys.stderr)
         return 2
 
 
