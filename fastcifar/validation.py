@@ -25,9 +25,15 @@ FRACTION = Range("in [0, 1)", lambda v: 0 <= v < 1)
 UP_TO_1 = Range("in (0, 1]", lambda v: 0 < v <= 1)
 
 
-def setting(default: Any = MISSING, within: Range | None = None, flag: str | None = None) -> Any:
-    """A dataclass field with a range, and with the name of its flag where that is not the name of the field."""
-    return field(default=default, metadata={"within": within, "flag": flag})
+def setting(
+    default: Any = MISSING, within: Range | None = None, flag: str | None = None, from_file: bool = True
+) -> Any:
+    """A dataclass field with a range, and with the name of its flag where that is not the name of the field.
+
+    from_file: False for what names a folder to write in, a program or a tracker. In a file that is a note, which
+    nothing reads back, because the file may be a stranger's: flags, environment and defaults alone set it.
+    """
+    return field(default=default, metadata={"within": within, "flag": flag, "from_file": from_file})
 
 
 def flag_of(name: str, metadata: Any) -> str:

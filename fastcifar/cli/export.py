@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,7 +19,7 @@ from fastcifar.runs.classifier import find_model, load
 from fastcifar.runs.hub_folder import without_paths, write_hub_folder
 from fastcifar.runs.model_file import load_model
 from fastcifar.runs.results import read_results
-from fastcifar.settings import SETTINGS, flat, method_differences, with_settings
+from fastcifar.settings import SETTINGS, as_flag, flat, method_differences, with_settings
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def training_command(config: Config) -> str | None:
         for name, value in flat(config).items():
             part = SETTINGS[name].part if name in SETTINGS else "schedule"
             if name != "data" and (part != "run" or name == "smoke") and base.get(name, ...) != value:
-                words += _words("--" + name.replace("_", "-"), value)
+                words += as_flag(name, value)
         parsed = flags.parse(words)
     except ValueError:  # from Python: an unknown recipe, or a setting that has no effect
         return None
@@ -90,9 +90,3 @@ def training_command(config: Config) -> str | None:
     if config.run.extend_epochs:
         command += f"\nfastcifar train --resume RUN --extend-epochs {config.run.extend_epochs:g}"
     return command
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, *map(str, value if isinstance(value, tuple) else [value])]

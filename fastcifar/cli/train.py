@@ -106,7 +106,7 @@ def train_and_report(
             print(record.to_json(result.summary), flush=True)
     except (Interrupted, Stopped):
         if out:
-            command = folder.resume_command(out, world.size)
+            command = folder.resume_command(out, world.size, task.config)
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:

@@ -74,8 +74,7 @@ def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
         if name not in ("cifar10", "synthetic"):  # arrays from Python
             return None
         source = name
-    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke,
-            "cache_dir": config.machine.cache_dir}  # fmt: skip
+    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke}
 
 
 def load_test_images(run: TrainedRun, data: str | None) -> Dataset:

@@ -96,8 +96,8 @@ def without_paths(config: Config, facts: dict[str, Any]) -> Config:
     dataset = str(facts.get("dataset"))
     data = replace(config.data, source=dataset if dataset in ("cifar10", "synthetic") else "auto")
     model = replace(config.model, init=config.model.init and Path(config.model.init).name)
-    run = replace(config.run, out=None, resume=config.run.resume and Path(config.run.resume).name)
-    return replace(config, data=data, model=model, machine=replace(config.machine, cache_dir=None), run=run)
+    run = replace(config.run, resume=config.run.resume and Path(config.run.resume).name)
+    return replace(config, data=data, model=model, run=run)
 
 
 def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], command: str | None) -> str:
