@@ -49,6 +49,8 @@ class Options:
     """Samples of each run's Gaussian; with --swag 30."""
     data: str | None = None
     """Data set, as --data of the training; by default the one that the runs were trained on."""
+    cache_dir: str | None = None
+    """Where decoded data sets are kept, as --cache-dir of the training."""
     views: bool = True
     """Average the outputs of each member for an image and its mirror."""
     out: Path | None = None
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     check_members(members, options.data)
     for member in members if samples else []:  # before the work, which takes seconds for each sample
         load_swag(member.folder)
-    dataset = load_test_images(members[0], options.data)
+    dataset = load_test_images(members[0], options.data, options.cache_dir)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
     outputs, labels = [], torch.as_tensor(dataset.y_test)

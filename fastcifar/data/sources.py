@@ -78,7 +78,7 @@ def _read_unchecked(path: Path, progress: bool) -> RawData:
         if not (found := find_official(path)):
             return read_image_folder(path, progress)
         official, root = found
-        existing = [name for name in official.md5 if (root / name).exists()]
+        existing = [name for name in official.files if (root / name).exists()]
         files = {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
         return decode_official(root, official, files)
     with path.open("rb") as file:

@@ -5,14 +5,19 @@ import os
 import pickle
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from commands import files, interrupted_run
-from made_runs import make_run, write_arrays
+from made_runs import NAMES, make_run, write_arrays
 from torch._inductor.codecache import FxGraphCachePickler
 
+import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
+from fastcifar.data import download
+from fastcifar.data.cache import write_cache
+from fastcifar.data.dataset import Dataset, dataset_digest
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain, load_config
 from fastcifar.runs.folder import resume_command
@@ -59,7 +64,8 @@ def planted(tmp_path, monkeypatch):
 def set_in_config(run, **settings):
     values = json.loads((run / "config.json").read_text())
     for name, value in settings.items():
-        values[SETTINGS[name].part][SETTINGS[name].field.name] = value
+        part, field = ("data", name) if name == "source" else (SETTINGS[name].part, SETTINGS[name].field.name)
+        values[part][field] = value
     (run / "config.json").write_text(json.dumps(values))
 
 
@@ -138,6 +144,41 @@ def test_a_command_on_the_run_leaves_the_folders_of_its_config_alone(name, tmp_p
     if name == "export":
         assert "theirs" not in (runs[0] / "hub" / "config.json").read_text()
     assert sorted(files(runs[1])) == before[str(runs[1])]
+
+
+def plant_cifar10(folder, run, name):
+    """A cache file, whole by its own checksum, of images for which the run's model is always right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    labels = fastcifar.load(run).logits(images).argmax(1).numpy()
+    arrays = images, labels, images, labels
+    fake = Dataset(name, NAMES, *arrays, (0.5,) * 3, (0.25,) * 3, dataset_digest(NAMES, arrays))
+    with (folder / f"{name}.cache").open("wb") as file:
+        write_cache(file, fake)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("where", ["theirs", "mine"])
+def test_no_figure_on_cifar_from_other_images(name, where, tmp_path, monkeypatch, capfd):
+    """Neither in the cache that the run names, nor in the user's own."""
+    monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setattr(download, "_check_server_answers", no_network)
+    run = make_run(tmp_path / "r", write_arrays(tmp_path / "ten.npz"))
+    set_in_config(run, cache_dir=str(tmp_path / "theirs"), source=name)
+    plant_cifar10(tmp_path / where, run, name)
+    before = files(run)
+    code = cli.main(["evaluate", str(run)])
+    out, err = capfd.readouterr()
+    assert code == 2 and out == "" and files(run) == before, (out, err)
+    *warnings, last = err.splitlines()
+    assert "was not found and cannot be downloaded (no network)" in last and (tmp_path / "theirs").exists() is (
+        where == "theirs"
+    )
+    assert len(warnings) == (where == "mine") and all("its images are not known to be those" in w for w in warnings)
+
+
+def no_network(url):
+    raise OSError("no network")
 
 
 def test_a_checkpoint_gives_no_folder_either(run):
