@@ -59,6 +59,8 @@ def load_or_build(key: str, build: Callable[[], Dataset], cache_dir: str | None 
         pass
     except OSError as error:
         print_warning(f"{path}: the cache cannot be read ({error.strerror}); decoding again")
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file may raise anything; the remedy is always the same
         print_warning(f"{path}: the cache is damaged ({error}); building it again")
     dataset = build()

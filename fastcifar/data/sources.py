@@ -30,7 +30,7 @@ def read_source(path: Path, progress: bool = True) -> RawData:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about odd files; the error message alone shall be printed
             return check_raw(path, _read_unchecked(path, progress))
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # the parsers of four formats raise too many kinds of exception to list
         reason = str(error) or type(error).__name__
