@@ -150,7 +150,7 @@ class Run(Part):
     """Named recipe whose values are the defaults of all other flags."""
     smoke: bool = False
     """One epoch on 2,000 images: checks that everything works here."""
-    runs: int = setting(1, ABOVE_0)
+    runs: int = setting(1, Range("from 1 to 100,000", lambda v: 1 <= v <= 100_000))
     """Train this many seeds, seed, seed+1, ..., and report statistics."""
     parallel: Literal["data", "seeds"] = "data"
     """Under torchrun: share each step's batch between the processes, or give each its own seeds."""

@@ -19,6 +19,8 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+LARGEST_COUNT = 1_000_000_000
+"""Of whatever a setting counts: more is a mistake, or a file that asks for all memory."""
 ABOVE_0 = Range("above 0", lambda v: v > 0)
 AT_LEAST_0 = Range("at least 0", lambda v: v >= 0)
 FRACTION = Range("in [0, 1)", lambda v: 0 <= v < 1)
@@ -67,6 +69,8 @@ def _check_type(flag: str, value: Any, hint: Any) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{flag} is {value}; it must be finite")
+    if isinstance(value, int) and flag != "seed" and value > LARGEST_COUNT:
+        raise ValueError(f"{flag} is {value}; it must be at most {LARGEST_COUNT:,}")
     if any(get_origin(option) is tuple for option in options):
         if not isinstance(value, tuple) or not all(_is_number(v) and math.isfinite(v) for v in value):
             raise ValueError(f"{flag} is {value!r}; it must be a list of numbers")

@@ -13,6 +13,7 @@ import tyro
 from fastcifar.cli import flags
 from fastcifar.cli.options import parse_quietly
 from fastcifar.config import Config
+from fastcifar.data.files import require_writable
 from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import export
 from fastcifar.runs.classifier import find_model, load
@@ -40,10 +41,11 @@ def main(argv: Sequence[str]) -> int:
     source = find_model(options.run)
     if options.format == "hub-folder":
         return export_hub_folder(source, options.out or source.with_name("hub"))
-    classifier = load(source)
     path = options.out or source.with_name("model" + export.SUFFIXES[options.format])
     if path.is_dir() or path.resolve() == source.resolve():
         raise ValueError(f"--out {path}: is a folder or the model itself; name another file")
+    classifier = load(source)
+    require_writable(path.parent)  # before the work, which takes half a minute
     difference = export.export(classifier, options.format, path)
     count = len(classifier.classes)
     print(f"{path}: images uint8 [N, 32, 32, 3] -> logits float32 [N, {count}], {path.stat().st_size / 1e6:.1f} MB")

@@ -47,6 +47,13 @@ def claim(out: Path, config: Config) -> None:
             part.unlink(missing_ok=True)
 
 
+def require_kept(out: Path) -> None:
+    """ValueError when the folder was removed since `claim`. What was written later is there, in a new folder."""
+    if not (out / "config.json").is_file():
+        raise ValueError(f"{out}: was removed while the run trained; it has been made again, with the results but "
+                         "without config.json, so that nothing can continue the run")  # fmt: skip
+
+
 def _check_settings(path: Path, config: Config) -> None:
     """CheckpointError when the checkpoint is not one of this config. Checked before the data is loaded."""
     if path.exists():

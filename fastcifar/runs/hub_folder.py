@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -147,5 +148,5 @@ def _printable(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text of a run's files as text of a page: nothing in it becomes a link, a table or HTML."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#!" else c for c in _printable(text))
+    """Text of a run's files as text of a page: nothing in it becomes a link, a formula, a table or HTML."""
+    return re.sub(r"[\\`*_{}\[\]<>|#!$@]|:(?=//)|(?<=www)\.", r"\\\g<0>", _printable(text), flags=re.IGNORECASE)

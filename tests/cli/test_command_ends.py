@@ -100,3 +100,14 @@ def test_a_place_that_cannot_be_written_is_named(words, tmp_path, capfd):
     assert cli.main(words) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: file") and "Errno" not in line and line.endswith("; choose another place"), line
+
+
+@pytest.mark.parametrize("form", ["torch-export", "hub-folder"])
+@pytest.mark.parametrize("out", ["/proc/x/m", "file/m"])
+def test_export_finds_an_unwritable_place_before_its_work(form, out, tmp_path, monkeypatch, capfd):
+    make_run(tmp_path / "r", write_arrays(tmp_path / "ten.npz"))
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(export.export, "export", lambda *_: pytest.fail("worked for half a minute"))
+    assert cli.main(["export", "r", "--format", form, "--out", out]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert out.rpartition("/")[0] in line and "Errno" not in line

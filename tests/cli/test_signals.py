@@ -12,7 +12,7 @@ from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.signals import NUMBERS, Signals, Stopped
 from fastcifar.runs.checkpoint import load
-from fastcifar.runs.plots import Curves
+from fastcifar.runs.model_file import ModelFile
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -82,7 +82,7 @@ def test_after_the_last_epoch_a_signal_ends_the_run_at_once(handlers):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_while_it_finishes_goes_on_by_resume(call, base, monkeypatch, tmp_path, number, code):
     with monkeypatch.context() as patched:
-        patched.setattr(Curves, "on_end", lambda *args: os.kill(os.getpid(), number))
+        patched.setattr(ModelFile, "on_end", lambda *args: os.kill(os.getpid(), number))
         found, out, err = call(*base, "--out", "r")
     name = signal.Signals(number).name
     assert (found, err) == (code, [f"stopped by {name} after the last step, which is saved"])
