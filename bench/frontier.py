@@ -2,8 +2,11 @@
 
     python -m bench.frontier --out docs/pictures
 
-Reads the raw runs under records/ on the lossless images, which their record names `cifar10`, and the published figures
-of other programs (records/published.json), and writes frontier.png and curves.png. Nothing is trained.
+records/frontier.json names the series and the files and variants of their runs, records/published.json the figures of
+other programs. Writes frontier.png and curves.png. Nothing is trained.
+
+A series that is `naive` was trained before the network left out what no pool reads. The same training takes a tenth
+less arithmetic now (`bench.work`), so its runs stand at the arithmetic of today, and in grey at that of their day.
 """
 
 from __future__ import annotations
@@ -11,8 +14,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from typing import Any
 import torch
 import tyro
 
-from bench.time_to_accuracy import BASE
+from bench.work import flop_per_image
 from fastcifar.data.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
 from fastcifar.runs import intervals, plots
+from fastcifar.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,61 +45,69 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.frontier")
-    runs = list(read_runs(options.records))
-    if not runs:
-        print(f"error: {options.records}: no runs on CIFAR-10 in it; give the folder of the records", file=sys.stderr)
+    try:
+        series = [Series.read(options.records, one) for one in read_json(options.records / "frontier.json")]
+        published = read_json(options.records / "published.json")
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        print(f"error: {options.records}: {e!r}; give the folder of the records", file=sys.stderr)
         return 2
-    published = json.loads((options.records / "published.json").read_text())
-    full_size = [run for run in runs if run["scale"] != "small"]
-    draw_frontier(options.out / "frontier.png", group(full_size), published)
-    with_history = [run for run in runs if run.get("history") and run["recipe"] == options.curves]
+    draw_frontier(options.out / "frontier.png", series, published)
+    runs = [run for path in sorted(options.records.rglob("*.json*")) for run in read_runs(path)]
+    with_history = [run for run in runs if run.get("history") and run["recipe"] == options.curves
+                    and run["dataset"] == "cifar10"]  # fmt: skip
     if with_history:
         draw_run(options.out / "curves.png", with_history[0])
     print(options.out)
     return 0
 
 
-def read_runs(records: Path) -> Iterator[dict[str, Any]]:
-    """Summaries of all finished runs of resnet9 on the whole CIFAR-10, which is recognised by its content.
-
-    A copy with JPEG loss has another name in its record and is left out.
-    """
-    for path in sorted([*records.rglob("*.json"), *records.rglob("*.jsonl")]):
-        text = path.read_text()
-        for row in [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]:
-            if not isinstance(row, dict) or "accuracy" not in row or network_of(row) != "resnet9":
-                continue
-            if row.get("dataset") == "cifar10" and row.get("n_train") == 50_000:
-                yield row
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
-def network_of(row: dict[str, Any]) -> str:
-    """The network of a run."""
-    config = row.get("config", {})
-    network: str = config.get("model", config).get("network", "resnet9")  # flat in older records
-    return network
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The summaries in a .json file or in the lines of a .jsonl file."""
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    return [run for run in map(json.loads, lines) if isinstance(run, dict)]
 
 
-def settings_of(row: dict[str, Any]) -> str:
-    """The settings besides the length in which a run differs from its recipe, as a bench names them."""
-    variant = row.get("variant", BASE)
-    return "" if variant == BASE else " ".join(s for s in variant.split() if not s.startswith("epochs="))
+@dataclass(frozen=True)
+class Series:
+    """Runs of one way to train, by length."""
+
+    name: str
+    by_length: dict[float, list[dict[str, Any]]]
+    naive: bool
+    """Whether they computed what no pool reads."""
+
+    @classmethod
+    def read(cls, records: Path, described: dict[str, Any]) -> Series:
+        """The runs of an entry of frontier.json. ValueError where there are none, or a run is not on CIFAR-10."""
+        by_length: dict[float, list[dict[str, Any]]] = {}
+        for pattern, variant in described["rows"].items():
+            for path in sorted(records.glob(pattern)):
+                for run in read_runs(path):
+                    if variant is None or run["variant"] == variant:
+                        by_length.setdefault(float(run["epochs"]), []).append(run)
+        runs = [run for some in by_length.values() for run in some]
+        if not runs or any(run["dataset"] != "cifar10" for run in runs):
+            raise ValueError(f"{described['name']}: no runs, or some that are not on the lossless CIFAR-10")
+        return cls(described["name"], dict(sorted(by_length.items())), described["naive"])
+
+    @property
+    def count(self) -> str:
+        """Number of runs: one figure, or the least and the most of a length."""
+        counts = sorted({len(runs) for runs in self.by_length.values()})
+        return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
 
 
-def group(runs: list[dict[str, Any]]) -> dict[str, dict[float, list[dict[str, Any]]]]:
-    """Runs by recipe, scale and settings, then by epochs. A variant counts if it was measured at several lengths."""
-    groups: dict[str, dict[float, list[dict[str, Any]]]] = {}
-    for run in runs:
-        name = ", ".join(filter(None, (run["recipe"], run["scale"], settings_of(run))))
-        groups.setdefault(name, {}).setdefault(run["epochs"], []).append(run)
-    recipes = {", ".join((run["recipe"], run["scale"])) for run in runs}
-    return {name: dict(sorted(by_length.items())) for name, by_length in sorted(groups.items())
-            if name in recipes or len(by_length) > 1}  # fmt: skip
+def lean_share() -> float:
+    """What is left of the arithmetic of the full network without the outputs that no pool reads; 1 - 10.4%."""
+    lean, naive = (flop_per_image(SHAPES["full"], 32, True, leave_out) for leave_out in (True, False))
+    return lean / naive
 
 
-def draw_frontier(
-    path: Path, groups: dict[str, dict[float, list[dict[str, Any]]]], published: list[dict[str, Any]]
-) -> None:
+def draw_frontier(path: Path, series: Sequence[Series], published: list[dict[str, Any]]) -> None:
     """Accuracy over passes and over PFLOP: mean and 95% interval of fastcifar as dots, published figures as stars."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -106,30 +117,34 @@ def draw_frontier(
     for axis, key, label in zip(
         figure.subplots(1, 2), ("epochs", "train_pflop"), ("passes over the data", "PFLOP of training"), strict=True
     ):
-        for name, by_length in groups.items():
-            draw_group(axis, name, list(by_length.values()), key)
-        for peer in published:
-            axis.plot(peer[key], 100 * peer["accuracy"], "*", markersize=13, label=f"{peer['name']} (published)")
+        for one in series:
+            draw_series(axis, one, key)
+        for marker, peer in zip("*P^vXD", published, strict=False):
+            axis.plot(peer[key], 100 * peer["accuracy"], marker, markersize=10, color="k", mfc="none",
+                      label=f"{peer['name']} (published)")  # fmt: skip
+        axis.axhline(94, color="k", lw=0.6, ls=":")
         axis.set(xlabel=label, ylabel="test accuracy with views, %", xscale="log")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("{x:g}")
         axis.tick_params(axis="x", which="minor", labelsize=7)
         axis.grid(which="both", alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_atomically(path, lambda f: f.write(picture.getvalue()))
 
 
-def draw_group(axis: Any, name: str, lengths: list[list[dict[str, Any]]], key: str) -> None:
-    """Draws the runs of a group at all its lengths, over the value of `key`."""
-    stats = [intervals.interval([100 * run["accuracy"] for run in runs]) for runs in lengths]
+def draw_series(axis: Any, series: Series, key: str) -> None:
+    """Draws the runs of a series at all its lengths, over the value of `key`."""
+    stats = [intervals.interval([100 * run["accuracy"] for run in runs]) for runs in series.by_length.values()]
     means = [s["mean"] for s in stats]
     reach = [s["ci95"][1] - s["mean"] if s["ci95"] else 0.0 for s in stats]
-    counts = sorted({s["n"] for s in stats})
-    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
-    label = textwrap.fill(f"{name}, n = {n}", 80)
-    axis.errorbar([runs[0][key] for runs in lengths], means, reach, fmt="o-", lw=0.8, ms=5, capsize=2, label=label)
+    at = [runs[0][key] for runs in series.by_length.values()]
+    if series.naive and key == "train_pflop":
+        axis.plot(at, means, ".-", lw=0.6, ms=4, color="0.7", zorder=1,
+                  label="the same, with what no pool reads" if not axis.lines else None)  # fmt: skip
+        at = [pflop * lean_share() for pflop in at]
+    axis.errorbar(at, means, reach, fmt="o-", lw=0.8, ms=5, capsize=2, label=f"{series.name}, n = {series.count}")
 
 
 def draw_run(path: Path, run: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ def flags_of(settings: str) -> list[str]:
         if value.lower() in ("true", "false"):
             converted.append(flag if value.lower() == "true" else flag.replace("--", "--no-", 1))
         else:
-            converted += [flag, *value.split(",")]
+            converted += [flag, *(value.split(",") if not value.startswith("{") else [value])]  # a shape is JSON
     return converted
 
 

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from fastcifar.cli import train
-from fastcifar.models import resnet9
+from fastcifar.shapes import SHAPES, Shape
 
 ROOT = Path(__file__).parent.parent
-TINY = (24, 8, 8, 8)
+TINY = Shape.of({"stem": 24, "stages": [{"width": 8}, {"width": 8}, {"width": 8, "then": (3, 3), "residual": True}]})
 """Channels of the network of a warm run, so that the run ends in a second or two."""
 FLAGS = [
     "--device", "cpu", "--precision", "fp32", "--scale", "small", "--compile", "off", "--augment", "torch",
@@ -74,7 +74,7 @@ def _main(argv: list[str], log: str, env: dict[str, str]) -> None:
         os.dup2(file.fileno(), 2)
     os.environ.update(env)
     torch.set_num_threads(1)
-    resnet9.WIDTHS["small"] = TINY
+    SHAPES["small"] = TINY
     sys.exit(train.main(argv))
 
 

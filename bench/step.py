@@ -108,7 +108,7 @@ def configure(name: str, options: Options) -> Config:
         harness.parse(options.recipe, f"device={options.device} scale={options.scale}"),
         precision=dtype, compile=MODES[mode] if mode else "off", fused_kernels=mode == "fused",
         augment=options.augment, batch_size=options.batch,
-        epochs=1.0, swa_start=2 / 3, swa_every=None, tta="none", val_split=0.0, low_res_px=32, low_res_until=0.0,
+        epochs=1.0, swa_start=2 / 3, swa_every=None, tta="none", val_split=0.0, low_res_px=(), low_res_until=(),
         schedule="onecycle", lr_peak=0.01,
     )  # fmt: skip
     choose_hardware(config)

@@ -6,7 +6,8 @@ A line of the list is {"recipe": NAME, "settings": "name=value name=value", "see
 of the list until the budget is used up. A run of seconds leaves the card idle while it is set up, so that several
 processes train more runs a minute; their seconds are then no measurement. With `--hold-out N` the networks train on the
 training images but N of them, in equal parts of every class, and are measured on those N: the choice does not see the
-test images. Writes runs.jsonl, whose rows are the summaries.
+test images. Writes runs.jsonl, whose rows are the summaries, each as soon as its run has ended. The same command
+continues a sweep that was stopped: it leaves out the runs whose rows are there, of this commit, device and images.
 """
 
 from __future__ import annotations
@@ -73,11 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs = [harness.parse(job["recipe"], f"data={options.data} {options.set}", job["settings"]) for job in jobs]
         dataset = load_images(configs[0], options)
         head = harness.describe_environment(configs[0])
+        state = harness.state_of(configs[0], options.set, dataset.digest)
     except (OSError, KeyError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     sizes = {"dataset": dataset.name, "n_train": len(dataset.y_train), "n_test": len(dataset.y_test)}
     record.write_json(options.out / "table.json", {**head, **sizes, "processes": options.processes})
+    finished = [row for row in harness.read_rows(options.out / "runs.jsonl") if "error" not in row]
+    done = [key_of(row) for row in finished if row.get("state") == state]
+    jobs = [{**job, "number": n, "state": state} for n, job in enumerate(jobs) if key_of(job) not in done]
+    print(f"{len(jobs)} runs" + (f", {len(done)} more are there" if done else ""), flush=True)
     context = multiprocessing.get_context("spawn")  # a process with CUDA cannot be forked
     turn, rows = context.Value("i", 0), context.Queue()
     arguments = (jobs, configs[0], options, turn, rows)
@@ -85,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for worker in workers:
         worker.start()
     failed = 0
-    with harness.interruptible() as interruption, (options.out / "runs.jsonl").open("w", buffering=1) as lines:
+    with harness.interruptible() as interruption, (options.out / "runs.jsonl").open("a", buffering=1) as lines:
         for row in received(rows, workers):
             failed += "error" in row
             lines.write(json.dumps(row) + "\n")
@@ -110,6 +116,11 @@ def read_list(path: Path | None) -> list[Job]:
     if not jobs:
         raise ValueError(f"{path}: no line in it")
     return jobs
+
+
+def key_of(job: Job) -> tuple[Any, ...]:
+    """What tells a run from the others of its list."""
+    return job["recipe"], job["settings"], job["seed"]
 
 
 def measured_on_held_out(dataset: Dataset, count: int) -> Dataset:
@@ -152,7 +163,7 @@ def work(jobs: list[Job], config: Config, options: Options, turn: Any, rows: Any
                 number, turn.value = turn.value, turn.value + 1
             if number >= len(jobs):
                 break
-            job = {**jobs[number], "number": number, "variant": jobs[number]["settings"] or BASE}
+            job = {**jobs[number], "variant": jobs[number]["settings"] or BASE}
             rows.put({**job, **train_one(job, dataset, options)})
 
 

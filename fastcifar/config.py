@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fastcifar.schedules import Plateau, Schedule, epoch_of
+from fastcifar.shapes import SHAPES, Shape
 from fastcifar.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Part, Range, setting
 
 MAX_EPOCHS = 100_000
+_RISING = Range("at least 0 and rising", lambda v: all(a >= b for a, b in zip(v, (0, *v), strict=False)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Model(Part):
     """Network: the fast default, the classic baseline, or one of two with random branches for long runs."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
     """Size of the network: full on a GPU; small ends the default run in minutes on 2 CPU cores; wide for accuracy."""
+    shape: Shape | None = None
+    """resnet9: its layers as JSON, in place of those that the scale names (docs/architecture.md)."""
     norm: Literal["bn", "gn-ws"] = "bn"
     """Batch norm, or group norm with weight standardisation."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
@@ -46,11 +50,23 @@ class Model(Part):
     init: str | None = None
     """Fine-tune: start from the weights of this run folder or model.safetensors, with a new head if the number of
     classes differs."""
+    start: Literal["random", "cosines"] = "random"
+    """resnet9: how the filters begin that are more than their inputs: random, or rows of a cosine transform."""
     train_stem: Literal["always", "low-res"] = "always"
     """resnet9: train the biases of the first convolution always, or only in the low-resolution part, where there is
     one. The gradient of its output serves them alone, and at full size it is costly."""
     freeze: Literal["none", "stem", "all-but-head"] = "none"
     """Weights that stay as they are: those of the first convolution, or all but those of the classifier."""
+
+    def __post_init__(self) -> None:
+        if self.shape is not None:
+            object.__setattr__(self, "shape", Shape.of(self.shape))  # from a file, a flag or Python
+        super().__post_init__()
+
+    @property
+    def layers(self) -> Shape:
+        """Layers of resnet9; its scale must be resolved (not auto)."""
+        return self.shape or SHAPES[self.scale]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +79,19 @@ class Augment(Part):
     """Left-right mirror: random side in the first epoch and the other side each next epoch; or random each time."""
     cutout_px: int = setting(0, AT_LEAST_0)
     """Size of the square that is blanked at a random place; 0: none."""
-    low_res_px: int = setting(32, Range("from 16 to 32", lambda v: 16 <= v <= 32))
-    """Image size during the first part of the run; below 32 it saves arithmetic."""
-    low_res_until: float = setting(0.0, AT_LEAST_0)
-    """End of the low-resolution part (fraction below 1, else epoch)."""
+    low_res_px: tuple[int, ...] = setting((), Range("from 16 to 32", lambda v: all(16 <= px <= 32 for px in v)))
+    """Image sizes of the first parts of the run, in their order; below 32 they save arithmetic."""
+    low_res_until: tuple[float, ...] = setting((), _RISING)
+    """End of each of these parts (fraction below 1, else epoch)."""
+
+    def __post_init__(self) -> None:
+        for name in ("low_res_px", "low_res_until"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if isinstance(value, tuple) else (value,))  # of one part
+        super().__post_init__()
+        if len(self.low_res_px) != len(self.low_res_until):
+            raise ValueError(f"low_res_px has {len(self.low_res_px)} sizes and low_res_until {len(self.low_res_until)} "
+                             "ends; give an end for each size")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

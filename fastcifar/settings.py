@@ -146,9 +146,9 @@ _CONDITIONS = (
     _Condition(("cyclic_gamma",), "--cyclic-mode exp_range",
                lambda c: isinstance(c.schedule, Cyclic) and c.schedule.mode == "exp_range"),
     _Condition(("low_res_px",), "a low-resolution part (--low-res-until above 0)",
-               lambda c: c.augment.low_res_until > 0 or c.augment.low_res_px == 32),
-    _Condition(("low_res_until",), "a low-resolution part (--low-res-px below 32)",
-               lambda c: c.augment.low_res_until == 0 or c.augment.low_res_px < 32),
+               lambda c: any(c.augment.low_res_until) or not c.augment.low_res_px),
+    _Condition(("shape",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.shape is None),
+    _Condition(("start",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.start == "random"),
     _Condition(("train_stem",), "--network resnet9",
                lambda c: c.model.network == "resnet9" or c.model.train_stem == "always"),
 )  # fmt: skip

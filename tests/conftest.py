@@ -18,10 +18,11 @@ from fastcifar.cli.progress import Handler, Lines, shown
 from fastcifar.config import Augment, Config, Machine, Model, Optimizer, Tail
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
-from fastcifar.models import resnet9, shakedrop, shakeshake
+from fastcifar.models import shakedrop, shakeshake
 from fastcifar.runs.observers import Observer, Progress, Result
 from fastcifar.schedules import OneCycle
 from fastcifar.settings import with_settings
+from fastcifar.shapes import SHAPES
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
 from fastcifar.training.stopwatch import Stopwatch
@@ -100,7 +101,7 @@ def real(real_cache: str) -> Dataset:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network with 8 channels, others with one block per stage, so that a step takes milliseconds."""
-    monkeypatch.setitem(resnet9.WIDTHS, "small", (8, 8, 8, 8))
+    monkeypatch.setitem(SHAPES, "small", replace(processes.TINY, stem=8))
     for module in (shakeshake, shakedrop):
         monkeypatch.setattr(module, "DEPTH", 1)
 

@@ -13,7 +13,7 @@ from fastcifar.settings import NAMES, SETTINGS, flat, method_differences, with_s
 
 # A new setting is a decision: whoever adds one adds it here, and says in the change what it is worth.
 FLAGS = """
-    recipe epochs data cache_dir subset val_split smoke scale network norm activation init freeze
+    recipe epochs data cache_dir subset val_split smoke scale shape network norm activation init freeze start
     train_stem device precision compile cuda_graph fused_kernels augment deterministic batch_size
     crop_pad_px mirror cutout_px low_res_px low_res_until
     optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
@@ -55,12 +55,13 @@ def may_be_none(name: str) -> bool:
 
 INTEGERS, FLOATS, BOOLEANS, TEXTS = of_kind(int), of_kind(float), of_kind(bool), of_kind(str)
 CHOICES = ["schedule", *(name for name in SETTINGS if get_origin(hint_of(name)) is Literal)]
-FLOATS.remove("milestones")
+LISTS = ["milestones", "low_res_px", "low_res_until"]
+INTEGERS, FLOATS = ([name for name in names if name not in LISTS] for names in (INTEGERS, FLOATS))
 NUMBERS = INTEGERS + FLOATS
 
 
 def test_every_setting_is_of_a_kind_tested_here():
-    assert set(NUMBERS + BOOLEANS + CHOICES + TEXTS + ["milestones"]) == set(NAMES)
+    assert set(NUMBERS + BOOLEANS + CHOICES + TEXTS + LISTS + ["shape"]) == set(NAMES)
 
 
 BAD = [
@@ -84,7 +85,10 @@ BAD = [
     ("seed", 2**64),
     ("epochs", 100_001),
     ("low_res_px", 15),
-    ("low_res_px", 33),
+    ("low_res_px", (24, 33)),
+    ("low_res_until", 0.5),
+    ("low_res_until", -0.5),
+    ("low_res_until", (0.5, 0.3)),
     ("crop_pad_px", 9),
     ("swa_start", 30),
     ("swa_start", 31.5),
@@ -134,7 +138,8 @@ def test_a_text_may_be_any_text(name):
         {"target": 0.94},
         {"resume": "run", "extend_epochs": 40},
         {"seed": 2**63 - 1},
-        {"low_res_px": 16, "low_res_until": 0.5},
+        {"low_res_px": (16,), "low_res_until": (0.5,)},
+        {"low_res_px": (24, 28), "low_res_until": (0.3, 0.6)},
     ],
 )
 def test_values_at_the_edge_are_taken(settings):

@@ -84,6 +84,8 @@ def draw(augment: Augment, batch_size: int, seed: int, num_images: int, epoch: i
 
 
 def image_size(config: Config, epoch: int) -> int:
-    """Image height and width in pixels during an epoch: low in the epochs that end before `low_res_until`."""
-    low_res = epoch + 1 <= config.epoch_of(config.augment.low_res_until) + 1e-9
-    return config.augment.low_res_px if low_res else 32
+    """Image height and width in pixels during an epoch: those of the first low-resolution part that it ends in."""
+    for size_px, until in zip(config.augment.low_res_px, config.augment.low_res_until, strict=True):
+        if epoch + 1 <= config.epoch_of(until) + 1e-9:
+            return size_px
+    return 32

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from fastcifar.models.networks import count_parameters, train_flop
-from fastcifar.models.resnet9 import WIDTHS
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs.config_file import config_to_plain
 from fastcifar.training.stopwatch import matrix_flop_per_s
@@ -23,6 +22,7 @@ def banner(task: Task) -> str:
     def reason(name: str) -> str:
         return f" ({hardware.reasons[name]})" if name in hardware.reasons else ""
 
+    size = "of your own shape" if settings.shape else f"{hardware.scale}{reason('scale')}"
     lines = [
         f"recipe   {config.run.recipe}: {config.epochs:g} epochs x {task.steps_per_epoch} steps of {task.batch_size} "
         f"images, {config.schedule.name}" + (", averaging tail" if config.tail else ", no tail"),
@@ -31,13 +31,13 @@ def banner(task: Task) -> str:
         f"{reason('compile')}, augmentation by {hardware.executor}{reason('augment')}",
         f"data     {task.dataset.name}: {task.num_train:,} training and {len(task.dataset.y_test):,} test images, "
         f"{len(task.dataset.classes)} classes",
-        f"network  {settings.network} {hardware.scale}{reason('scale')}: {count_parameters(model):,} parameters, "
+        f"network  {settings.network} {size}: {count_parameters(model):,} parameters, "
         f"{task.train_pflop:.3g} PFLOP of training",
     ]
-    if hardware.scale == "small" and settings.network == "resnet9":
-        pflop = task.train_pflop * train_flop(plain_network(task, scale="full")) / task.flop_per_image[32]
+    if hardware.scale == "small" and settings.network == "resnet9" and not settings.shape:
+        pflop = task.train_pflop * train_flop(plain_network(task, scale="full", shape=None)) / task.flop_per_image[32]
         hours = pflop * 1e15 / matrix_flop_per_s(hardware.device, hardware.dtype) / 3600
-        lines.append(f"         --scale full (widths {', '.join(map(str, WIDTHS['full']))}) would take "
+        lines.append("         --scale full would take "
                      f"{pflop:.2g} PFLOP, here at least {hours:.1f} h")  # fmt: skip
     return "\n".join(lines)
 

@@ -105,6 +105,7 @@ def _parse_flags(argv: Sequence[str], default: Config, prog: str, description: s
 
     parts = _flag_types()
     values = flat(default)
+    values["shape"] = values["shape"] and str(values["shape"])
     groups = {}
     for part, kind in parts.items():
         known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
@@ -136,6 +137,8 @@ def _flag_types() -> dict[str, type]:
                 text = f"{', '.join(kind.name for kind in where.owners)}: {text[0].lower()}{text[1:]}"  # type: ignore[attr-defined]
             if flag == "swa_start":
                 hint = hint | None
+            if flag == "shape":
+                hint = str | None
             default = where.field.default
             members.append((flag, Annotated[hint, tyro.conf.arg(help=text)],
                             field(default=None if flag == "swa_start" else default)))  # fmt: skip

@@ -35,7 +35,7 @@ def _make(settings: Model, num_classes: int, seed: int) -> nn.Module:
         return shakeshake.ShakeShake(shakeshake.WIDTHS[scale], *rest, seed)
     if settings.network == "shakedrop":
         return shakedrop.ShakeDrop(shakedrop.WIDTHS[scale], *rest, seed)
-    return resnet9.ResNet9(resnet9.WIDTHS[scale], *rest)
+    return resnet9.ResNet9(settings.layers, *rest, settings.start)
 
 
 def freeze(model: nn.Module, which: str) -> None:

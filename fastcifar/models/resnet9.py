@@ -9,57 +9,63 @@ Shapes: B images, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
 from fastcifar.models.fused import norm_activation
-from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_identity
+from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, pad_before_pool, start_as_cosines, start_as_identity
+from fastcifar.shapes import Shape, Stage
 
-WIDTHS = {"full": (24, 64, 256, 256), "small": (16, 16, 64, 64), "wide": (24, 128, 416, 512)}
-"""Channels of stem and three stages of resnet9: 0.74 GFLOP per image, 0.05 to end in minutes on 2 CPU cores, or 2.3
-for more accuracy from each epoch.
-
-The stem holds the strongest principal directions of 2x2x3 patches, each with both signs: at most 24.
-"""
 LOGIT_SCALE = 4.0
 
 
-class Stage(nn.Module):
-    """[B, C_in, H, W] -> [B, C, H/2, W/2]: convolution and pool, then a second convolution, or a residual block of two.
+class ConvStage(nn.Module):
+    """[B, C_in, H, W] -> [B, C, H/2, W/2]: convolution and pool, then further convolutions or a residual block of them.
 
     The block's sum is inside its last norm: with filters of fixed norm (Muon) a sum after the norm lost 3 points, and a
     shortcut over a single convolution half a point (LOG.md).
     """
 
-    def __init__(self, c_in: int, c_out: int, residual: bool, norm: str, activation: str) -> None:
+    def __init__(self, c_in: int, stage: Stage, norm: str, activation: str, start: str = "random") -> None:
         super().__init__()
-        self.activation, self.residual = ACTIVATIONS[activation], residual
-        self.conv1, self.norm1 = start_as_identity(conv(c_in, c_out, norm)), make_norm(c_out, norm)
-        self.conv2, self.norm2 = start_as_identity(conv(c_out, c_out, norm)), make_norm(c_out, norm)
-        if residual:
-            self.conv3, self.norm3 = start_as_identity(conv(c_out, c_out, norm)), make_norm(c_out, norm)
+        self.activation, self.stage = ACTIVATIONS[activation], stage
+        widths = [stage.inner or stage.width] * (len(stage.then) - 1) + [stage.width]
+        first = conv(c_in, stage.width, norm, stage.kernel, padding=0)
+        self.conv1, self.norm1 = start_as_identity(first), make_norm(stage.width, norm)
+        if start == "cosines":
+            start_as_cosines(first)
+        second = conv(stage.width, widths[0], norm, stage.then[0])
+        self.conv2, self.norm2 = start_as_identity(second), make_norm(widths[0], norm)
+        if len(widths) == 2:
+            third = conv(widths[0], widths[1], norm, stage.then[1])
+            self.conv3, self.norm3 = start_as_identity(third), make_norm(widths[1], norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = norm_activation(self.norm1, self.conv1(x), self.activation, pool=True)
-        y = norm_activation(self.norm2, self.conv2(x), self.activation)
-        return norm_activation(self.norm3, self.conv3(y), self.activation, plus=x) if self.residual else y
+        x = self.conv1(pad_before_pool(x, self.stage.kernel))
+        x = norm_activation(self.norm1, x, self.activation, pool=True)
+        plus = x if self.stage.residual else None
+        if len(self.stage.then) == 1:
+            return norm_activation(self.norm2, self.conv2(x), self.activation, plus=plus)
+        x = norm_activation(self.norm2, self.conv2(x), self.activation)
+        return norm_activation(self.norm3, self.conv3(x), self.activation, plus=plus)
 
 
 class ResNet9(nn.Module):
     """x [B, 3, S, S] -> logits [B, K]; S = 32, or at least 16 in the low-resolution part of a run."""
 
-    def __init__(self, widths: tuple[int, ...], num_classes: int, norm: str, activation: str) -> None:
+    def __init__(self, shape: Shape, num_classes: int, norm: str, activation: str, start: str = "random") -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.stem = nn.Conv2d(3, widths[0], kernel_size=2)
+        self.stem = nn.Conv2d(3, shape.stem, kernel_size=2)
         self.stem.weight.requires_grad = False
         nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
-        pairs = list(pairwise(widths))
-        self.stages = nn.Sequential(*(  # a residual block in every stage costs more than it gives (LOG.md)
-            Stage(i, o, n == len(pairs), norm, activation) for n, (i, o) in enumerate(pairs, start=1)
-        ))  # fmt: skip
+        widths = [shape.stem, *(stage.width for stage in shape.stages)]
+        self.stages = nn.Sequential(
+            *(
+                ConvStage(c_in, stage, norm, activation, start)
+                for c_in, stage in zip(widths, shape.stages, strict=False)
+            )
+        )
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight)
         self.logit_scale = LOGIT_SCALE / widths[-1]

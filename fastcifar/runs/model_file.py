@@ -135,7 +135,8 @@ def _check_gaussian(gaussian: Gaussian, model: nn.Module) -> None:
 
 def _checked_settings(facts: dict[str, Any]) -> Model:
     """The network's settings. ValueError when the facts beside the weights cannot be those that a run wrote."""
-    settings = Model(**{name: facts[name] for name in ("network", "scale", "norm", "activation")})
+    names = ("network", "scale", "norm", "activation")
+    settings = Model(**{name: facts[name] for name in names}, shape=facts.get("shape"))
     if settings.scale == "auto":
         raise ValueError("scale is 'auto'")
     names = facts["classes"]

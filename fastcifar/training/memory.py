@@ -35,7 +35,7 @@ def batch_that_fits(task: Task) -> int | None:
 
 def _one_step(task: Task, batch: int) -> None:
     model = plain_network(task).to(task.hardware.device).train()
-    size = max(32, task.config.augment.low_res_px)
+    size = max(task.image_sizes)
     x = torch.zeros(batch, 3, size, size, device=task.hardware.device, dtype=task.hardware.dtype)
     with autocast(task.hardware):
         logits = model(x.contiguous(memory_format=torch.channels_last))

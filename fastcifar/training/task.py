@@ -6,7 +6,7 @@ Shapes: B images of a step, N training images, K classes. Steps and epochs count
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class Task:
     @property
     def image_sizes(self) -> list[int]:
         """Image sizes in pixels that occur in the run, in increasing order."""
-        return sorted({self.config.augment.low_res_px, 32})
+        return sorted({*self.config.augment.low_res_px, 32})
 
     @property
     def train_pflop(self) -> float:
@@ -135,7 +135,7 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
     return Task(
         config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
         test=test, watched=share(*held_out) if held_out else test, steps_per_epoch=num_train // batch,
-        flop_per_image={size: train_flop(model, size) for size in {config.augment.low_res_px, 32}},
+        flop_per_image={size: train_flop(model, size) for size in {*config.augment.low_res_px, 32}},
         stem_filters=model.whitening_filters(sample) if isinstance(model, ResNet9) else None,
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def normalization_facts(task: Task) -> dict[str, Any]:
     return {
         "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name,
         "network": settings.network, "norm": settings.norm, "activation": settings.activation,
-        "scale": settings.scale,
+        "scale": settings.scale, "shape": asdict(settings)["shape"],
     }  # fmt: skip
 
 

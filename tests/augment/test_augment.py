@@ -257,6 +257,8 @@ def test_executor_shrinks_where_asked():
 def test_the_size_is_low_first():
     config = plan_config(epochs=4, low_res_px=16, low_res_until=0.5)
     assert [image_size(config, epoch) for epoch in range(4)] == [16, 16, 32, 32]
+    ladder = plan_config(epochs=4, low_res_px=(16, 24), low_res_until=(0.25, 3))
+    assert [image_size(ladder, epoch) for epoch in range(4)] == [16, 24, 24, 32]
     never = replace(config, augment=Augment(low_res_px=24, low_res_until=0.0))
     assert image_size(never, 0) == 32
     none_whole = plan_config(epochs=1, low_res_px=16, low_res_until=0.6)

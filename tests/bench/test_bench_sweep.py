@@ -19,6 +19,23 @@ def test_quick(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "table.json").read_text())["dataset"] == "synthetic, 200 held out"
 
 
+def test_a_stopped_sweep_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three runs one is there, and one has failed."""
+    words = ["--data", "synthetic", "--set", "subset=1000 scale=small epochs=1", "--out", str(tmp_path)]
+    jobs = [{"recipe": "speedrun94", "settings": "", "seed": seed} for seed in (0, 1)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, jobs[:1])))
+    assert sweep.main(["--list", str(tmp_path / "list.jsonl"), *words]) == 0
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    (first,) = (tmp_path / "runs.jsonl").read_text().splitlines()
+    with (tmp_path / "runs.jsonl").open("a") as lines:
+        lines.write(json.dumps({**json.loads(first), "seed": 1, "error": "out of memory"}) + "\n")
+    assert sweep.main(["--list", str(tmp_path / "list.jsonl"), *words]) == 0
+    assert "1 runs, 1 more are there" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [(row["seed"], "error" in row) for row in rows] == [(0, False), (1, True), (1, False)]
+    assert rows[2]["accuracy"] != rows[0]["accuracy"] and (tmp_path / "runs.jsonl").read_text().startswith(first)
+
+
 def test_held_out_images_take_the_place_of_the_test_images() -> None:
     whole = make_dataset(200, 50)
     part = sweep.measured_on_held_out(whole, 50)

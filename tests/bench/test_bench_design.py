@@ -1,0 +1,89 @@
+"""The designs of a screening tell their factors apart, and effects that were put in come out."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import design, harness
+from fastcifar.shapes import SHAPES
+
+
+@pytest.mark.parametrize(("num_factors", "runs"), [(3, 8), (5, 16), (6, 32), (8, 64), (11, 128)])
+def test_no_effect_is_mixed_up_with_a_pair_of_others(num_factors: int, runs: int) -> None:
+    table = design.levels(num_factors, runs)
+    assert table.shape == (runs, num_factors) and set(table.flat) == {-1, 1}
+    for count in range(1, 5):
+        for columns in itertools.combinations(range(num_factors), count):
+            assert abs(table[:, columns].prod(1).sum()) < runs or count == 0
+
+
+@pytest.mark.parametrize(("num_factors", "runs", "told"), [(9, 16, "too few"), (3, 12, "power of 2"), (3, 0, "power")])
+def test_too_few_runs_are_refused(num_factors: int, runs: int, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        design.levels(num_factors, runs)
+
+
+def test_the_list_holds_each_factor_at_both_levels(tmp_path: Path) -> None:
+    assert design.main(["--list", str(tmp_path / "list.jsonl"), "--runs", "128", "--first-seed", "500"]) == 0
+    jobs = harness.read_rows(tmp_path / "list.jsonl")
+    assert [job["seed"] for job in jobs] == list(range(500, 628))
+    for factor in design.FACTORS:
+        assert sum(job["levels"][factor.name] for job in jobs) == 0
+    assert len({job["settings"] for job in jobs}) == 128
+
+
+def test_levels_are_the_settings_that_they_name() -> None:
+    low, high = (design.settings_of([level] * len(design.FACTORS)) for level in (False, True))
+    config = harness.parse("speedrun94", low)
+    assert config.model.layers == SHAPES["full"] and config.augment.low_res_px == (22,)
+    config = harness.parse("speedrun94", high)
+    first, second, last = config.model.layers.stages
+    assert first.then == (1, 1) and second.inner == 192 and (last.kernel, last.width) == (2, 384)
+    assert config.model.start == "cosines" and config.augment.low_res_px == (22, 28)
+
+
+def made_rows(scatter: float, known: dict[str, float], work: dict[str, float]) -> list[dict[str, object]]:
+    generator, rows = np.random.default_rng(0), []
+    names = [factor.name for factor in design.FACTORS]
+    for job in design.design_jobs(design.Options()):
+        high = [name for name in names if job["levels"][name] > 0]
+        points = 93 + sum(known.get(name, 0) for name in high) + scatter * generator.standard_normal()
+        pflop = 0.2 * np.prod([1 + work.get(name, 0) for name in high])
+        rows.append({**job, "accuracy": points / 100, "train_pflop": float(pflop)})
+    return rows
+
+
+def test_effects_that_were_put_in_come_out() -> None:
+    names = [factor.name for factor in design.FACTORS]
+    rows = made_rows(0.2, {names[0]: -0.1, names[3]: 0.3}, {names[0]: -0.1, names[3]: 0.2})
+    rows = [*rows[:-5], {**rows[-1], "error": "out of memory"}]  # some are missing
+    found = {effect.name: effect for effect in design.effects(rows)}
+    for name in names:
+        expected = {names[0]: -0.1, names[3]: 0.3}.get(name, 0.0)
+        assert abs(found[name].points - expected) < 3 * found[name].standard_error
+        assert found[name].standard_error == pytest.approx(2 * 0.2 / 123**0.5, rel=0.3)
+    assert [found[names[n]].arithmetic_percent for n in (0, 3)] == pytest.approx([-10, 20])
+    assert found[names[3]].price == pytest.approx(found[names[3]].points - 0.019 * 20)
+    lines = design.report(rows).splitlines()
+    assert len(lines) == 2 + len(names) and names[3] in lines[-1]  # 0.3 points cost 0.38
+
+
+def test_whole_networks_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert design.main(["--list", str(tmp_path / "list.jsonl"), "--runs", "14", "--candidates"]) == 0
+    jobs = harness.read_rows(tmp_path / "list.jsonl")
+    assert len(jobs) == 14 and {job["network"] for job in jobs} == {"full", *design.CANDIDATES}
+    rows = [{**job, "accuracy": 0.93 + job["seed"] / 1000, "train_pflop": 0.2} for job in jobs]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    capsys.readouterr()
+    assert design.main(["--rows", str(tmp_path / "rows.jsonl")]) == 0
+    assert capsys.readouterr().out.count("93.05 ± 0.07") == 7
+
+
+def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    for words in ([], ["--list", str(tmp_path / "list"), "--runs", "100"], ["--rows", str(tmp_path / "rows.jsonl")]):
+        assert design.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,34 @@
+"""Arithmetic from the sizes of the maps is that of a watched forward pass; other programs by the same rule."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import design, work
+from fastcifar.config import Model
+from fastcifar.models.networks import make_model, train_flop
+from fastcifar.shapes import SHAPES
+
+
+@pytest.mark.parametrize("name", ["full", "small", "wide", "N1", "N4", "W1"])
+@pytest.mark.parametrize("size", [32, 28, 24, 22, 17])
+def test_sizes_and_a_watched_pass_give_one_count(name: str, size: int) -> None:
+    shape = {**SHAPES, **design.CANDIDATES}[name]
+    model: Any = make_model(Model(scale="full", shape=shape), 10, seed=0)
+    assert work.flop_per_image(shape, size, trains_stem=True) == train_flop(model, size)
+    model.stem_fixed_from_px = 16
+    assert work.flop_per_image(shape, size, trains_stem=False) == train_flop(model, size)
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert work.main(["--out", str(tmp_path)]) == 0
+    rows = {row["name"]: row for row in map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())}
+    ours = rows["speedrun94"]
+    assert (ours["passes"], ours["naive_pflop"], ours["train_pflop"]) == pytest.approx((7.5, 0.2387, 0.2140), abs=1e-4)
+    assert rows["speedrun94, stem low-res"]["train_pflop"] == pytest.approx(0.2072, abs=1e-4)
+    assert rows["Fulcrum e1"]["train_pflop"] == pytest.approx(0.224, abs=1e-3)
+    assert rows["hiverge"]["train_pflop"] == pytest.approx(0.254, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in rows)
