@@ -3,6 +3,10 @@ PYTHON ?= python3
 DATA ?=
 ARGS ?=
 BIN := .venv/bin
+# LOCKED=1 installs what requirements-lock.txt pins, compared by SHA-256; otherwise the newest versions in the ranges.
+LOCKED ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCK := --require-hashes -r requirements-lock.txt
 
 .PHONY: train test lint full-test docs cuda-dry frontier gpu clean
 
@@ -40,11 +44,11 @@ frontier: .venv/.train
 	$(PYTHON) -m venv .venv
 
 .venv/.train: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) $(if $(LOCKED),$(LOCK),-r requirements.txt)
 	@touch $@
 
-.venv/.dev: requirements-dev.txt requirements-docs.txt .venv/.train
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/.dev: requirements-dev.txt requirements-docs.txt requirements-lock.txt .venv/.train
+	$(PIP) $(if $(LOCKED),$(LOCK),-r requirements-dev.txt)
 	@touch $@
 
 # On the machine with the card, without an environment of its own where there is none: make gpu OUT=DIR PYTHON=python3

@@ -98,6 +98,8 @@ def train_and_report(
     try:
         if task.config.run.runs > 1:
             train_seeds(task, world, out, signals, progress)
+            if out:
+                folder.require_kept(out)
             return
         result = train(task, [progress, *run_observers(task, out, signals)], stopwatch)
         if out:
@@ -105,9 +107,10 @@ def train_and_report(
                 progress.say(table.read_text().rstrip())
             progress.say(f"results in {out}")
             print(record.to_json(result.summary), flush=True)
+            folder.require_kept(out)
     except (Interrupted, Stopped):
         if out:
-            command = folder.resume_command(out, world.size)
+            command = folder.resume_command(out, world.size, task.config)
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:

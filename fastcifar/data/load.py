@@ -106,11 +106,11 @@ def _load_official(official: OfficialSet, cache_dir: str | None, progress: bool)
         if found is None:
             download.fetch(official, archive, progress)
         path = found or archive
-        raw = sources.read_source(path, progress)
-        if raw.published != official.name:
+        dataset = _make_dataset(sources.read_source(path, progress), f"{official.name}-custom")
+        if dataset.name != official.name:
             raise DataError(f"{path}: not the published {official.title} (its checksums differ); download "
                             f"{official.url} again, or use it as it is with --data {path}")  # fmt: skip
-        return _make_dataset(raw, official.name)
+        return dataset
 
     try:
         return cache.load_or_build(official.name, build, cache_dir)

@@ -30,7 +30,7 @@ def read_source(path: Path, progress: bool = True) -> RawData:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about odd files; the error message alone shall be printed
             return check_raw(path, _read_unchecked(path, progress))
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # the parsers of four formats raise too many kinds of exception to list
         reason = str(error) or type(error).__name__
@@ -79,7 +79,7 @@ def _read_unchecked(path: Path, progress: bool) -> RawData:
         if not (found := find_official(path)):
             return read_image_folder(path, progress)
         official, root = found
-        existing = [name for name in official.md5 if (root / name).exists()]
+        existing = [name for name in official.files if (root / name).exists()]
         files = {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
         return decode_official(root, official, files)
     with path.open("rb") as file:

@@ -40,7 +40,7 @@ def run_observers(task: Task, out: Path | None, signal: Callable[[], int | None]
         record.Metrics(out / "metrics.jsonl"),
         Checkpoints(out / "checkpoint.pt", task.config, task.dataset.digest, stop, agree),
         ModelFile(out / "model.safetensors", normalization_facts(task)),
-        plots.Curves(out / "curves.png"),
         record.Summary(out / "summary.json", process_age_s),
+        plots.Curves(out / "curves.png"),  # after the figures: without a picture nothing is lost
         *chosen,
     ]

@@ -1,6 +1,7 @@
 """The command line as a person meets it: run folders, last lines, exit codes."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -10,6 +11,7 @@ from fastcifar.cli import train as command
 from fastcifar.data.files import lock_folder
 from fastcifar.runs.checkpoint import load
 from fastcifar.runs.checkpoints import Checkpoints, Interrupted
+from fastcifar.runs.plots import Curves
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -74,6 +76,30 @@ def test_a_dry_run_writes_nothing(call, base, tmp_path):
     code, out, err = call(*base, "--dry-run")
     assert (code, err) == (0, []) and json.loads(out[-1])["num_steps"] == 16
     assert not list(tmp_path.iterdir())
+
+
+def test_the_figures_are_kept_where_the_picture_fails(call, base, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device", "r/curves.png")
+
+    monkeypatch.setattr(Curves, "on_end", fail)
+    code, _, err = call(*base, "--out", "r")
+    assert code == 2 and "r/curves.png: No space left" in err[0]
+    assert json.loads((tmp_path / "r/summary.json").read_text())["num_steps"] == 16
+
+
+@pytest.mark.parametrize("flags", [[], ["--runs", "2"]], ids=["a run", "two seeds"])
+def test_a_folder_that_is_removed_while_it_trains_is_an_error(call, base, tmp_path, monkeypatch, flags):
+    first = []
+
+    def remove(self, run, row):
+        if not first:
+            first.append(shutil.rmtree(tmp_path / "r"))
+
+    monkeypatch.setattr(Checkpoints, "on_epoch", remove)
+    code, _, err = call(*base, *flags, "--out", "r")
+    assert code == 2 and len(err) == 1 and "r: was removed while the run trained" in err[0]
+    assert (tmp_path / "r/summary.json").exists()  # hours of training are not thrown away
 
 
 # Exit codes
