@@ -53,7 +53,10 @@ class _TapwiseConvolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = torch.nn.grad.conv2d_input(x.shape, weight, g, padding=ctx.padding)
+            padding, one, none = [ctx.padding] * 2, [1, 1], [0, 0]
+            d_x, _, _ = torch.ops.aten.convolution_backward(
+                g, x, weight, None, one, padding, one, False, none, 1, [True, False, False]
+            )
         return d_x, weight_gradient(g, x, weight, ctx.padding), None
 
 

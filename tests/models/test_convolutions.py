@@ -118,7 +118,7 @@ def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, 
     tolerance = 1e-4 if dtype == torch.float32 else 0.03
     for a, b in zip(mine, others, strict=True):
         assert a.dtype == b.dtype and (a - b).abs().max() <= tolerance * b.abs().max()
-    assert is_channels_last(layer.weight.grad)
+    assert is_channels_last(layer.weight.grad) and is_channels_last(mine[1])
 
 
 @pytest.mark.parametrize(("channels", "size"), [(64, 7), (128, 15)])
