@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import subject
 import torch
+from replays import FromOutside
 from stub import Card
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -77,6 +78,8 @@ class Watch:
     sync_is_error: bool = False
     """Every wait that torch knows of is an error from the first step of a block to the end of its last."""
     average: subject.RunningMean | None = None
+    lost: int = 0
+    """Most buffers that a replayed graph reads or writes and that were no more."""
     blocks: list[dict[str, Any]] = field(default_factory=list)
     span: dict[str, Any] = field(default_factory=dict)
     before: dict[str, int] = field(default_factory=dict)
@@ -180,20 +183,32 @@ class WatchedStep:
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[list[subject.Step]]:
-    """Steps that the training loop makes are watched; the list gets them."""
+    """Steps that the training loop makes are watched, and what graphs read; the list gets the steps."""
     made: list[subject.Step] = []
-    before = subject.loop.make_step
+    before, record = subject.loop.make_step, subject.CudaGraphs.__call__
 
     def make(task: subject.Task, state: subject.State, forward: Any) -> WatchedStep:
         made.append(before(task, state, forward))
         return WatchedStep(made[-1], watch)
 
+    def record_and_look(self: subject.CudaGraphs, work: Callable[[], None]) -> Callable[[], None]:
+        outside = FromOutside()
+        replay = record(self, lambda: outside.run(work))  # type: ignore[arg-type, return-value]
+
+        def replay_and_look() -> None:
+            watch.lost = max(watch.lost, outside.freed())
+            replay()
+
+        return replay_and_look
+
     subject.loop.make_step = make
+    subject.CudaGraphs.__call__ = record_and_look  # type: ignore[method-assign]
     try:
         yield made
     finally:
         torch.cuda.set_sync_debug_mode("default")
         subject.loop.make_step = before
+        subject.CudaGraphs.__call__ = record  # type: ignore[method-assign]
 
 
 def watch_run(
@@ -218,6 +233,7 @@ def watch_run(
         "blocks": [block for block in watch.blocks if block["trains"]],
         "refresh": [block for block in watch.blocks if not block["trains"]],
         "all": all_in_all,
+        "lost": watch.lost,
         "said": said,
         "swa_recorded": result.summary["swa_recorded"],
         "precision": result.summary["precision"],

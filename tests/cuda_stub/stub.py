@@ -24,6 +24,7 @@ ROOT = HERE.parents[1]
 COUNTERS = (
     "launches", "library_calls", "copies_to_device", "copies_to_host", "copies_on_device", "pageable_copies",
     "memsets", "waits", "replays", "captured", "allocations", "frees", "outside", "illegal", "unordered",
+    "reused", "freed",
 )  # fmt: skip
 """In the order of `enum counter` in card.h."""
 
@@ -90,7 +91,7 @@ def environment(folder: Path) -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": str(folder / "libcuda_stub.so"),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")])),
-        "PYTHONPATH": os.pathsep.join([os.environ.get("CUDA_STUB_CODE", str(ROOT)), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([os.environ.get("CUDA_STUB_CODE", str(ROOT)), str(HERE), str(HERE.parent)]),
         "CUDA_MODULE_LOADING": "LAZY",
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "OMP_NUM_THREADS": "1",
@@ -153,6 +154,15 @@ class Card:
     def fail_allocations(self, on: bool) -> None:
         """The card has no memory left to give, or has again."""
         self.library.stub_fail_allocations(int(on))
+
+    @contextmanager
+    def late(self) -> Iterator[None]:
+        """Asked whether an event is done, the card says no until the host has waited for it: the slowest card."""
+        self.library.stub_events_are_late(1)
+        try:
+            yield
+        finally:
+            self.library.stub_events_are_late(0)
 
     @contextmanager
     def running_beside(self, stream: Any) -> Iterator[None]:
