@@ -1,4 +1,4 @@
-"""What recorded work reads and writes: a CUDA graph keeps addresses, so what lies there must stay until the last replay.
+"""What recorded work reads and writes: a CUDA graph keeps addresses, so what lies there must stay.
 
 On the CPU a recorder repeats the work itself, which would follow a buffer that was replaced. So the addresses are
 compared at each replay with those at the recording.
