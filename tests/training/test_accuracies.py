@@ -1,4 +1,4 @@
-"""Which accuracy is of which weights and images, in sets whose held-out and test images disagree: all figures differ."""
+"""Which accuracy is of which weights and images, in sets whose held-out and test images disagree."""
 
 import copy
 from dataclasses import replace
