@@ -174,7 +174,9 @@ def _pytest(copy: Path, tests: list[str], scenarios: str, output: str) -> None:
     sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
     os.chdir(copy)
     os.environ |= {"CUDA_STUB_CASES": scenarios, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
-    os.environ["PYTEST_XDIST_TESTRUNUID"] = Path(output).stem  # by which the stub's results are kept: none of another fault
+    os.environ["PYTEST_XDIST_TESTRUNUID"] = Path(
+        output
+    ).stem  # by which the stub's results are kept: none of another fault
     sys.path[:] = [str(copy), *(place for place in sys.path if place != str(Path(__file__).parent))]
     import pytest
 
