@@ -121,7 +121,10 @@ def run_all(faults: list[Fault], copies: list[Path], limit_s: float) -> Iterator
             free.put(copy)
 
     with ThreadPoolExecutor(len(copies)) as pool:
-        yield from pool.map(in_a_copy, faults)
+        try:
+            yield from pool.map(in_a_copy, faults)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C: what runs may end, nothing more begins
 
 
 def run_fault(fault: Fault, copy: Path, limit_s: float) -> dict[str, Any]:

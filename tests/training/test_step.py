@@ -80,6 +80,17 @@ def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recor
     assert_same(fast, plain)
 
 
+def test_the_loss_is_the_smoothed_cross_entropy(make_quick_task):
+    task = make_quick_task(label_smoothing=0.2)
+    state, logits = start(task, Stopwatch()), []
+    plain = Step(task, state, lambda x: logits.append(state.model(x)) or logits[-1])
+    y = torch.arange(10).repeat(2)
+    plain.update(torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), y)
+    log_p = logits[0].detach().double().log_softmax(1)
+    expected = -(0.8 * log_p[torch.arange(20), y] + 0.2 * log_p.mean(1)).mean()
+    assert state.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 class OutOfOrder(TorchExecutor):
     """Its blocks lie in an order of their own, another one in each block, as DALI's do."""
 
