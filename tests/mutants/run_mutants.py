@@ -136,7 +136,7 @@ def run_fault(fault: Fault, copy: Path, limit_s: float) -> dict[str, Any]:
         code, said = run_tests(copy, fault.tests, fault.stub, limit_s)
     finally:
         write(path, whole)
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
     outcome = {None: LATE, 0: SURVIVED, 1: CAUGHT if failed else BROKEN}.get(code, BROKEN)
     if code == 0 and not re.search(r"\d passed", said):
         outcome = SKIPPED
