@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import subject
 import torch
-from replays import FromOutside
 from stub import Card
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 card = Card()
@@ -181,6 +181,17 @@ class WatchedStep:
         self.inner(i)
 
 
+def buffers(work: Any) -> list[Tensor]:
+    """What recorded work reads and writes again at each replay: the tensors of its object, weights and momenta."""
+    owner = getattr(work, "func", work).__self__
+    state, model = vars(owner).get("state"), vars(owner).get("model")
+    own = [value for value in vars(owner).values() if isinstance(value, Tensor)]
+    if state is None:
+        return [*own, *model.state_dict().values()]
+    momenta = [kept["momentum_buffer"] for o in state.optimizers for kept in o.state.values()]
+    return [*own, *momenta, *state.model.state_dict().values(), state.loss_sum]
+
+
 @contextmanager
 def watching(watch: Watch) -> Iterator[list[subject.Step]]:
     """Steps that the training loop makes are watched, and what graphs read; the list gets the steps."""
@@ -192,11 +203,10 @@ def watching(watch: Watch) -> Iterator[list[subject.Step]]:
         return WatchedStep(made[-1], watch)
 
     def record_and_look(self: subject.CudaGraphs, work: Callable[[], None]) -> Callable[[], None]:
-        outside = FromOutside()
-        replay = record(self, lambda: outside.run(work))  # type: ignore[arg-type, return-value]
+        replay, kept = record(self, work), [StorageWeakRef(t.untyped_storage()) for t in buffers(work)]
 
         def replay_and_look() -> None:
-            watch.lost = max(watch.lost, outside.freed())
+            watch.lost = max(watch.lost, sum(storage.expired() for storage in kept))
             replay()
 
         return replay_and_look

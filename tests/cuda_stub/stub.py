@@ -91,7 +91,7 @@ def environment(folder: Path) -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": str(folder / "libcuda_stub.so"),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")])),
-        "PYTHONPATH": os.pathsep.join([os.environ.get("CUDA_STUB_CODE", str(ROOT)), str(HERE), str(HERE.parent)]),
+        "PYTHONPATH": os.pathsep.join([os.environ.get("CUDA_STUB_CODE", str(ROOT)), str(HERE)]),
         "CUDA_MODULE_LOADING": "LAZY",
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "OMP_NUM_THREADS": "1",
