@@ -11,6 +11,7 @@ from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.runs.observers import Observer
 from fastcifar.training import loop
 from fastcifar.training.loop import train
+from fastcifar.training.state import Diverged
 from fastcifar.training.summary import Accuracies
 
 
@@ -117,3 +118,29 @@ def test_with_held_out_images_epochs_are_measured_on_those_and_the_end_on_the_te
 )  # fmt: skip
 def test_the_figure_of_a_run_is_not_the_largest(figures, final):
     assert Accuracies(*figures).final == final
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The loss of every step."""
+    seen, plain = [], torch.nn.functional.cross_entropy
+
+    def watched(*args, **settings):
+        seen.append(plain(*args, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+    return seen
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(make_quick_task, losses):
+    history = train(make_quick_task(epochs=1.5)).history
+    expected = [sum(loss.item() for loss in part) / len(part) for part in (losses[:8], losses[8:12])]
+    assert [row["loss_train"] for row in history] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_that_is_infinite_ends_the_run(make_quick_task, monkeypatch):
+    plain = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *a, **k: plain(*a, **k) * float("inf"))
+    with pytest.raises(Diverged, match="the loss is inf in epoch 1"):
+        train(make_quick_task(epochs=0.01))
