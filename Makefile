@@ -8,7 +8,7 @@ LOCKED ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := --require-hashes -r requirements-lock.txt
 
-.PHONY: train test lint full-test docs cuda-dry frontier gpu clean
+.PHONY: train test lint full-test mutants docs cuda-dry frontier gpu clean
 
 train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -23,6 +23,10 @@ lint: .venv/.dev
 
 full-test: .venv/.dev lint
 	FASTCIFAR_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -m "" --timeout 3600
+
+# Puts each fault of tests/mutants/faults into a copy of the tree: some test must see it. All take an hour of one core.
+mutants: .venv/.dev
+	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
 
 # The site in build/site, from these pages in the layout of the repository; any warning is an error.
 PAGES := $(wildcard *.md) LICENSE bench/README.md $(shell find docs -type f)

@@ -7,6 +7,7 @@ import signal
 import pytest
 from commands import stop_at
 
+from fastcifar.cli import main as fastcifar
 from fastcifar.cli import train as command
 from fastcifar.data.files import lock_folder
 from fastcifar.runs.checkpoint import load
@@ -121,3 +122,10 @@ def test_a_mistake_of_the_program_shows_its_traceback(call, base, monkeypatch):
     monkeypatch.setattr(command, "banner", lambda task: 1 / 0)
     code, _, err = call(*base, "--out", "r")
     assert code == 1 and err[0].startswith("Traceback") and "ZeroDivisionError" in err[-1]
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["trian"], 2), (["--help"], 0)])
+def test_a_command_that_does_not_exist(words, code, capfd):
+    assert fastcifar.main(words) == code
+    said = capfd.readouterr()
+    assert (said.out or said.err).startswith("usage: fastcifar {train,") and bool(said.err) == (code == 2)
