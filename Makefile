@@ -39,7 +39,7 @@ frontier: .venv/.train
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.train: requirements.txt | .venv/bin/python
+.venv/.train: requirements.txt requirements-base.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
