@@ -9,11 +9,11 @@ from typing import NamedTuple
 DGRAD, WGRAD, FORWARD = "convolution, input gradient", "convolution, weight gradient", "convolution, forward"
 NORM, UPDATE, LOADER, OTHER = "norm, pool, activation", "Muon, SGD, products", "loader", "other"
 GROUPS: dict[str, str] = {
+    "loss": r"nll_?loss|soft_?max|cross_?entropy",
     DGRAD: r"dgrad|input_gradient_of_pooled|backward_data|bwd_data",
     WGRAD: r"wgrad|weight_gradient_of_pooled|add_parts|backward_weight|bwd_filter|init_device_workspace",
     "convolution, both gradients": r"convolution_?backward",
     FORWARD: r"fprop|convolve|conv_pool_stats|convolution|conv2d|cutlass.*conv|winograd",
-    "loss": r"nll_?loss|soft_?max|cross_?entropy",
     NORM: r"batch_?norm|group_?norm|native_norm|max_?pool|statistics|normalize|gradient_sums|input_gradient|activat|"
     r"silu|gelu|relu|sigmoid",
     UPDATE: r"gemm|nvjet|bmm|addmm|::mm$|::matmul$|linear|muon|multi_tensor_apply|foreach|optimizer|sgd|lerp|"

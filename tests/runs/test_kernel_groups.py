@@ -57,7 +57,7 @@ RECORDED = {
     "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<c10::BFloat16, MaxNanFunctor>>": OTHER,
     "aten::mkldnn_convolution": FORWARD, "aten::convolution_backward": "convolution, both gradients",
     "aten::native_batch_norm": NORM, "aten::cross_entropy_loss": "loss", "aten::index_select": LOADER,
-    "aten::copy_": "copies, fills", "aten::_to_copy": "casts",
+    "aten::_log_softmax_backward_data": "loss", "aten::copy_": "copies, fills", "aten::_to_copy": "casts",
 }  # fmt: skip
 
 
