@@ -47,7 +47,7 @@ frontier: .venv/.train
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.train: requirements.txt | .venv/bin/python
+.venv/.train: requirements.txt requirements-base.txt | .venv/bin/python
 	$(PIP) $(if $(LOCKED),$(LOCK),-r requirements.txt)
 	@touch $@
 
