@@ -5,6 +5,7 @@ Settings have the names of their flags. A wrong argument raises ValueError with 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import load_data, make_task
 
 Hook = Callable[[int, dict[str, Any]], object]
+Source = str | os.PathLike[str] | Dataset
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _Hooks(Observer):
 def train(
     recipe: str | Config = "swa30",
     *,
-    data: str | Path | Dataset | None = None,
+    data: Source | None = None,
     out: str | Path | None = None,
     on_step: Hook | None = None,
     on_epoch: Hook | None = None,
@@ -88,12 +90,13 @@ def train(
             turns torch's deterministic algorithms on for the rest of the process.
 
     Raises:
+        TypeError: data is none of these.
         ValueError: a setting is unknown, wrong or without effect, or the data cannot be read.
         Diverged: the loss is not finite, or the accuracy stays at chance.
     """
     config = _config(recipe, settings)
-    if isinstance(data, (str, Path)):
-        config = with_settings(config, data=str(data))
+    if data is not None and not isinstance(data, Dataset):
+        config = with_settings(config, data=_source(data))
     if out is not None:
         config = with_settings(config, out=str(out))
     elif config.run.log != "none" or config.run.profile:
@@ -132,16 +135,16 @@ def fit(
 
 
 def evaluate(
-    model: Classifier, data: str | Path | Dataset | tuple[ArrayLike, ArrayLike], views: bool = True
+    model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True
 ) -> dict[str, float]:
     """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
 
-    Raises ValueError when the data cannot be read, or has a label that the model does not know.
+    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the model does not know.
     """
     if isinstance(data, tuple):
         images, labels = data
     else:
-        dataset = data if isinstance(data, Dataset) else load_dataset(str(data), progress=False)
+        dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False)
         images, labels = dataset.x_test, dataset.y_test
     logits, target = model.logits(images, views), torch.as_tensor(labels).long()
     if len(target) != len(logits) or not len(target):
@@ -150,6 +153,13 @@ def evaluate(
         raise ValueError(f"a label is {int(target.max())}; the model knows 0..{len(model.classes) - 1}")
     right = (logits.argmax(1) == target).float().mean().item()
     return {"accuracy": right, "loss": F.cross_entropy(logits, target).item()}
+
+
+def _source(data: str | os.PathLike[str]) -> str:
+    """The name or path of a data set. TypeError for anything else: else `auto` would take its place in silence."""
+    if not isinstance(data, (str, os.PathLike)):
+        raise TypeError(f"data is a {type(data).__name__}; give a name, a path or a Dataset, or arrays to fastcifar.fit")
+    return os.fspath(data)
 
 
 def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
