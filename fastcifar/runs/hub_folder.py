@@ -132,7 +132,8 @@ def _table(summary: dict[str, Any], facts: dict[str, Any], dataset: str) -> str:
         "optimizer steps": value("num_steps", "{:,.0f}"),
         "training, seconds": value("train_s", "{:,.1f}"),
         "whole process, seconds": value("wall_s", "{:,.1f}"),
-        "machine": value("device"), "precision": value("precision"), "commit of fastcifar": value("commit"),
+        "machine": value("device"), "precision": value("precision"), "version of fastcifar": value("version"),
+        "commit of fastcifar": value("commit"),
     }  # fmt: skip
     return "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {_markdown(v)} |" for k, v in rows.items() if v)])
 

@@ -89,6 +89,8 @@ def _summary(path: Path, values: Any) -> dict[str, Any]:
     times = values.get("time_s") or {}
     numbers |= {f"{name}_s": _number(f"{where}, time_s", times, name) for name in ("train", "wall")}
     texts = {name: values.get(name) for name in ("dataset", "device", "precision", "commit")}
+    versions = values.get("versions")
+    texts["version"] = versions.get("fastcifar") if isinstance(versions, dict) else None
     for name, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{where}: {name} is {repr(text)[:40]}; expected a text")

@@ -134,12 +134,11 @@ def fit(
     return train(recipe, data=dataset_from_arrays(images, labels, *test, classes=classes), **arguments)
 
 
-def evaluate(
-    model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True
-) -> dict[str, float]:
+def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True) -> dict[str, float]:
     """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
 
-    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the model does not know.
+    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the
+    model does not know.
     """
     if isinstance(data, tuple):
         images, labels = data
@@ -158,7 +157,9 @@ def evaluate(
 def _source(data: str | os.PathLike[str]) -> str:
     """The name or path of a data set. TypeError for anything else: else `auto` would take its place in silence."""
     if not isinstance(data, (str, os.PathLike)):
-        raise TypeError(f"data is a {type(data).__name__}; give a name, a path or a Dataset, or arrays to fastcifar.fit")
+        raise TypeError(
+            f"data is a {type(data).__name__}; give a name, a path or a Dataset, or arrays to fastcifar.fit"
+        )
     return os.fspath(data)
 
 

@@ -45,7 +45,8 @@ def make_run(folder: Path, data: Path, seed: int = 0, classes: tuple[str, ...] =
     record.write_json(folder / "summary.json", {
         "dataset": data.stem, "n_train": 40, "n_test": 40, "epochs": 3.0, "num_steps": 30, "accuracy": 0.6,
         "accuracy_raw": 0.6, "accuracy_swa": 0.58, "accuracy_tta": None, "loss_last": rows[-1]["loss_train"],
-        "device": "a CPU", "precision": "fp32", "time_s": {"train": 3.0, "wall": 5.0},
+        "device": "a CPU", "precision": "fp32", "versions": {"fastcifar": "0.2.0"},
+        "time_s": {"train": 3.0, "wall": 5.0},
     })  # fmt: skip
     return folder
 

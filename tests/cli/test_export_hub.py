@@ -59,6 +59,7 @@ def test_the_card_has_the_figures_of_the_run(run, capfd):
         "passes over the training images": "3", "training, seconds": "3.0", "whole process, seconds": "5.0",
         "machine": "a CPU", "precision": "fp32",
     }.items()  # fmt: skip
+    assert "commit of fastcifar" not in rows and rows["version of fastcifar"] == "0.2.0"
     assert "accuracy, with test-time views" not in rows and all(name in card.text for name in NAMES)
     assert {p: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
 
