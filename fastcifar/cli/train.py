@@ -70,14 +70,17 @@ def run(config: Config, signals: Signals) -> int:
     config, hardware = resolve(config, world.local_rank)
     stopwatch = Stopwatch(hardware.device)
     stopwatch.time_s["import"] = process_age_s()
-    out = folder.choose(config) if world.is_leader and not config.run.dry_run else None
+    writes = world.is_leader and not config.run.dry_run
+    if writes:
+        folder.check(config)
+    with stopwatch("data"):
+        dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
+        together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
+        task = make_task(config, dataset, hardware, together)
+    out = folder.choose(config, dataset.name) if writes else None
     with lock_folder(out) if out else contextlib.nullcontext():
         if out:
             folder.claim(out, config)
-        with stopwatch("data"):
-            dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
-            together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
-            task = make_task(config, dataset, hardware, together)
         if world.is_leader:
             print(banner(task), flush=True)
         if config.run.dry_run:

@@ -20,6 +20,7 @@ from fastcifar.runs.config_file import config_to_plain
 from fastcifar.runs.record import write_json
 from fastcifar.runs.results import RunResults
 
+SYNTHETIC = " They are the built-in synthetic images: no figure here says anything about CIFAR-10."
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 """Data sets that the hub has under these ids, and how people call them."""
 CARD = """\
@@ -45,7 +46,7 @@ An image classifier for 32x32 RGB images, trained with fastcifar. It knows {coun
 
 {table}
 
-Accuracies are those of the test images. The run stands for {percent}.
+Accuracies are those of the test images.{warning} The run stands for {percent}.
 
 ## Use
 
@@ -113,6 +114,7 @@ def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], comman
         dataset=_yaml(dataset), dataset_name=_yaml(dataset_name), accuracy=f"{summary['accuracy']:.6g}",
         title=_markdown(title), count=len(classes), classes=_markdown(", ".join(classes)),
         table=_table(summary, facts, dataset), percent=f"{summary['accuracy']:.2%}", training=training,
+        warning=SYNTHETIC if dataset == "synthetic" else "",
     )  # fmt: skip
 
 

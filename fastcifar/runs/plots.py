@@ -93,7 +93,8 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
             axis.axvspan(tail_step / per_epoch, end, **TAIL)
     if tail_step < num_steps:
         lr_axis.text((tail_step / per_epoch + end) / 2, lr_axis.get_ylim()[1] * 0.95, "SWA tail", ha="center", va="top")
-    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {summary['dataset']}")
+    data = "built-in synthetic images" if summary["dataset"] == "synthetic" else summary["dataset"]
+    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}")
     save_figure(figure, path)
 
 

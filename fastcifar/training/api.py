@@ -82,6 +82,7 @@ def train(
     Args:
         recipe: name of a recipe, or a Config.
         data: "cifar10", "cifar100", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
+            The synthetic images are never taken in place of missing ones: ask for them by name.
         out: run folder to write; None writes nothing.
         on_step: called with (step, {}) after each step; it must be quick.
         on_epoch: called with (epoch, metrics row) after each epoch.
@@ -101,16 +102,17 @@ def train(
         config = with_settings(config, out=str(out))
     elif config.run.log != "none" or config.run.profile:
         raise ValueError("log and profile need a run folder: give out")
+    folder.check(config)
     config, hardware = resolve(config)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
-        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False)
+        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False, or_synthetic=False)
         task = make_task(config, dataset, hardware)
     watching = [_Hooks(on_step, on_epoch), *observers]
     if out is None:
         result, path = train_loop(task, watching, stopwatch), None
     else:
-        path = folder.choose(config)
+        path = folder.choose(config, dataset.name)
         with lock_folder(path):
             folder.claim(path, config)
             result = train_loop(task, [*watching, *run_observers(task, path)], stopwatch)
@@ -143,7 +145,7 @@ def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], view
     if isinstance(data, tuple):
         images, labels = data
     else:
-        dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False)
+        dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
         images, labels = dataset.x_test, dataset.y_test
     logits, target = model.logits(images, views), torch.as_tensor(labels).long()
     if len(target) != len(logits) or not len(target):

@@ -95,10 +95,13 @@ class Task:
         return draw_plan(self.config, self.num_train, epoch).part(self.world.rank, self.world.size)
 
 
-def load_data(config: Config, progress: bool) -> Dataset:
-    """The data set that a config names. DataError when it is missing or damaged."""
+def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Dataset:
+    """The data set that a config names. DataError when it is missing or damaged.
+
+    or_synthetic: whether `auto` may fall back to the built-in synthetic images.
+    """
     return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
-                cache_dir=config.machine.cache_dir, progress=progress)  # fmt: skip
+                cache_dir=config.machine.cache_dir, progress=progress, or_synthetic=or_synthetic)  # fmt: skip
 
 
 def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None) -> Task:
