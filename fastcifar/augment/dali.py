@@ -12,6 +12,7 @@ images (HWC) to fp16 in fp16.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,16 @@ class DaliUnavailable(RuntimeError):
         super().__init__(f"DALI does not run here: {reason.rstrip('.')[:200]}; {ADVICE}")
 
 
+def _is_of_dali(error: Exception) -> bool:
+    """Whether DALI raised the error or lacks what was asked of it. Else it is a mistake here and must look so."""
+    if isinstance(error, ImportError):
+        return True
+    obj = getattr(error, "obj", None)  # of an AttributeError: what has no such attribute
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    names = (frame.f_globals.get("__name__", ""), getattr(obj, "__name__", ""), type(obj).__module__)
+    return any(str(name).startswith("nvidia.") for name in names)
+
+
 class DaliExecutor(Executor):
     """Executor on DALI: its GPU operators for images on a card, else its CPU operators. Raises DaliUnavailable."""
 
@@ -50,6 +61,8 @@ class DaliExecutor(Executor):
             for _ in self.blocks([(EpochPlan(one, one, one, one.bool(), one, one), 32)]):
                 pass  # driver trouble shows up to here, not in the first epoch
         except (ImportError, RuntimeError, AttributeError, TypeError) as error:  # the last two: a DALI too old for this
+            if not _is_of_dali(error):
+                raise
             raise DaliUnavailable(error) from error
 
     def _build(self) -> tuple[Any, Any]:

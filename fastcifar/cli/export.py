@@ -17,7 +17,7 @@ from fastcifar.data.files import require_writable
 from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import export
 from fastcifar.runs.classifier import find_model, load
-from fastcifar.runs.hub_folder import without_paths, write_hub_folder
+from fastcifar.runs.hub_folder import NAMES, without_paths, write_hub_folder
 from fastcifar.runs.model_file import load_model
 from fastcifar.runs.results import read_results
 from fastcifar.settings import SETTINGS, as_flag, flat, method_differences, with_settings
@@ -61,7 +61,7 @@ def export_hub_folder(model: Path, out: Path) -> int:
     results = read_results(model.parent)
     data = results.config.data
     part = data.subset is None and not data.val_split and results.summary.get("n_train", 50_000) != 50_000
-    from_python = facts.get("dataset") == "cifar10" and part  # images that were chosen there
+    from_python = facts.get("dataset") in NAMES and part  # images that were chosen there
     command = None if from_python else training_command(without_paths(results.config, facts))
     write_hub_folder(out, results, facts, command)
     print(f"{out}: model.safetensors, config.json and README.md, the model card; it names no license yet")

@@ -122,8 +122,9 @@ def resume_command(out: Path, processes: int = 1, config: Config | None = None) 
 
     config: names what the run uses and config.json does not give back.
     """
-    program = sys.argv[0] if sys.argv[0].endswith(".py") else "train_fast.py"
-    words = [program, "--resume", str(out)]
+    script = sys.argv[0]
+    program = [script] if Path(script).name == "train_fast.py" else ["-m", "fastcifar", "train"]  # as it was started
+    words = [*program, "--resume", str(out)]
     for name, value in flat(config).items() if config else ():
         field = SETTINGS[name].field if name in SETTINGS else None
         if field and name != "out" and not field.metadata.get("from_file", True) and value != field.default:

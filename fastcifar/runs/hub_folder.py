@@ -96,7 +96,7 @@ def write_hub_folder(folder: Path, run: RunResults, facts: dict[str, Any], comma
 def without_paths(config: Config, facts: dict[str, Any]) -> Config:
     """The settings without what tells of one machine. Data that fastcifar does not find by name become `auto`."""
     dataset = str(facts.get("dataset"))
-    data = replace(config.data, source=dataset if dataset in ("cifar10", "synthetic") else "auto")
+    data = replace(config.data, source=dataset if dataset in (*NAMES, "synthetic") else "auto")
     model = replace(config.model, init=config.model.init and Path(config.model.init).name)
     run = replace(config.run, resume=config.run.resume and Path(config.run.resume).name)
     return replace(config, data=data, model=model, run=run)

@@ -109,14 +109,16 @@ def test_no_command_where_flags_cannot_say_it_and_two_for_a_longer_run(run):
     assert "from Python" in hub_folder.make_card("a", {"accuracy": 0.5}, facts_of(run), None)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize(("n_train", "known"), [(50_000, True), (2_000, False)])
-def test_images_that_were_chosen_in_python_have_no_command(run, n_train, known):
+def test_images_that_were_chosen_in_python_have_no_command(run, n_train, known, name):
     net, facts = command.load_model(run / "model.safetensors")
-    write_model(run / "model.safetensors", net, {**facts, "dataset": "cifar10"})
+    write_model(run / "model.safetensors", net, {**facts, "dataset": name})
     summary = json.loads((run / "summary.json").read_text())
     record.write_json(run / "summary.json", {**summary, "n_train": n_train})
     card = ModelCard.load(export(run) / "README.md")
-    assert ("--data cifar10" in card.text) is known and ("from Python" in card.text) is not known
+    assert json.loads((run / "hub/config.json").read_text())["data"]["source"] == name
+    assert (f"--data {name}\n" in card.text) is known and ("from Python" in card.text) is not known
 
 
 def facts_of(run):
