@@ -144,6 +144,11 @@ class Evaluation(Part):
     eval_every: int = setting(1, ABOVE_0)
     """Measure test accuracy after every so many epochs (and at the end)."""
 
+    @property
+    def views(self) -> int:
+        """Views of an image that the figure of the run is made of; with tta_share below 1, of the least sure ones."""
+        return {"none": 1, "flip": 2, "flip-shift": 6}[self.tta]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Part):

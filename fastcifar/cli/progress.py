@@ -115,5 +115,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     if summary["steps_skipped_fp16"]:
         lines.append(f"note: {summary['steps_skipped_fp16']} steps were skipped by fp16 overflow")
     shown = f", averaged {averaged:.2%}" if averaged is not None else ""
+    if summary["views"] > 1:
+        shown += f"; one view {summary['accuracy_one_view']:.2%}, the figure takes up to {summary['views']}"
     of = " on the built-in synthetic images, not CIFAR-10" if summary["dataset"] == "synthetic" else ""
     return [*lines, f"accuracy {summary['accuracy']:.2%} (raw {raw:.2%}{shown}){of}"]

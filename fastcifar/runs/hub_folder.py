@@ -126,6 +126,8 @@ def _table(summary: dict[str, Any], facts: dict[str, Any], dataset: str) -> str:
         "accuracy, last weights": value("accuracy_raw", "{:.2%}"),
         "accuracy, averaged weights": value("accuracy_swa", "{:.2%}"),
         "accuracy, with test-time views": value("accuracy_tta", "{:.2%}"),
+        "accuracy, one view of each image (what an exported file gives)": value("accuracy_one_view", "{:.2%}"),
+        "views of an image in the run's figure, at most": value("views", "{:.0f}"),
         "data": NAMES.get(dataset, dataset),
         "training images": value("n_train", "{:,.0f}"),
         "test images": value("n_test", "{:,.0f}"),

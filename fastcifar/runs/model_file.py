@@ -41,11 +41,16 @@ class ModelFile(Observer):
         self.path, self.facts = path, facts
 
     def on_end(self, result: Result) -> None:
-        facts = {**self.facts, "accuracy": result.summary["accuracy"]}
+        facts = {**self.facts, **measured(result.summary)}
         write_model(self.path, result.model, facts)
         if swag := result.swag:
             facts |= {"snapshots": swag.count}
             write_model(self.path.with_name(SWAG_FILE), result.model, facts, swag.gaussian())
+
+
+def measured(summary: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a summary that go into the file: of the run, of one view of each image, and how many views."""
+    return {name: summary[name] for name in ("accuracy", "accuracy_one_view", "views")}
 
 
 def write_model(path: Path, model: nn.Module, facts: dict[str, Any], gaussian: Gaussian | None = None) -> None:

@@ -79,6 +79,8 @@ def test_a_run_on_the_synthetic_images_says_so_where_its_figure_stands(call, bas
     code, out, _ = call(*base, "--data", "synthetic", "--subset", "200", "--epochs", "1")
     (folder,) = (tmp_path / "runs").iterdir()
     assert code == 0 and folder.name.endswith("-swa30-synthetic-s0")
+    one_view = json.loads((folder / "summary.json").read_text())["accuracy_one_view"]
+    assert f"; one view {one_view:.2%}, the figure takes up to 6)" in out[-3]
     assert out[-3].startswith("accuracy ") and out[-3].endswith("on the built-in synthetic images, not CIFAR-10")
     assert len(titles) == 1 and titles[0].endswith("built-in synthetic images")
     assert export.main([str(folder), "--format", "hub-folder"]) == 0
