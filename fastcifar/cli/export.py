@@ -60,8 +60,8 @@ def figure_of_the_file(facts: dict[str, Any]) -> str:
 
     facts: those beside the weights, which may come from anywhere.
     """
-    one, run, views = (facts.get(name) for name in ("accuracy_one_view", "accuracy", "views"))
-    if not all(type(value) in (int, float) for value in (one, run, views)):
+    one, run, views = values = [facts.get(name, "") for name in ("accuracy_one_view", "accuracy", "views")]
+    if not all(type(value) in (int, float) for value in values):
         return ""
     more = f"; the run's {run:.2%} takes up to {views:g} views" if views > 1 else ""
     return f"test accuracy {one:.2%}, with one view of each image{more}"

@@ -56,7 +56,8 @@ def test_the_card_has_the_figures_of_the_run(run, capfd):
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card.text, re.MULTILINE))
     assert rows.items() >= {
         "accuracy, one view of each image (what an exported file gives)": "58.00%",
-        "views of an image in the run's figure, at most": "6", "accuracy, last weights": "60.00%", "accuracy, averaged weights": "58.00%", "data": "x",
+        "views of an image in the run's figure, at most": "6", "accuracy, last weights": "60.00%",
+        "accuracy, averaged weights": "58.00%", "data": "x",
         "passes over the training images": "3", "training, seconds": "3.0", "whole process, seconds": "5.0",
         "machine": "a CPU", "precision": "fp32",
     }.items()  # fmt: skip
