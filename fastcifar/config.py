@@ -240,6 +240,8 @@ class Config(Part):
     evaluation: Evaluation = field(default=Evaluation())
     machine: Machine = field(default=Machine())
     run: Run = field(default=Run())
+    from_python: str = ""
+    """Parts that came from Python, with commas: network, optimizer, loss, transform. No file holds them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -187,4 +187,5 @@ def method_differences(saved: Config, now: Config) -> list[str]:
 def _method(config: Config) -> dict[str, Any]:
     values = flat(config)
     kept = {name for name, where in SETTINGS.items() if where.part in ("", *METHOD)} | {"schedule"}
-    return {name: value for name, value in values.items() if name in kept and name != "data"}
+    method = {name: value for name, value in values.items() if name in kept and name != "data"}
+    return {**method, "parts from Python": config.from_python or "none"}

@@ -24,6 +24,7 @@ from fastcifar.runs.observers import Observer
 from fastcifar.training import memory, processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
+from fastcifar.training.parts import check_parts
 from fastcifar.training.processes import World
 from fastcifar.training.run_files import run_observers as files_of_run
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
@@ -66,6 +67,7 @@ def run(config: Config, signals: Signals) -> int:
         print(f"{config.run.resume}: this run is complete; --extend-epochs N continues its averaging tail")
         print(record.to_json(summary), flush=True)
         return DONE
+    check_parts(config)
     world = processes.join_processes()
     config, hardware = resolve(config, world.local_rank)
     stopwatch = Stopwatch(hardware.device)

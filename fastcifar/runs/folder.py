@@ -71,7 +71,7 @@ def require_kept(out: Path) -> None:
 def _check_settings(path: Path, config: Config) -> None:
     """CheckpointError when the checkpoint is not one of this config."""
     if path.exists():
-        saved = config_file.config_from_plain(checkpoint.load(path)["config"], str(path))
+        saved = config_file.config_from_plain(checkpoint.load(path)["config"], str(path), own=config.schedule)
         if changed := method_differences(saved, config):
             raise checkpoint.CheckpointError(f"{path}: has other settings than the config.json beside it: "
                                              f"{'; '.join(changed)[:200]}; put the right one back")  # fmt: skip

@@ -117,7 +117,8 @@ def finish(task: Task, state: State, accuracies: Evaluator) -> Result:
     stopwatch, final, has_tail = state.stopwatch, state.model, state.average.count > 0
     evaluation = task.config.evaluation
     if has_tail:
-        with stopwatch("swa"), autocast(task.hardware):
+        draws = task.parts.draws(task.config.seed, task.num_steps, task.hardware.device)
+        with stopwatch("swa"), autocast(task.hardware), draws:
             final = state.average.averaged(state.model)
             final._compiled_call_impl = None
             refresh_batch_norm(final, refresh_batches(task))
