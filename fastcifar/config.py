@@ -189,6 +189,8 @@ class Run(Part):
     ensemble."""
     target: float | None = setting(None, Range("a fraction", lambda v: True))
     """Accuracy (fraction) whose share of runs is reported."""
+    stop_at: float | None = setting(None, Range("a fraction", lambda v: True))
+    """End the run after the epoch whose accuracy (fraction; held-out with --val-split) is at least this."""
     out: str | None = setting(None, from_file=False)
     """Run folder; default runs/<utc time>-<recipe>-s<seed>."""
     resume: str | None = None
@@ -211,8 +213,9 @@ class Run(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target is not None and not 0 < self.target < 1:
-            raise ValueError(f"target is {self.target}; give the accuracy as a fraction, such as 0.94")
+        for name, accuracy in (("target", self.target), ("stop_at", self.stop_at)):
+            if accuracy is not None and not 0 < accuracy < 1:
+                raise ValueError(f"{name} is {accuracy}; give the accuracy as a fraction, such as 0.94")
         if self.extend_epochs is not None and self.resume is None:
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:

@@ -149,6 +149,8 @@ _CONDITIONS = (
                lambda c: any(c.augment.low_res_until) or not c.augment.low_res_px),
     _Condition(("shape",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.shape is None),
     _Condition(("start",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.start == "random"),
+    _Condition(("stop_at",), "a run that measures before its end (--eval-every below --epochs)",
+               lambda c: c.run.stop_at is None or c.evaluation.eval_every < c.epochs),
     _Condition(("train_stem",), "--network resnet9",
                lambda c: c.model.network == "resnet9" or c.model.train_stem == "always"),
 )  # fmt: skip

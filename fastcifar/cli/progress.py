@@ -112,6 +112,8 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     if averaged is not None and averaged < raw:
         lines.append(f"note: the averaged weights ({averaged:.2%}) are worse than the raw ones ({raw:.2%}): "
                      "a longer tail or a higher --swa-lr may help")  # fmt: skip
+    if summary.get("stopped"):
+        lines.append(f"stopped after {summary['epochs']:g} epochs: {summary['stopped']}")
     if summary["steps_skipped_fp16"]:
         lines.append(f"note: {summary['steps_skipped_fp16']} steps were skipped by fp16 overflow")
     shown = f", averaged {averaged:.2%}" if averaged is not None else ""

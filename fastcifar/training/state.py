@@ -47,11 +47,18 @@ class State:
     """Steps taken."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """A row per epoch: the lines of metrics.jsonl."""
+    stopped: str | None = None
+    """Why an observer has ended the run; None when none has."""
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return len(self.schedule.table)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is taken: that of the schedule, or one at which an observer has ended the run."""
+        return self.step == self.num_steps or self.stopped is not None
 
     def snapshot(self) -> dict[str, Any]:
         """The state for a checkpoint, with the seconds spent. Raises Diverged when the weights are not finite.

@@ -88,8 +88,12 @@ class Task:
     @property
     def train_pflop(self) -> float:
         """PFLOP of forward and backward over the whole run."""
+        return self.pflop(self.num_steps)
+
+    def pflop(self, num_steps: int) -> float:
+        """PFLOP of forward and backward over so many steps from the first."""
         per_epoch = self.steps_per_epoch * self.batch_size
-        whole, steps_left = divmod(self.num_steps, self.steps_per_epoch)
+        whole, steps_left = divmod(num_steps, self.steps_per_epoch)
         images = [per_epoch] * whole + [steps_left * self.batch_size]
         return sum(n * self.flop_per_image[image_size(self.config, e)] for e, n in enumerate(images) if n) / 1e15
 
