@@ -6,6 +6,7 @@ import torch
 from conftest import QUICK, make_dataset
 
 import fastcifar
+from fastcifar import Loader
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
 from fastcifar.augment.torch_executor import TorchExecutor
@@ -71,6 +72,11 @@ def test_wrong_labels_are_told(labels):
         fastcifar.Loader(make_dataset(60).x_train, labels, 20)
 
 
+def arrays(n):
+    dataset = make_dataset(n)
+    return dataset.x_train, dataset.y_train
+
+
 def test_evaluation_keeps_the_order_and_drops_nothing():
     images, labels = arrays(70)
     training = Loader(images, labels, 32)
@@ -105,7 +111,7 @@ def test_set_epoch_gives_that_epoch_again():
 
 @pytest.mark.parametrize("train", [True, False])
 def test_processes_share_an_epoch(train):
-    images, labels = arrays(96)
+    images, _ = arrays(96)
     numbers = np.arange(96)  # as labels, so that an image is known by its label
     shares = [Loader(images, numbers, 16, train=train, rank=rank, world=3) for rank in range(3)]
     assert [len(share) for share in shares] == [2, 2, 2]
