@@ -34,9 +34,9 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def export(classifier: Classifier, form: str, path: str | Path) -> float:
     """Writes the classifier to `path` and returns the largest difference of the file's logits from the classifier's.
 
-    form: "onnx" or "torch-export". The difference is measured on random images. The file takes its place only when it is below `TOLERANCE`. Raises
-    ValueError when it is not, when a package is missing, or when the exporter fails; OSError when the file cannot be
-    written. Then an older file is kept.
+    form: "onnx" or "torch-export". The difference is measured on random images. The file takes its place only when it
+    is below `TOLERANCE`. Raises ValueError when it is not, when a package is missing, or when the exporter fails;
+    OSError when the file cannot be written. Then an older file is kept.
     """
     if form == "onnx":
         require(ONNX_PACKAGES, "pip install onnx onnxscript onnxruntime")

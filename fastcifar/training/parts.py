@@ -90,7 +90,7 @@ def check_network(model: nn.Module, num_classes: int, sizes_px: set[int]) -> Non
     """ValueError when a network does not give [B, K] for images of each size."""
     model.eval()
     for size in sorted(sizes_px):
-        advice = "" if size == 32 else "; low_res_until=0 keeps all images at 32 pixels"
+        advice = "" if size == 32 else "; low_res_px=(), low_res_until=() keeps all images at 32 pixels"
         try:
             with torch.no_grad():
                 logits = model(torch.zeros(2, 3, size, size))
