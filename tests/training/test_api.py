@@ -103,7 +103,7 @@ def test_wrong_arguments_are_told_in_one_line(arguments, told):
 
 @pytest.mark.parametrize("data", [(np.zeros(4), np.zeros(4)), {"x": 1}, [1], 3, b"x", [], torch.utils.data.Dataset()])
 def test_data_that_is_neither_a_name_nor_a_data_set_is_not_replaced_by_another_one(data):
-    with pytest.raises(TypeError, match=r"data is a \w+; give a name, a path or a Dataset, or arrays to fit"):
+    with pytest.raises(TypeError, match=r"data is a \w+; give a name, a path or a Dataset, or arrays to fastcifar"):
         fastcifar.train(QUICK, data=data)
 
 
