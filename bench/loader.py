@@ -1,4 +1,5 @@
-"""How many images per second does each executor deliver alone? A plain torch DataLoader is measured beside them.
+"""How many images per second does each executor deliver alone? A plain torch DataLoader is measured beside them, with a
+transform in a few tensor operations ("dataloader") and with torchvision's ("torchvision").
 
     python -m bench.loader --batches 500 1000 2000 --repeats 10
 
@@ -40,7 +41,7 @@ from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.stopwatch import Stopwatch, repeats_s
 
-Kind = Literal["torch", "dali", "dataloader"]
+Kind = Literal["torch", "dali", "dataloader", "torchvision"]
 Case = tuple[str, int, int]
 """Executor, batch size, steps per block."""
 Epoch = Callable[[Stopwatch], None]
@@ -51,7 +52,7 @@ PARTS = ("plan", "block", "rows")
 class Options:
     """Settings of the bench."""
 
-    executors: tuple[Kind, ...] = ("torch", "dali", "dataloader")
+    executors: tuple[Kind, ...] = ("torch", "dali", "dataloader", "torchvision")
     """Executors to measure."""
     batches: tuple[int, ...] = (500, 1000, 2000)
     """Images per batch."""
@@ -96,6 +97,25 @@ class PlainImages(TorchDataset):
         if torch.rand(()) < 0.5:
             image = image.flip(-1)
         return (image - self.mean) / self.std, self.labels[i]
+
+
+class TorchvisionImages(PlainImages):
+    """The same by torchvision.transforms.v2, as its documentation trains on CIFAR-10."""
+
+    def __init__(self, dataset: Dataset, pad_px: int) -> None:
+        super().__init__(dataset, pad_px)
+        from torchvision.transforms import v2
+
+        self.transform = v2.Compose([
+            v2.RandomCrop(32, padding=pad_px, padding_mode="reflect"), v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True), v2.Normalize(dataset.mean, dataset.std),
+        ])  # fmt: skip
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[i].permute(2, 0, 1)), self.labels[i]
+
+
+DATALOADERS = {"dataloader": PlainImages, "torchvision": TorchvisionImages}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +175,7 @@ def measure(rows: harness.Rows, config: Config, options: Options, measurements: 
 
 def cases(kind: str, options: Options) -> list[tuple[int, int]]:
     """Batch sizes and steps per block of an executor; the plain DataLoader knows no blocks."""
-    return list(product(options.batches, options.block_steps if kind != "dataloader" else (0,)))
+    return list(product(options.batches, options.block_steps if kind not in DATALOADERS else (0,)))
 
 
 def make_epoch(kind: str, batch: int, steps: int, dataset: Dataset, config: Config, options: Options) -> Epoch:
@@ -164,9 +184,9 @@ def make_epoch(kind: str, batch: int, steps: int, dataset: Dataset, config: Conf
     Its clock measures three parts of it: "plan" (the random draws), "block" and "rows" (taking a batch of a block).
     """
     hardware, pad_px = choose_hardware(config), config.augment.crop_pad_px
-    if kind == "dataloader":
+    if kind in DATALOADERS:
         loader = DataLoader(
-            PlainImages(dataset, pad_px), batch, shuffle=True, drop_last=True, num_workers=options.workers,
+            DATALOADERS[kind](dataset, pad_px), batch, shuffle=True, drop_last=True, num_workers=options.workers,
             persistent_workers=options.workers > 0, pin_memory=hardware.device.type == "cuda",
         )  # fmt: skip
 

@@ -18,21 +18,22 @@ if TYPE_CHECKING:
     from fastcifar.data.dataset import Dataset
     from fastcifar.recipes import RECIPES
     from fastcifar.runs.classifier import Classifier, load
-    from fastcifar.runs.observers import Observer
+    from fastcifar.runs.export import export
+    from fastcifar.runs.observers import Observer, Stop
     from fastcifar.training.api import Result, evaluate, fit, train
     from fastcifar.training.posterior import swag_models
     from fastcifar.training.state import Diverged
 
 __version__ = "0.2.0"
 __all__ = [
-    "RECIPES", "Classifier", "Config", "Dataset", "Diverged", "Loader", "Observer", "Result", "evaluate", "fit", "load",
-    "swag_models", "train",
+    "RECIPES", "Classifier", "Config", "Dataset", "Diverged", "Loader", "Observer", "Result", "Stop", "evaluate",
+    "export", "fit", "load", "swag_models", "train",
 ]  # fmt: skip
 _HOMES = {
     "Classifier": "runs.classifier", "Config": "config", "Dataset": "data.dataset", "Diverged": "training.state",
     "Loader": "augment.loader", "Observer": "runs.observers", "RECIPES": "recipes", "Result": "training.api",
-    "evaluate": "training.api", "fit": "training.api", "load": "runs.classifier", "swag_models": "training.posterior",
-    "train": "training.api",
+    "Stop": "runs.observers", "evaluate": "training.api", "export": "runs.export", "fit": "training.api",
+    "load": "runs.classifier", "swag_models": "training.posterior", "train": "training.api",
 }  # fmt: skip
 
 

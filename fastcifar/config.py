@@ -144,6 +144,11 @@ class Evaluation(Part):
     eval_every: int = setting(1, ABOVE_0)
     """Measure test accuracy after every so many epochs (and at the end)."""
 
+    @property
+    def views(self) -> int:
+        """Views of an image that the figure of the run is made of; with tta_share below 1, of the least sure ones."""
+        return {"none": 1, "flip": 2, "flip-shift": 6}[self.tta]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Part):
@@ -185,6 +190,8 @@ class Run(Part):
     ensemble."""
     target: float | None = setting(None, Range("a fraction", lambda v: True))
     """Accuracy (fraction) whose share of runs is reported."""
+    stop_at: float | None = setting(None, Range("a fraction", lambda v: True))
+    """End the run after the epoch whose accuracy (fraction; held-out with --val-split) is at least this."""
     out: str | None = setting(None, from_file=False)
     """Run folder; default runs/<utc time>-<recipe>-s<seed>."""
     resume: str | None = None
@@ -207,8 +214,9 @@ class Run(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target is not None and not 0 < self.target < 1:
-            raise ValueError(f"target is {self.target}; give the accuracy as a fraction, such as 0.94")
+        for name, accuracy in (("target", self.target), ("stop_at", self.stop_at)):
+            if accuracy is not None and not 0 < accuracy < 1:
+                raise ValueError(f"{name} is {accuracy}; give the accuracy as a fraction, such as 0.94")
         if self.extend_epochs is not None and self.resume is None:
             raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
         if self.runs > 1 and self.extend_epochs is not None:
@@ -236,6 +244,8 @@ class Config(Part):
     evaluation: Evaluation = field(default=Evaluation())
     machine: Machine = field(default=Machine())
     run: Run = field(default=Run())
+    from_python: str = ""
+    """Parts that came from Python, with commas: network, optimizer, loss, transform. No file holds them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

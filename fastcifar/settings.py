@@ -149,6 +149,8 @@ _CONDITIONS = (
                lambda c: any(c.augment.low_res_until) or not c.augment.low_res_px),
     _Condition(("shape",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.shape is None),
     _Condition(("start",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.start == "random"),
+    _Condition(("stop_at",), "a run that measures before its end (--eval-every below --epochs)",
+               lambda c: c.run.stop_at is None or c.evaluation.eval_every < c.epochs),
     _Condition(("train_stem",), "--network resnet9",
                lambda c: c.model.network == "resnet9" or c.model.train_stem == "always"),
 )  # fmt: skip
@@ -187,4 +189,5 @@ def method_differences(saved: Config, now: Config) -> list[str]:
 def _method(config: Config) -> dict[str, Any]:
     values = flat(config)
     kept = {name for name, where in SETTINGS.items() if where.part in ("", *METHOD)} | {"schedule"}
-    return {name: value for name, value in values.items() if name in kept and name != "data"}
+    method = {name: value for name, value in values.items() if name in kept and name != "data"}
+    return {**method, "parts from Python": config.from_python or "none"}

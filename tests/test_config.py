@@ -20,8 +20,8 @@ FLAGS = """
     schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
     milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
     swa_start swa_lr swa_anneal swa_momentum swa_every swag_rank tta tta_share
-    seed runs parallel keep_all target out resume extend_epochs eval_every checkpoint_every log profile plot_schedule
-    dry_run debug
+    seed runs parallel keep_all target stop_at out resume extend_epochs eval_every checkpoint_every log profile
+    plot_schedule dry_run debug
 """
 
 
@@ -75,12 +75,12 @@ BAD = [
     *((name, None) for name in SETTINGS if not may_be_none(name)),
     *((name, 0) for name in ("epochs", "batch_size", "runs", "eval_every", "div_factor", "t_mult", "t_0", "step_size",
                              "cycles", "subset", "swa_every", "extend_epochs", "final_div_factor", "gamma", "factor",
-                             "target")),
+                             "target", "stop_at")),
     *((name, 1) for name in ("pct_start", "momentum", "momentum_min", "momentum_max", "label_smoothing", "val_split",
-                             "factor", "target", "swa_momentum")),
+                             "factor", "target", "stop_at", "swa_momentum")),
     ("tta_share", 0),
     ("tta_share", 1.1),
-    *((name, 94) for name in ("target", "val_split", "pct_start")),
+    *((name, 94) for name in ("target", "stop_at", "val_split", "pct_start")),
     ("gamma", 1.5),
     ("seed", 2**64),
     ("epochs", 100_001),

@@ -16,6 +16,7 @@ small for ever (docs/dali-report.md). So a pipeline gets calls of one size, and 
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,16 @@ class DaliUnavailable(RuntimeError):
         super().__init__(f"DALI does not run here: {reason.rstrip('.')[:200]}; {ADVICE}")
 
 
+def _is_of_dali(error: Exception) -> bool:
+    """Whether DALI raised the error or lacks what was asked of it. Else it is a mistake here and must look so."""
+    if isinstance(error, ImportError):
+        return True
+    obj = getattr(error, "obj", None)  # of an AttributeError: what has no such attribute
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    names = (frame.f_globals.get("__name__", ""), getattr(obj, "__name__", ""), type(obj).__module__)
+    return any(str(name).startswith("nvidia.") for name in names)
+
+
 class DaliExecutor(Executor):
     """Executor on DALI: its GPU operators for images on a card, else its CPU operators. Raises DaliUnavailable."""
 
@@ -67,6 +78,8 @@ class DaliExecutor(Executor):
             self.used.clear()  # this pipeline's blocks are small for ever
             self.unused = [self._build() for _ in range(SIZES_OF_A_RUN)]
         except (ImportError, RuntimeError, AttributeError, TypeError) as error:  # the last two: a DALI too old for this
+            if not _is_of_dali(error):
+                raise
             raise DaliUnavailable(error) from error
 
     def _pipeline_for(self, num_images: int) -> Any:

@@ -33,6 +33,8 @@ from fastcifar.data.dataset import channel_mean_std
 class Loader:
     """Yields x [B, 3, 32, 32] channels_last in `dtype` and y [B] int64, on `device`, in another order each epoch.
 
+    With train=False: all images, in their order, without augmentation; the last batch may be smaller.
+
     Args:
         images: uint8 [N, H, W, C] or [N, H, W], 24 to 64 pixels, 1 or 3 channels; they become [N, 32, 32, 3].
         labels: integers [N].
@@ -46,6 +48,10 @@ class Loader:
         mean: per channel in [0, 1]; by default that of the images.
         std: likewise.
         seed: of all draws. Equal seeds give equal epochs, with either executor.
+        train: False for evaluation. Give it the mean and std of the training images then.
+        rank: which of the processes this is. In training they share each epoch: every process gets B other images of a
+            step. With train=False it gets every world-th image, so some may get one more than others.
+        world: number of processes.
 
     Raises:
         ValueError: the arrays have another dtype or shape.
@@ -67,12 +73,18 @@ class Loader:
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         seed: int = 0,
+        train: bool = True,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be above 0")
         if executor not in ("auto", "torch", "dali"):
             raise ValueError(f"executor is {executor!r}; known: auto, torch, dali")
-        self.augment = Augment(crop_pad_px=crop_pad_px, mirror=mirror, cutout_px=cutout_px)
+        if not 0 <= rank < world:
+            raise ValueError(f"rank is {rank} of {world} processes; it must be in 0..{world - 1}")
+        self.train, self.rank, self.world = train, rank, world
+        self.augment = Augment(crop_pad_px=crop_pad_px if train else 0, mirror=mirror, cutout_px=cutout_px)
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
         self.device, self.dtype, self.kind = torch.device(device), dtype, executor
         self.mean, self.std = mean, std
@@ -95,14 +107,44 @@ class Loader:
         rows: Any = np.asarray(chosen)
         self.replace(self._pixels[rows], self._targets[rows])
 
+    @property
+    def images(self) -> Tensor:
+        """All images as they lie on the device, without augmentation: uint8 [N, 32, 32, 3]."""
+        padded, pad = self.executor.images.padded, self.executor.images.pad_px
+        return padded[:, pad : padded.shape[1] - pad, pad : padded.shape[2] - pad]
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels on the device: int64 [N]."""
+        return self.executor.images.labels
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images [B, H, W, 3] on the device -> x [B, 3, H, W] channels_last, as the loader yields them."""
+        return self.executor.images.normalize(images).permute(0, 3, 1, 2)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is that epoch, as after `epoch` others: for a resumed loop."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return max(1, len(self._targets) // self.batch_size)
+        if not self.train:
+            return -(-len(range(self.rank, len(self._targets), self.world)) // self.batch_size)
+        return max(1, len(self._targets) // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        plan = draw(self.augment, self.batch_size, self.seed, len(self._targets), self.epoch)
+        if not self.train:
+            return self._in_order()
+        plan = draw(self.augment, self.batch_size * self.world, self.seed, len(self._targets), self.epoch)
         self.epoch += 1
-        return self.executor.epoch(plan)
+        return self.executor.epoch(plan.part(self.rank, self.world))
+
+    def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = slice(self.rank, None, self.world)
+        for images, labels in zip(
+            self.images[mine].split(self.batch_size), self.labels[mine].split(self.batch_size), strict=True
+        ):
+            yield self.normalize(images), labels
 
     def _make_executor(self) -> Executor:
         assert self.mean and self.std

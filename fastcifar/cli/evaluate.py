@@ -31,7 +31,7 @@ class Options:
     cache_dir: str | None = None
     """Where decoded data sets are kept, as --cache-dir of the training."""
     views: bool = True
-    """Average the outputs for each image and its mirror."""
+    """Average the outputs for each image and its mirror: 2 views. --no-views: one, as an exported file."""
     out: Path | None = None
     """Folder for evaluation.json, confusion.png and mistakes.png; by default the run folder."""
 
@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     mistakes = most_confident_mistakes(dataset, log_p, labels)
     evaluation_plots.draw_mistakes(out / "mistakes.png", mistakes, int((log_p.argmax(1) != labels).sum()), len(labels))
 
-    views = "image and mirror" if options.views else "no views"
+    views = "2 views (image and mirror)" if options.views else "one view"
+    if run.config and (own := run.config.evaluation.views) != 1 + options.views:
+        views += f"; the run's own figure takes {f'up to {own} views' if own > 1 else 'one'}"
     print(f"{run.folder} on {dataset.name}: {len(labels)} test images, {views}")
     print(f"accuracy {measured['accuracy']:.2%}, cross-entropy {measured['nll']:.4f}, calibration error "
           f"{measured['ece']:.4f}, Brier score {measured['brier']:.4f}")  # fmt: skip

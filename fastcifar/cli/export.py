@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,8 +16,8 @@ from fastcifar.config import Config
 from fastcifar.data.files import require_writable
 from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import export
-from fastcifar.runs.classifier import find_model, load
-from fastcifar.runs.hub_folder import without_paths, write_hub_folder
+from fastcifar.runs.classifier import find_model, load_with_facts
+from fastcifar.runs.hub_folder import NAMES, without_paths, write_hub_folder
 from fastcifar.runs.model_file import load_model
 from fastcifar.runs.results import read_results
 from fastcifar.settings import SETTINGS, as_flag, flat, method_differences, with_settings
@@ -44,13 +44,27 @@ def main(argv: Sequence[str]) -> int:
     path = options.out or source.with_name("model" + export.SUFFIXES[options.format])
     if path.is_dir() or path.resolve() == source.resolve():
         raise ValueError(f"--out {path}: is a folder or the model itself; name another file")
-    classifier = load(source)
+    classifier, facts = load_with_facts(source)
     require_writable(path.parent)  # before the work, which takes half a minute
     difference = export.export(classifier, options.format, path)
     count = len(classifier.classes)
     print(f"{path}: images uint8 [N, 32, 32, 3] -> logits float32 [N, {count}], {path.stat().st_size / 1e6:.1f} MB")
     print(f"loaded and run: its logits differ from those of the model by at most {difference:.1e}")
+    if figure := figure_of_the_file(facts):
+        print(figure)
     return 0
+
+
+def figure_of_the_file(facts: dict[str, Any]) -> str:
+    """The test accuracy of an exported graph, which takes one view, beside the run's; empty where it is not recorded.
+
+    facts: those beside the weights, which may come from anywhere.
+    """
+    one, run, views = values = [facts.get(name, "") for name in ("accuracy_one_view", "accuracy", "views")]
+    if not all(type(value) in (int, float) for value in values):
+        return ""
+    more = f"; the run's {run:.2%} takes up to {views:g} views" if views > 1 else ""
+    return f"test accuracy {one:.2%}, with one view of each image{more}"
 
 
 def export_hub_folder(model: Path, out: Path) -> int:
@@ -61,7 +75,7 @@ def export_hub_folder(model: Path, out: Path) -> int:
     results = read_results(model.parent)
     data = results.config.data
     part = data.subset is None and not data.val_split and results.summary.get("n_train", 50_000) != 50_000
-    from_python = facts.get("dataset") == "cifar10" and part  # images that were chosen there
+    from_python = facts.get("dataset") in NAMES and part  # images that were chosen there
     command = None if from_python else training_command(without_paths(results.config, facts))
     write_hub_folder(out, results, facts, command)
     print(f"{out}: model.safetensors, config.json and README.md, the model card; it names no license yet")

@@ -54,19 +54,28 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
 
 
 def find_run(folder: str) -> Path:
-    """The run folder to resume; `auto` is the newest run below runs/ that has not ended. Raises UsageError."""
+    """The run folder to resume; `auto` is the newest run below runs/ that has a checkpoint and has not ended.
+
+    Raises UsageError.
+    """
     if folder != "auto":
         out = Path(folder)
         if not (out / "checkpoint.pt").is_file() and not (out / "config.json").is_file():
             raise UsageError(f"--resume {folder}: there is no checkpoint.pt in it, nor the config.json of a run that "
                              "was stopped before its first one; give the folder of a run")  # fmt: skip
         return out
-    runs = [(max(map(_modified, (p, p.with_name("checkpoint.pt"), p.with_name("runs.jsonl")))), p.parent)
-            for p in Path("runs").glob("*/config.json")]  # fmt: skip
-    unfinished = [(changed_at, out) for changed_at, out in runs if _modified(out / "summary.json") < changed_at]
+    runs = {p.parent: _changed_at(p.parent) for p in Path("runs").glob("*/config.json")}
+    unfinished = [out for out, changed_at in runs.items() if _modified(out / "summary.json") < changed_at]
     if not unfinished:
-        raise UsageError("--resume auto: no unfinished run below runs/; give its folder, or start without --resume")
-    return max(unfinished)[1]
+        raise UsageError("--resume auto: no unfinished run with a checkpoint below runs/; give its folder, or start "
+                         "without --resume")  # fmt: skip
+    return max(unfinished, key=lambda out: runs[out])
+
+
+def _changed_at(out: Path) -> float:
+    """When a run, or a job of several seeds, was started, extended or saved last; 0 where nothing is saved."""
+    saved_at = max(map(_modified, (out / "checkpoint.pt", out / "runs.jsonl", *out.glob("seed*/checkpoint.pt"))))
+    return max(saved_at, _modified(out / "config.json")) if saved_at else 0.0
 
 
 def _modified(path: Path) -> float:

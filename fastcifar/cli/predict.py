@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Options:
     """How many classes to name for each image."""
     json: bool = False
     """Print one JSON object per image."""
+    views: bool = True
+    """Average the outputs for each image and its mirror: 2 views. --no-views: one, as an exported file."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +56,12 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd files; the error message alone shall be printed
         pixels = np.stack([read_image(path) for path in paths])
-    best = model.logits(pixels, views=True).softmax(1).topk(min(options.top, len(model.classes)))
+    best = model.logits(pixels, options.views).softmax(1).topk(min(options.top, len(model.classes)))
     for path, values, labels in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
-        print(line(str(path), [(model.classes[i], p) for p, i in zip(values, labels, strict=True)], options.json))
+        print(line(str(path), [(model.classes[i], p) for p, i in zip(values, labels, strict=True)], options))
+    if not options.json:
+        print("2 views of each image: itself and its mirror" if options.views else "one view of each image",
+              file=sys.stderr)  # fmt: skip
     return 0
 
 
@@ -89,16 +95,16 @@ def images_of(path: Path) -> list[Path]:
     return found
 
 
-def line(path: str, best: list[tuple[str, float]], as_json: bool) -> str:
+def line(path: str, best: list[tuple[str, float]], options: Options) -> str:
     """The most probable classes of an image, as text or as a JSON object.
 
     Text has an escape for what cannot be printed in the path. JSON has its own, and one for bytes that are not UTF-8.
     """
-    if not as_json:
+    if not options.json:
         return f"{printable(path)}: " + ", ".join(f"{name} {p:.1%}" for name, p in best)
     classes: list[dict[str, Any]] = [{"class": name, "probability": round(p, 6)} for name, p in best]
     path = path.encode(errors="backslashreplace").decode()  # a lone surrogate is no valid text
-    return json.dumps({"path": path, **classes[0], "top": classes})
+    return json.dumps({"path": path, **classes[0], "top": classes, "views": 1 + options.views})
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -112,7 +112,12 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     if averaged is not None and averaged < raw:
         lines.append(f"note: the averaged weights ({averaged:.2%}) are worse than the raw ones ({raw:.2%}): "
                      "a longer tail or a higher --swa-lr may help")  # fmt: skip
+    if summary.get("stopped"):
+        lines.append(f"stopped after {summary['epochs']:g} epochs: {summary['stopped']}")
     if summary["steps_skipped_fp16"]:
         lines.append(f"note: {summary['steps_skipped_fp16']} steps were skipped by fp16 overflow")
     shown = f", averaged {averaged:.2%}" if averaged is not None else ""
-    return [*lines, f"accuracy {summary['accuracy']:.2%} (raw {raw:.2%}{shown})"]
+    if summary["views"] > 1:
+        shown += f"; one view {summary['accuracy_one_view']:.2%}, the figure takes up to {summary['views']}"
+    of = " on the built-in synthetic images, not CIFAR-10" if summary["dataset"] == "synthetic" else ""
+    return [*lines, f"accuracy {summary['accuracy']:.2%} (raw {raw:.2%}{shown}){of}"]

@@ -15,7 +15,7 @@ from fastcifar.cli.progress import Lines
 from fastcifar.cli.signals import Signals
 from fastcifar.runs import folder, intervals, record
 from fastcifar.runs.checkpoints import Interrupted
-from fastcifar.runs.model_file import write_model
+from fastcifar.runs.model_file import measured, write_model
 from fastcifar.training import processes
 from fastcifar.training.loop import train
 from fastcifar.training.processes import World
@@ -72,6 +72,6 @@ def _train_seed(
         return None, e.number
     progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")
     if out and seed == config.seed:
-        facts = {**normalization_facts(one), "accuracy": result.summary["accuracy"]}
+        facts = {**normalization_facts(one), **measured(result.summary)}
         write_model(out / "model.safetensors", result.model, facts)
     return result.summary, None

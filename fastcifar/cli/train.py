@@ -24,6 +24,7 @@ from fastcifar.runs.observers import Observer
 from fastcifar.training import memory, processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
+from fastcifar.training.parts import check_parts
 from fastcifar.training.processes import World
 from fastcifar.training.run_files import run_observers as files_of_run
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
@@ -66,18 +67,22 @@ def run(config: Config, signals: Signals) -> int:
         print(f"{config.run.resume}: this run is complete; --extend-epochs N continues its averaging tail")
         print(record.to_json(summary), flush=True)
         return DONE
+    check_parts(config)
     world = processes.join_processes()
     config, hardware = resolve(config, world.local_rank)
     stopwatch = Stopwatch(hardware.device)
     stopwatch.time_s["import"] = process_age_s()
-    out = folder.choose(config) if world.is_leader and not config.run.dry_run else None
+    writes = world.is_leader and not config.run.dry_run
+    if writes:
+        folder.check(config)
+    with stopwatch("data"):
+        dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
+        together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
+        task = make_task(config, dataset, hardware, together)
+    out = folder.choose(config, dataset.name) if writes else None
     with lock_folder(out) if out else contextlib.nullcontext():
         if out:
             folder.claim(out, config)
-        with stopwatch("data"):
-            dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
-            together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
-            task = make_task(config, dataset, hardware, together)
         if world.is_leader:
             print(banner(task), flush=True)
         if config.run.dry_run:

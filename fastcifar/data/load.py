@@ -37,6 +37,7 @@ def load(
     smoke: bool = False,
     cache_dir: str | None = None,
     progress: bool = True,
+    or_synthetic: bool = True,
 ) -> Dataset:
     """Returns the data set at `source`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
 
@@ -48,6 +49,7 @@ def load(
             gives what it has.
         cache_dir: folder of cached data sets; see `cache.cache_folder` for the default.
         progress: show on stderr how far a download or decoding has come.
+        or_synthetic: whether "auto" may fall back to the synthetic set; else that is an error.
 
     Raises:
         DataError: the data set is missing, damaged or of no supported kind, or too small for `subset`.
@@ -61,6 +63,8 @@ def load(
         try:
             dataset = _load_official(CIFAR10, cache_dir, progress)
         except _MissingError as error:
+            if not or_synthetic:
+                raise DataError(f'{error}; or ask for the built-in synthetic images with data="synthetic"') from error
             print_warning(
                 f"{error}. TRAINING ON THE BUILT-IN SYNTHETIC SET INSTEAD: its accuracy says nothing about CIFAR-10"
             )

@@ -30,7 +30,8 @@ def read_npz(path: Path) -> RawData:
             raise DataError(f"{path}: decompresses to more than {gib} GiB; save a smaller data set")
         missing = [name for name in _REQUIRED if name not in file.files]
         if missing:
-            raise DataError(f"{path}: lacks {', '.join(missing)}; save it with np.savez(path, {', '.join(_REQUIRED)})")
+            call = f"np.savez(path, {', '.join(f'{name}={name}' for name in _REQUIRED)})"
+            raise DataError(f"{path}: lacks {', '.join(missing)}; save it with {call}")
         arrays = {name: file[name] for name in (*_REQUIRED, "classes") if name in file.files}
     y_train, y_test = (_check_labels(path, name, arrays[name]) for name in ("y_train", "y_test"))
     num_classes = 1 + int(y_train.max(initial=0))

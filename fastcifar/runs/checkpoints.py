@@ -43,14 +43,14 @@ class Checkpoints(Observer):
         self.saved_at_s = 0.0
 
     def on_step(self, run: Progress) -> None:
-        at_end_of_epoch = run.step % run.steps_per_epoch == 0 or run.step == run.num_steps
+        at_end_of_epoch = run.step % run.steps_per_epoch == 0 or run.is_over
         if not at_end_of_epoch and (signal := self.stop(run.step)):
             self._save(run, required=True)
             raise Interrupted(signal)
 
     def on_epoch(self, run: Progress, row: dict[str, Any]) -> None:
         signal = self.stop(0)
-        if signal or run.step == run.num_steps or self.agree(self._is_due(row)):
+        if signal or run.is_over or self.agree(self._is_due(row)):
             self._save(run, required=bool(signal))
             self.saved_at_s = row["time_s"]
         if signal:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.data.arrays import to_rgb_32
+from fastcifar.models.networks import Network
 from fastcifar.runs.model_file import load_model
 
 BATCH = 1000
@@ -57,14 +58,17 @@ class Classifier(nn.Module):
         return [self.classes[i] for i in label.tolist()], probability
 
 
-def load(run_or_file: str | Path) -> Classifier:
-    """The classifier of a run folder or a model.safetensors. ValueError when there is none or it is damaged."""
-    return load_with_facts(find_model(Path(run_or_file)))[0]
+def load(run_or_file: str | Path, network: Network | None = None) -> Classifier:
+    """The classifier of a run folder or a model.safetensors. ValueError when there is none or it is damaged.
+
+    network: the module that was trained, or the function that makes it, where it came from Python.
+    """
+    return load_with_facts(find_model(Path(run_or_file)), network)[0]
 
 
-def load_with_facts(path: Path) -> tuple[Classifier, dict[str, Any]]:
+def load_with_facts(path: Path, network: Network | None = None) -> tuple[Classifier, dict[str, Any]]:
     """The classifier of a model.safetensors, and the facts beside its weights. ValueError when it is damaged."""
-    model, facts = load_model(path)
+    model, facts = load_model(path, network=network)
     return Classifier(model, facts["classes"], facts["mean"], facts["std"]).eval(), facts
 
 

@@ -26,20 +26,23 @@ class ConfigFileError(ValueError):
 
 def config_to_plain(config: Config) -> dict[str, Any]:
     """Nested dicts with a part each; the schedule has its `name`, but not a function of your own; no tail is None."""
-    plain = asdict(config)
-    schedule = {name: value for name, value in plain["schedule"].items() if not callable(value)}
-    plain["schedule"] = {"name": config.schedule.name, **schedule}
-    return plain
+    return {**asdict(config), "schedule": _plain_schedule(config.schedule)}
+
+
+def _plain_schedule(schedule: Schedule) -> dict[str, Any]:
+    return {"name": schedule.name, **{name: v for name, v in asdict(schedule).items() if not callable(v)}}
 
 
 def config_from_plain(values: Any, where: str, own: Schedule | None = None) -> Config:
     """The Config of `config_to_plain`. ConfigFileError names the first setting that is unknown or wrong.
 
-    own: a schedule from Python, whose function no file can hold; it takes the place of one of its name and peak.
+    own: a schedule from Python, which no file can hold; it takes the place of one of its name and values.
     """
     try:
         _check_names(values, {f.name for f in fields(Config)}, "the settings")
-        parts: dict[str, Any] = {name: value for name, value in values.items() if name in ("epochs", "seed")}
+        parts: dict[str, Any] = {
+            name: value for name, value in values.items() if name in ("epochs", "seed", "from_python")
+        }
         for name, kind in PARTS.items():
             if name in values and not (name == "tail" and values[name] is None):
                 parts[name] = _part(kind, values[name], name)
@@ -48,7 +51,7 @@ def config_from_plain(values: Any, where: str, own: Schedule | None = None) -> C
             _check_names(schedule, None, "schedule")
             name = schedule.get("name")
             rest = {key: value for key, value in schedule.items() if key != "name"}
-            if isinstance(own, PerStep) and (name, rest) == (own.name, {"peak": own.peak}):
+            if own is not None and schedule == _plain_schedule(own):
                 parts["schedule"] = own
             elif name in (PerStep.name, PerEpoch.name):
                 raise ValueError(f"schedule {name} is a function from Python, which the file does not hold")

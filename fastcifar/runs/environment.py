@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 
+from fastcifar import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that the package lies in: our repository, or what an environment has installed."""
+
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, the libraries and the driver; None for what is not installed."""
+    """Versions of fastcifar, Python, the libraries and the driver; None for what is not installed."""
 
     def of(package: str) -> str | None:
         try:
@@ -25,6 +30,7 @@ def versions() -> dict[str, str | None]:
             return None
 
     return {
+        "fastcifar": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": of("torchvision"),
@@ -44,8 +50,13 @@ def _first_line(*command: str) -> str | None:
 
 
 def source_state() -> dict[str, Any]:
-    """Commit of the source tree, and whether the tree has changes (`dirty`); None outside a git checkout."""
-    commit = _first_line("git", "rev-parse", "HEAD")
+    """Commit of fastcifar's source, and whether it has changes (`dirty`); None outside a clone of its repository.
+
+    An installed package may lie in an environment inside the user's own repository, whose commit says nothing of it.
+    """
+    top = _first_line("git", "rev-parse", "--show-toplevel")
+    ours = top is not None and Path(top).resolve() == ROOT and (ROOT / "train_fast.py").is_file()
+    commit = _first_line("git", "rev-parse", "HEAD") if ours else None
     return {"commit": commit, "dirty": None if commit is None else bool(_first_line("git", "status", "--porcelain"))}
 
 

@@ -31,12 +31,12 @@ CHECKED_BATCHES = (1, 64)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export(classifier: Classifier, form: str, path: Path) -> float:
+def export(classifier: Classifier, form: str, path: str | Path) -> float:
     """Writes the classifier to `path` and returns the largest difference of the file's logits from the classifier's.
 
-    The difference is measured on random images. The file takes its place only when it is below `TOLERANCE`. Raises
-    ValueError when it is not, when a package is missing, or when the exporter fails; OSError when the file cannot be
-    written. Then an older file is kept.
+    form: "onnx" or "torch-export". The difference is measured on random images. The file takes its place only when it
+    is below `TOLERANCE`. Raises ValueError when it is not, when a package is missing, or when the exporter fails;
+    OSError when the file cannot be written. Then an older file is kept.
     """
     if form == "onnx":
         require(ONNX_PACKAGES, "pip install onnx onnxscript onnxruntime")
@@ -56,7 +56,7 @@ def export(classifier: Classifier, form: str, path: Path) -> float:
             raise ValueError(f"the exported file differs from the model by {difference:.2g}, more than {TOLERANCE:g}; "
                              "nothing was written")  # fmt: skip
         content = made.read_bytes()
-    write_atomically(path, lambda f: f.write(content))
+    write_atomically(Path(path), lambda f: f.write(content))
     return difference
 
 

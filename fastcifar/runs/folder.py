@@ -17,15 +17,33 @@ from fastcifar.settings import SETTINGS, as_flag, flat, method_differences
 RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors", "swag.safetensors")
 
 
-def choose(config: Config) -> Path:
-    """The folder of a new or resumed run, created if it is missing. OSError when it cannot be created."""
+def check(config: Config) -> None:
+    """ValueError when the run cannot begin or go on in the folder that the config names. Nothing is written.
+
+    Asked before the data is loaded, which may take minutes. A folder of a run that was stopped before its first
+    checkpoint holds no results, and another run may begin there.
+    """
+    if config.run.resume:
+        _check_settings(Path(config.run.resume) / "checkpoint.pt", config)
+    elif config.run.out is not None:
+        out = Path(config.run.out)
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out}: is a file; choose a folder")
+        if any((out / name).exists() for name in RESULTS):
+            raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another "
+                             "folder")  # fmt: skip
+
+
+def choose(config: Config, dataset: str) -> Path:
+    """The folder of a new or resumed run, created if it is missing. OSError when it cannot be created.
+
+    dataset: name of the data set, which is there by now: a start that fails on its data leaves no folder.
+    """
     if config.run.resume:
         return Path(config.run.resume)
     if config.run.out is None:
-        return _new_folder(config)
+        return _new_folder(config, dataset)
     out = Path(config.run.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -33,13 +51,9 @@ def choose(config: Config) -> Path:
 def claim(out: Path, config: Config) -> None:
     """Writes config.json and removes partial files of a killed process. The caller holds the folder's lock.
 
-    Raises ValueError when the folder has results of another run; a run that was stopped before its first checkpoint
-    has none.
+    Raises ValueError as `check`, since another process may have begun a run there.
     """
-    if config.run.resume:
-        _check_settings(out / "checkpoint.pt", config)
-    elif any((out / name).exists() for name in RESULTS):
-        raise ValueError(f"--out {out}: holds a run already; continue it with --resume {out}, or choose another folder")
+    check(config)
     if not config.run.resume or config.run.extend_epochs:  # an extension, too, continues with --resume alone
         record.write_json(out / "config.json", config_file.config_to_plain(config))
     for name in ("config.json", "curves.png", *RESULTS):
@@ -55,16 +69,17 @@ def require_kept(out: Path) -> None:
 
 
 def _check_settings(path: Path, config: Config) -> None:
-    """CheckpointError when the checkpoint is not one of this config. Checked before the data is loaded."""
+    """CheckpointError when the checkpoint is not one of this config."""
     if path.exists():
-        saved = config_file.config_from_plain(checkpoint.load(path)["config"], str(path))
+        saved = config_file.config_from_plain(checkpoint.load(path)["config"], str(path), own=config.schedule)
         if changed := method_differences(saved, config):
             raise checkpoint.CheckpointError(f"{path}: has other settings than the config.json beside it: "
                                              f"{'; '.join(changed)[:200]}; put the right one back")  # fmt: skip
 
 
-def _new_folder(config: Config) -> Path:
-    name = f"{utc_stamp()}-{config.run.recipe}-s{config.seed}"
+def _new_folder(config: Config, dataset: str) -> Path:
+    recipe = config.run.recipe + ("-synthetic" if dataset == "synthetic" else "")
+    name = f"{utc_stamp()}-{recipe}-s{config.seed}"
     for i in range(1, 1000):
         out = Path("runs") / (name if i == 1 else f"{name}-{i}")
         try:
@@ -107,8 +122,9 @@ def resume_command(out: Path, processes: int = 1, config: Config | None = None) 
 
     config: names what the run uses and config.json does not give back.
     """
-    program = sys.argv[0] if sys.argv[0].endswith(".py") else "train_fast.py"
-    words = [program, "--resume", str(out)]
+    script = sys.argv[0]
+    program = [script] if Path(script).name == "train_fast.py" else ["-m", "fastcifar", "train"]  # as it was started
+    words = [*program, "--resume", str(out)]
     for name, value in flat(config).items() if config else ():
         field = SETTINGS[name].field if name in SETTINGS else None
         if field and name != "out" and not field.metadata.get("from_file", True) and value != field.default:

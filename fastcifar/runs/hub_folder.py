@@ -20,6 +20,7 @@ from fastcifar.runs.config_file import config_to_plain
 from fastcifar.runs.record import write_json
 from fastcifar.runs.results import RunResults
 
+SYNTHETIC = " They are the built-in synthetic images: no figure here says anything about CIFAR-10."
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 """Data sets that the hub has under these ids, and how people call them."""
 CARD = """\
@@ -45,7 +46,7 @@ An image classifier for 32x32 RGB images, trained with fastcifar. It knows {coun
 
 {table}
 
-Accuracies are those of the test images. The run stands for {percent}.
+Accuracies are those of the test images.{warning} The run stands for {percent}.
 
 ## Use
 
@@ -95,7 +96,7 @@ def write_hub_folder(folder: Path, run: RunResults, facts: dict[str, Any], comma
 def without_paths(config: Config, facts: dict[str, Any]) -> Config:
     """The settings without what tells of one machine. Data that fastcifar does not find by name become `auto`."""
     dataset = str(facts.get("dataset"))
-    data = replace(config.data, source=dataset if dataset in ("cifar10", "synthetic") else "auto")
+    data = replace(config.data, source=dataset if dataset in (*NAMES, "synthetic") else "auto")
     model = replace(config.model, init=config.model.init and Path(config.model.init).name)
     run = replace(config.run, resume=config.run.resume and Path(config.run.resume).name)
     return replace(config, data=data, model=model, run=run)
@@ -113,6 +114,7 @@ def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], comman
         dataset=_yaml(dataset), dataset_name=_yaml(dataset_name), accuracy=f"{summary['accuracy']:.6g}",
         title=_markdown(title), count=len(classes), classes=_markdown(", ".join(classes)),
         table=_table(summary, facts, dataset), percent=f"{summary['accuracy']:.2%}", training=training,
+        warning=SYNTHETIC if dataset == "synthetic" else "",
     )  # fmt: skip
 
 
@@ -124,6 +126,8 @@ def _table(summary: dict[str, Any], facts: dict[str, Any], dataset: str) -> str:
         "accuracy, last weights": value("accuracy_raw", "{:.2%}"),
         "accuracy, averaged weights": value("accuracy_swa", "{:.2%}"),
         "accuracy, with test-time views": value("accuracy_tta", "{:.2%}"),
+        "accuracy, one view of each image (what an exported file gives)": value("accuracy_one_view", "{:.2%}"),
+        "views of an image in the run's figure, at most": value("views", "{:.0f}"),
         "data": NAMES.get(dataset, dataset),
         "training images": value("n_train", "{:,.0f}"),
         "test images": value("n_test", "{:,.0f}"),
@@ -132,7 +136,8 @@ def _table(summary: dict[str, Any], facts: dict[str, Any], dataset: str) -> str:
         "optimizer steps": value("num_steps", "{:,.0f}"),
         "training, seconds": value("train_s", "{:,.1f}"),
         "whole process, seconds": value("wall_s", "{:,.1f}"),
-        "machine": value("device"), "precision": value("precision"), "commit of fastcifar": value("commit"),
+        "machine": value("device"), "precision": value("precision"), "version of fastcifar": value("version"),
+        "commit of fastcifar": value("commit"),
     }  # fmt: skip
     return "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {_markdown(v)} |" for k, v in rows.items() if v)])
 

@@ -19,12 +19,14 @@ from torch import nn
 
 from fastcifar.config import Model
 from fastcifar.data.files import write_atomically
-from fastcifar.models.networks import make_model
+from fastcifar.models.networks import Network, make_model, own_network
 from fastcifar.runs import checkpoint
 from fastcifar.runs.observers import Observer, Result
 from fastcifar.runs.record import to_json
 
 FORMAT = "fastcifar-1"
+FROM_PYTHON = "python"
+"""`network` of a file whose network came from Python: it holds the weights and the name of the class alone."""
 SWAG_FILE = "swag.safetensors"
 SPREAD = ("variance.", "deviations.")
 Gaussian = dict[str, torch.Tensor]
@@ -41,11 +43,16 @@ class ModelFile(Observer):
         self.path, self.facts = path, facts
 
     def on_end(self, result: Result) -> None:
-        facts = {**self.facts, "accuracy": result.summary["accuracy"]}
+        facts = {**self.facts, **measured(result.summary)}
         write_model(self.path, result.model, facts)
         if swag := result.swag:
             facts |= {"snapshots": swag.count}
             write_model(self.path.with_name(SWAG_FILE), result.model, facts, swag.gaussian())
+
+
+def measured(summary: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a summary that go into the file: of the run, of one view of each image, and how many views."""
+    return {name: summary[name] for name in ("accuracy", "accuracy_one_view", "views")}
 
 
 def write_model(path: Path, model: nn.Module, facts: dict[str, Any], gaussian: Gaussian | None = None) -> None:
@@ -69,12 +76,13 @@ def _with_sorted_header(content: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
-def load_model(path: Path, flag: str = "--run") -> tuple[nn.Module, dict[str, Any]]:
+def load_model(path: Path, flag: str = "--run", network: Network | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a model.safetensors in eval mode, and its facts (classes, mean, ...).
 
-    ValueError, naming the flag that gave the file, if it is damaged.
+    network: the one from Python that the file has the weights of. ValueError, naming the flag that gave the file, if
+    it is damaged.
     """
-    model, facts, _ = _load(path, f"model ({{}}); give {flag} another one", swag=False)
+    model, facts, _ = _load(path, f"model ({{}}); give {flag} another one", swag=False, network=network)
     return model, facts
 
 
@@ -94,7 +102,9 @@ def load_swag(folder: Path) -> tuple[nn.Module, dict[str, Any], Gaussian]:
     return mean, facts, gaussian
 
 
-def _load(path: Path, complaint: str, swag: bool) -> tuple[nn.Module, dict[str, Any], Gaussian]:
+def _load(
+    path: Path, complaint: str, swag: bool, network: Network | None = None
+) -> tuple[nn.Module, dict[str, Any], Gaussian]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -104,10 +114,8 @@ def _load(path: Path, complaint: str, swag: bool) -> tuple[nn.Module, dict[str, 
         if facts.pop("format", None) != FORMAT:
             raise ValueError("not written by this version of fastcifar")
         facts = {k: json.loads(v) for k, v in facts.items()}
-        settings = _checked_settings(facts)
-        if tensors["head.weight"].shape[:1] != (len(facts["classes"]),):  # before a network of that size is made
-            raise ValueError("not as many classes as outputs")
-        model = make_model(settings, len(facts["classes"]), seed=0)
+        _check_facts(facts)
+        model = _make_network(facts, tensors, network)
         gaussian = {k: tensors.pop(k) for k in list(tensors) if swag and k.startswith(SPREAD)}
         checkpoint.check(tensors, dict(model.state_dict()), "weights")
         model.load_state_dict(tensors)
@@ -133,12 +141,23 @@ def _check_gaussian(gaussian: Gaussian, model: nn.Module) -> None:
         raise ValueError("no deviations, or a variance below 0")
 
 
-def _checked_settings(facts: dict[str, Any]) -> Model:
-    """The network's settings. ValueError when the facts beside the weights cannot be those that a run wrote."""
+def _make_network(facts: dict[str, Any], tensors: dict[str, torch.Tensor], network: Network | None) -> nn.Module:
+    """The network that the facts name, or the given one. ValueError when they cannot be those that a run wrote."""
+    if facts["network"] == FROM_PYTHON:
+        if network is None:
+            raise ValueError("its network came from Python: fastcifar.load(path, network=...)")
+        return own_network(network)
     names = ("network", "scale", "norm", "activation")
     settings = Model(**{name: facts[name] for name in names}, shape=facts.get("shape"))
     if settings.scale == "auto":
         raise ValueError("scale is 'auto'")
+    if tensors["head.weight"].shape[:1] != (len(facts["classes"]),):  # before a network of that size is made
+        raise ValueError("not as many classes as outputs")
+    return make_model(settings, len(facts["classes"]), seed=0)
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """ValueError when classes or normalisation cannot be those that a run wrote."""
     names = facts["classes"]
     if not isinstance(names, list) or not all(isinstance(n, str) and n and n.isprintable() for n in names):
         raise ValueError("classes is no list of names")
@@ -154,4 +173,3 @@ def _checked_settings(facts: dict[str, Any]) -> Model:
             raise ValueError(f"{name} is no list of three numbers within 0 and 1")
     if min(facts["std"]) == 0:
         raise ValueError("std is 0")
-    return settings

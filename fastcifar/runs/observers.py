@@ -1,5 +1,8 @@
 """Observers of a run: called after every step, after every epoch and at the end. They do not change the training.
 
+One may end it: `raise Stop("good enough")`. Then the run ends as if this had been its last step: the average of the
+weights where the tail has begun, the batch-norm refresh, the result and all files.
+
 The loop calls a short list of them, in order. Progress, metrics.jsonl, checkpoints, pictures and records are
 observers, each in its own file; a user's own is a class with the same three methods.
 """
@@ -29,6 +32,10 @@ class Result:
     """The Gaussian over the weights, whose mean `model` has; None without --swag-rank."""
 
 
+class Stop(Exception):
+    """Raised by an observer in `on_step` or `on_epoch`: the run ends here, normally. The message is the reason."""
+
+
 class Progress(Protocol):
     """What an observer may read of a run in progress. Steps are counted from the start of the run."""
 
@@ -41,6 +48,11 @@ class Progress(Protocol):
 
     @property
     def steps_per_epoch(self) -> int: ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this was the last step: that of the schedule, or one at which the run was stopped."""
+        ...
 
     def snapshot(self) -> dict[str, Any]:
         """State of the run for a checkpoint. Called by all processes together, as they share their sums."""
@@ -58,3 +70,15 @@ class Observer:
 
     def on_end(self, result: Result) -> None:
         """Called once, when the result is known."""
+
+
+class StopAt(Observer):
+    """Ends a run after the epoch whose measured accuracy (held-out with --val-split) is at least `target`."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    def on_epoch(self, run: Progress, row: dict[str, Any]) -> None:
+        accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+        if accuracy is not None and accuracy >= self.target:
+            raise Stop(f"accuracy {accuracy:.2%} is at least {self.target:.2%}")

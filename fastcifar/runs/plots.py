@@ -60,7 +60,7 @@ class Curves(Observer):
 def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTable, summary: dict[str, Any]) -> None:
     """curves.png of a run folder: lr and momentum per step, loss and accuracy per epoch, the tail shaded."""
     table, tail_step, num_steps = schedule.table, schedule.tail_step, len(schedule.table)
-    per_epoch = num_steps / summary["epochs"]
+    per_epoch = summary["num_steps"] / summary["epochs"]
     figure, axes = make_figure(2, 11, 7)
     (lr_axis, momentum_axis), (loss_axis, accuracy_axis) = axes
     step_epochs = torch.arange(num_steps) / per_epoch
@@ -81,8 +81,9 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
     end = num_steps / per_epoch
     for key, label, marker in (("accuracy_swa", "averaged weights", "*"), ("accuracy_tta", "with views", "P")):
         if summary.get(key) is not None:
-            accuracy_axis.plot(end, 100 * summary[key], marker, markersize=11, label=f"{label} {summary[key]:.2%}",
-                               clip_on=False, zorder=3)  # fmt: skip
+            text = f"{label} {summary[key]:.2%}"
+            accuracy_axis.plot(summary["epochs"], 100 * summary[key], marker, markersize=11, label=text, clip_on=False,
+                               zorder=3)  # fmt: skip
     accuracy_axis.set(title="test accuracy" if history[-1]["accuracy_test"] is not None else "held-out accuracy")
     accuracy_axis.yaxis.set_major_formatter("{x:g}%")
     accuracy_axis.legend(loc="lower right")
@@ -93,7 +94,8 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
             axis.axvspan(tail_step / per_epoch, end, **TAIL)
     if tail_step < num_steps:
         lr_axis.text((tail_step / per_epoch + end) / 2, lr_axis.get_ylim()[1] * 0.95, "SWA tail", ha="center", va="top")
-    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {summary['dataset']}")
+    data = "built-in synthetic images" if summary["dataset"] == "synthetic" else summary["dataset"]
+    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}")
     save_figure(figure, path)
 
 

@@ -83,12 +83,16 @@ def _summary(path: Path, values: Any) -> dict[str, Any]:
     where = str(path)
     shares = ("accuracy", "accuracy_raw", "accuracy_swa", "accuracy_tta")
     numbers: dict[str, Any] = {name: _number(where, values, name, 0, 1) for name in shares}
+    one_view = "accuracy_raw" if numbers["accuracy_swa"] is None else "accuracy_swa"  # of the weights that are kept
+    numbers |= {"accuracy_one_view": numbers[one_view], "views": _number(where, values, "views", 1, 100)}
     numbers |= {
         name: _number(where, values, name) for name in ("loss_last", "num_steps", "epochs", "n_train", "n_test")
     }
     times = values.get("time_s") or {}
     numbers |= {f"{name}_s": _number(f"{where}, time_s", times, name) for name in ("train", "wall")}
     texts = {name: values.get(name) for name in ("dataset", "device", "precision", "commit")}
+    versions = values.get("versions")
+    texts["version"] = versions.get("fastcifar") if isinstance(versions, dict) else None
     for name, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{where}: {name} is {repr(text)[:40]}; expected a text")

@@ -5,8 +5,9 @@ Settings have the names of their flags. A wrong argument raises ValueError with 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,28 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
-from fastcifar.config import Config
+from fastcifar.config import Config, Model
 from fastcifar.data.arrays import dataset_from_arrays
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.files import lock_folder
 from fastcifar.data.load import load as load_dataset
+from fastcifar.models.networks import Network
 from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import folder
 from fastcifar.runs.classifier import Classifier
 from fastcifar.runs.observers import Observer, Progress
 from fastcifar.runs.observers import Result as LoopResult
+from fastcifar.schedules import Schedule
 from fastcifar.settings import with_settings
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train as train_loop
+from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
 from fastcifar.training.run_files import run_observers
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import load_data, make_task
 
 Hook = Callable[[int, dict[str, Any]], object]
+Source = str | os.PathLike[str] | Dataset
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,13 @@ class _Hooks(Observer):
 def train(
     recipe: str | Config = "swa30",
     *,
-    data: str | Path | Dataset | None = None,
+    data: Source | None = None,
     out: str | Path | None = None,
+    network: str | Network | None = None,
+    optimizer: str | MakeOptimizer | None = None,
+    loss: Loss | None = None,
+    transform: Transform | None = None,
+    schedule: str | Schedule | None = None,
     on_step: Hook | None = None,
     on_epoch: Hook | None = None,
     observers: Sequence[Observer] = (),
@@ -80,7 +90,14 @@ def train(
     Args:
         recipe: name of a recipe, or a Config.
         data: "cifar10", "cifar100", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
-        out: run folder to write; None writes nothing.
+            The synthetic images are never taken in place of missing ones: ask for them by name.
+        out: run folder to write; None writes nothing. `resume=RUN` goes on with a run folder; give it the arguments
+            that began the run.
+        network: a module, or a function that makes one: x [B, 3, 32, 32], normalised -> logits [B, K]; or a name.
+        optimizer: a function from parameters to an optimizer, whose rates the schedule scales; or a name.
+        loss: (logits [B, K] f32, y) -> scalar; y is [B] int64, or what `transform` makes of it.
+        transform: (x, y) -> (x, y), on each augmented batch, on the device: mixup, cutmix.
+        schedule: a `fastcifar.schedules.Schedule`, or a name.
         on_step: called with (step, {}) after each step; it must be quick.
         on_epoch: called with (epoch, metrics row) after each epoch.
         observers: objects with `on_step`, `on_epoch` and `on_end` (`fastcifar.runs.observers.Observer`).
@@ -88,26 +105,26 @@ def train(
             turns torch's deterministic algorithms on for the rest of the process.
 
     Raises:
+        TypeError: data is none of these.
         ValueError: a setting is unknown, wrong or without effect, or the data cannot be read.
         Diverged: the loss is not finite, or the accuracy stays at chance.
     """
-    config = _config(recipe, settings)
-    if isinstance(data, (str, Path)):
-        config = with_settings(config, data=str(data))
+    if data is not None and not isinstance(data, Dataset):
+        settings["data"] = _source(data)
     if out is not None:
-        config = with_settings(config, out=str(out))
-    elif config.run.log != "none" or config.run.profile:
-        raise ValueError("log and profile need a run folder: give out")
+        settings["out"] = str(out)
+    config, parts = _config_and_parts(recipe, settings, network, optimizer, loss, transform, schedule)
     config, hardware = resolve(config)
+    folder.check(config)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
-        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False)
-        task = make_task(config, dataset, hardware)
+        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False, or_synthetic=False)
+        task = make_task(config, dataset, hardware, parts=parts)
     watching = [_Hooks(on_step, on_epoch), *observers]
-    if out is None:
+    if out is None and config.run.resume is None:
         result, path = train_loop(task, watching, stopwatch), None
     else:
-        path = folder.choose(config)
+        path = folder.choose(config, dataset.name)
         with lock_folder(path):
             folder.claim(path, config)
             result = train_loop(task, [*watching, *run_observers(task, path)], stopwatch)
@@ -131,17 +148,16 @@ def fit(
     return train(recipe, data=dataset_from_arrays(images, labels, *test, classes=classes), **arguments)
 
 
-def evaluate(
-    model: Classifier, data: str | Path | Dataset | tuple[ArrayLike, ArrayLike], views: bool = True
-) -> dict[str, float]:
+def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True) -> dict[str, float]:
     """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
 
-    Raises ValueError when the data cannot be read, or has a label that the model does not know.
+    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the
+    model does not know.
     """
     if isinstance(data, tuple):
         images, labels = data
     else:
-        dataset = data if isinstance(data, Dataset) else load_dataset(str(data), progress=False)
+        dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
         images, labels = dataset.x_test, dataset.y_test
     logits, target = model.logits(images, views), torch.as_tensor(labels).long()
     if len(target) != len(logits) or not len(target):
@@ -152,12 +168,58 @@ def evaluate(
     return {"accuracy": right, "loss": F.cross_entropy(logits, target).item()}
 
 
+def _source(data: str | os.PathLike[str]) -> str:
+    """The name or path of a data set. TypeError for anything else: else `auto` would take its place in silence."""
+    if not isinstance(data, (str, os.PathLike)):
+        raise TypeError(
+            f"data is a {type(data).__name__}; give a name, a path or a Dataset, or arrays to fastcifar.fit"
+        )
+    return os.fspath(data)
+
+
+_REPLACED = {
+    "network": [f.name for f in fields(Model)],
+    "optimizer": ["momentum", "weight_decay", "bias_lr_scale", "head_lr_scale", "momentum_min", "momentum_max"],
+    "loss": ["label_smoothing"],
+}
+"""Settings that have no effect where a part comes from Python."""
+
+
+def _config_and_parts(
+    recipe: str | Config,
+    settings: dict[str, Any],
+    network: str | Network | None,
+    optimizer: str | MakeOptimizer | None,
+    loss: Loss | None,
+    transform: Transform | None,
+    schedule: str | Schedule | None,
+) -> tuple[Config, Parts]:
+    """The config that names the parts from Python, and these. A part that is a name is a setting."""
+    settings = dict(settings)
+    if isinstance(schedule, Schedule):
+        recipe = replace(find_recipe(recipe) if isinstance(recipe, str) else recipe, schedule=schedule)
+        schedule = None
+    for name, value in (("network", network), ("optimizer", optimizer), ("schedule", schedule)):
+        if value is not None and not callable(value):
+            settings[name] = value
+    parts = Parts(
+        network if callable(network) else None, optimizer if callable(optimizer) else None, loss, transform
+    )  # fmt: skip
+    config = replace(_config(recipe, settings), from_python=parts.names)
+    for part, names in _REPLACED.items():
+        if getattr(parts, part) is not None and (given := [name for name in names if name in settings]):
+            raise ValueError(f"{given[0]} has no effect here: the {part} comes from Python")
+    if config.run.out is None and config.run.resume is None and (config.run.log != "none" or config.run.profile):
+        raise ValueError("log and profile need a run folder: give out")
+    return config, parts
+
+
 def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
     if isinstance(recipe, str):
         recipe = find_recipe(recipe)
     if "optimizer" in settings:
         recipe = with_optimizer(recipe, settings["optimizer"])
-    for name in ("runs", "resume", "plot_schedule", "dry_run", "parallel", "keep_all"):
+    for name in ("runs", "plot_schedule", "dry_run", "parallel", "keep_all"):
         if name in settings:
             raise ValueError(f"{name} is for the command line; it does not go with a training from Python")
     return with_settings(recipe, **settings)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
 from fastcifar.optim.swag import Swag
-from fastcifar.runs.observers import Observer, Result
+from fastcifar.runs.observers import Observer, Result, Stop, StopAt
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel, sum_over_processes
 from fastcifar.training.state import Diverged, State
@@ -31,8 +31,11 @@ CHANCE_STEPS = 50
 def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch | None = None) -> Result:
     """Trains a run to its end, from its beginning or from the checkpoint in `config.run.resume`.
 
-    Raises Diverged when training has failed. An observer may raise to end the run.
+    Raises Diverged when training has failed. An observer may raise `Stop` to end the run normally; any other error
+    ends it without a result.
     """
+    if task.config.run.stop_at is not None:
+        observers = [StopAt(task.config.run.stop_at), *observers]
     stopwatch = stopwatch or Stopwatch(task.hardware.device)
     with stopwatch("compile"):
         state = start(task, stopwatch)
@@ -45,7 +48,7 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         with stopwatch("train"):
             prepare(task, model)
     blocks = task.executor.blocks(task.plans(state.step))
-    while state.step < task.num_steps:
+    while not state.is_over:
         model.train()
         with stopwatch("train"):  # with the augmentation
             block = next(blocks)
@@ -55,18 +58,27 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
                 state.step += 1
                 if joins_average(task, state):
                     state.average.record(model)
-                for observer in observers:
-                    observer.on_step(state)
+                tell(observers, "on_step", state)
+                if state.is_over:
+                    break
             blocks.work_ahead()
-        if state.step % task.steps_per_epoch == 0 or state.step == task.num_steps:
+        if state.step % task.steps_per_epoch == 0 or state.is_over:
             row = end_epoch(task, state, accuracies)
-            for observer in observers:
-                observer.on_epoch(state, row)
+            tell(observers, "on_epoch", state, row)
 
     result = finish(task, state, accuracies)
     for observer in observers:
         observer.on_end(result)
     return result
+
+
+def tell(observers: Sequence[Observer], event: str, state: State, *told: Any) -> None:
+    """Tells all observers of an event, also when one of them ends the run by it."""
+    for observer in observers:
+        try:
+            getattr(observer, event)(state, *told)
+        except Stop as stop:
+            state.stopped = state.stopped or str(stop) or type(observer).__name__
 
 
 def joins_average(task: Task, state: State) -> bool:
@@ -92,7 +104,7 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
         raise Diverged(f"the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}: lower --lr-peak"
                        + (" or use --precision bf16" if task.hardware.precision == "fp16" else ""))  # fmt: skip
     accuracy: float | None = None
-    is_last = state.step == task.num_steps
+    is_last = state.is_over
     if is_last or (epoch + 1) % config.evaluation.eval_every == 0:
         with state.stopwatch("eval"):
             accuracy, _ = accuracies(state.model, task.watched)
@@ -120,7 +132,8 @@ def finish(task: Task, state: State, accuracies: Evaluator) -> Result:
     stopwatch, final, has_tail = state.stopwatch, state.model, state.average.count > 0
     evaluation = task.config.evaluation
     if has_tail:
-        with stopwatch("swa"), autocast(task.hardware):
+        draws = task.parts.draws(task.config.seed, task.num_steps, task.hardware.device)
+        with stopwatch("swa"), autocast(task.hardware), draws:
             final = state.average.averaged(state.model)
             final._compiled_call_impl = None
             refresh_batch_norm(final, refresh_batches(task))

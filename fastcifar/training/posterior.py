@@ -35,7 +35,7 @@ def swag_models(run: str | Path, count: int, data: Dataset | None = None) -> Ite
     if not len(dataset.y_train):
         raise ValueError(f"{dataset.name}: has no training images to refresh the batch norms of SWAG's samples with")
     machine = Machine(executor="torch", compile="off")  # the run may have been trained on another one
-    config = replace(config, machine=machine)
+    config = replace(config, machine=machine, from_python="")  # a loss or a transform is not needed
     hardware = choose_hardware(config)
     task = make_task(config, replace(dataset, mean=tuple(facts["mean"]), std=tuple(facts["std"])), hardware)
     batches = list(refresh_batches(task))

@@ -47,11 +47,18 @@ class State:
     """Steps taken."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """A row per epoch: the lines of metrics.jsonl."""
+    stopped: str | None = None
+    """Why an observer has ended the run; None when none has."""
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return len(self.schedule.table)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is taken: that of the schedule, or one at which an observer has ended the run."""
+        return self.step == self.num_steps or self.stopped is not None
 
     def snapshot(self) -> dict[str, Any]:
         """The state for a checkpoint, with the seconds spent. Raises Diverged when the weights are not finite.
@@ -69,7 +76,10 @@ class State:
         """Plain containers and tensors. Learning rate and momentum are stored in the schedule's table only."""
         return {
             "model": self.model.state_dict(),
-            "optimizers": [[_momentum(o, p) for p in _weights(o)] for o in self.optimizers],
+            "optimizers": [
+                o.state_dict()["state"] if _from_python(o) else [_momentum(o, p) for p in _weights(o)]
+                for o in self.optimizers
+            ],
             "loss_scale": float(self.scaler.get_scale()),
             "schedule": self.schedule.state(),
             "mean": self.average.state(),
@@ -84,6 +94,10 @@ class State:
         _check_tree(tree, self, num_steps)
         self.model.load_state_dict(tree["model"])
         for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
+            if _from_python(optimizer):
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": momenta, "param_groups": groups})
+                continue
             for p, momentum in zip(_weights(optimizer), momenta, strict=True):
                 optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
@@ -132,6 +146,24 @@ def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
     return torch.zeros_like(p) if momentum is None else momentum
 
 
+def _from_python(optimizer: Optimizer) -> bool:
+    """Whether it is one of the caller: all of its state is kept, in torch's own form."""
+    return bool(optimizer.param_groups[0].get("from_python"))
+
+
+def _check_foreign(saved: Any, optimizer: Optimizer) -> None:
+    """ValueError unless it is the state of some weights by number: finite tensors of their shapes, and numbers."""
+    weights = dict(enumerate(_weights(optimizer)))
+    if not isinstance(saved, dict) or not all(type(k) is int and k in weights for k in saved):
+        raise ValueError("optimizers has other weights than this run")
+    for number, entries in saved.items():
+        for name, value in (entries if isinstance(entries, dict) else {"": object()}).items():
+            if isinstance(value, Tensor) and value.shape in (weights[number].shape, torch.Size([])):
+                checkpoint.check(value, torch.empty_like(value), f"optimizers.{number}.{name}")
+            elif value is not None and type(value) not in (int, float, bool):
+                raise ValueError(f"optimizers.{number}.{name} is no state of a weight")
+
+
 def skipped_steps(scale: float) -> int:
     """Number of steps that fp16 overflow has skipped, from the loss scale. At 0 it fell below the least f32, 2^-149."""
     return round(math.log2(FIRST_LOSS_SCALE / (scale or 2.0**-150)))
@@ -140,7 +172,13 @@ def skipped_steps(scale: float) -> int:
 def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int) -> None:
     """ValueError when this run could not have written the saved tree at any step."""
     like = fresh.tree()
-    loose = ("history", "schedule")
+    loose: tuple[str, ...] = ("history", "schedule")
+    if any(map(_from_python, fresh.optimizers)):  # whose state grows in the first step
+        loose = (*loose, "optimizers")
+        if not isinstance(tree["optimizers"], list) or len(tree["optimizers"]) != len(fresh.optimizers):
+            raise ValueError("optimizers has other entries than this run")
+        for saved, optimizer in zip(tree["optimizers"], fresh.optimizers, strict=True):
+            _check_foreign(saved, optimizer)
     checkpoint.check({**tree, **{k: like[k] for k in loose if k in tree}}, like, "state")
     step, count = tree["step"], tree["mean"]["count"]
     if not 0 <= step <= num_steps:

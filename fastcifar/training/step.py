@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.augment.block import Block
@@ -59,16 +58,21 @@ class Step:
 
     def __call__(self, i: int) -> None:
         assert self.block is not None
+        task, step = self.task, self.state.step
         x, y = self.block.batch(i)
-        set_row(self.state.optimizers, *self.state.schedule.table[self.state.step].tolist())
-        self.update(x, y)
+        set_row(self.state.optimizers, *self.state.schedule.table[step].tolist())
+        with task.parts.draws(task.config.seed, step, x.device):
+            if task.parts.transform:
+                x, y = task.parts.transform(x, y)
+                x = x.contiguous(memory_format=torch.channels_last)
+            self.update(x, y)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Forward, backward and update on x [B, 3, S, S] and y [B], at the learning rates that the optimizers hold."""
         state = self.state
         with autocast(self.task.hardware):
             logits = self.forward(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.task.config.optimizer.label_smoothing)
+        loss = self.task.loss(logits.float(), y)
         state.scaler.scale(loss).backward()
         if self.drop_stem_from_px is not None and x.shape[-1] >= self.drop_stem_from_px:
             state.model.get_parameter("stem.bias").grad = None
@@ -196,6 +200,9 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
 def make_step(task: Task, state: State, forward: Forward) -> Step:
     """The recorded step where `can_be_recorded`, else the plain one."""
     if can_be_recorded(task):
+        if host := task.parts.runs_on_the_host:
+            log.warning("the %s from Python cannot be part of a CUDA graph: the step is launched without one", host)
+            return Step(task, state, forward)
         with may_fail("the step", task.hardware.device):
             return GraphedStep(task, state, forward, CudaGraphs())
     return Step(task, state, forward)

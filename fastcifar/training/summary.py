@@ -23,6 +23,11 @@ class Accuracies:
     """Of the averaged weights (or the last ones without a tail), with test-time views."""
 
     @property
+    def one_view(self) -> float:
+        """Of the weights that are kept, from each image alone: what an exported file gives."""
+        return self.raw if self.averaged is None else self.averaged
+
+    @property
     def final(self) -> float:
         """The figure that the run stands for: with views, else of the averaged weights, else of the last ones."""
         return next(a for a in (self.with_views, self.averaged, self.raw) if a is not None)
@@ -34,13 +39,15 @@ def summarize(task: Task, state: State, accuracies: Accuracies, eval_final_s: fl
     skipped = skipped_steps(state.scaler.get_scale()) if hardware.precision == "fp16" else 0
     return {
         "dataset": task.dataset.name, "n_train": task.num_train, "n_test": len(task.dataset.y_test),
-        "recipe": config.run.recipe, "scale": hardware.scale, "epochs": config.final_epochs,
-        "num_steps": task.num_steps, "seed": config.seed, "accuracy": accuracies.final,
+        "recipe": config.run.recipe, "scale": hardware.scale, "stopped": state.stopped,
+        "epochs": state.step / task.steps_per_epoch if state.stopped else config.final_epochs,
+        "num_steps": state.step, "seed": config.seed, "accuracy": accuracies.final,
         "accuracy_raw": accuracies.raw, "accuracy_swa": accuracies.averaged, "accuracy_tta": accuracies.with_views,
+        "accuracy_one_view": accuracies.one_view, "views": config.evaluation.views,
         "loss_last": state.history[-1]["loss_train"], "swa_recorded": state.average.count,
         "steps_skipped_fp16": skipped, "time_s": {**stopwatch.report(), "eval_final": round(eval_final_s, 4)},
-        "images_per_s": round(task.num_steps * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
-        "train_pflop": task.train_pflop, "peak_mem_mib": environment.peak_mem_mib(hardware.device),
+        "images_per_s": round(state.step * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
+        "train_pflop": task.pflop(state.step), "peak_mem_mib": environment.peak_mem_mib(hardware.device),
         "device": hardware.name, "precision": hardware.precision, "compile": hardware.compile,
         "fused_kernels": hardware.fused,
         "augment": hardware.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,

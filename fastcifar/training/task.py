@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.augment.dali import DaliExecutor
@@ -20,16 +22,18 @@ from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
-from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.networks import make_model, own_network, train_flop
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import count_steps, make_schedule_table
 from fastcifar.optim.swag import Swag
+from fastcifar.runs.model_file import FROM_PYTHON
 from fastcifar.training import processes
 from fastcifar.training.allocator import keep_freed_memory
 from fastcifar.training.fine_tune import load_initial
 from fastcifar.training.hardware import Hardware, with_hardware
+from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts, make_optimizer
 from fastcifar.training.processes import World
 from fastcifar.training.resume import resume
 from fastcifar.training.state import FIRST_LOSS_SCALE, State
@@ -55,6 +59,14 @@ class Task:
     """Forward and backward, by image size in pixels."""
     stem_filters: Tensor | None
     """Whitening filters of the training images, the same for every seed; None for a network without them."""
+    parts: Parts = NO_PARTS
+    """What came from Python in place of settings."""
+
+    @property
+    def loss(self) -> Loss:
+        """(logits [B, K] f32, labels [B] int64 or [B, K]) -> scalar."""
+        smoothing = self.config.optimizer.label_smoothing
+        return self.parts.loss or partial(F.cross_entropy, label_smoothing=smoothing)
 
     @property
     def num_steps(self) -> int:
@@ -74,8 +86,12 @@ class Task:
     @property
     def train_pflop(self) -> float:
         """PFLOP of forward and backward over the whole run."""
+        return self.pflop(self.num_steps)
+
+    def pflop(self, num_steps: int) -> float:
+        """PFLOP of forward and backward over so many steps from the first."""
         per_epoch = self.steps_per_epoch * self.batch_size
-        whole, steps_left = divmod(self.num_steps, self.steps_per_epoch)
+        whole, steps_left = divmod(num_steps, self.steps_per_epoch)
         images = [per_epoch] * whole + [steps_left * self.batch_size]
         return sum(n * self.flop_per_image[image_size(self.config, e)] for e, n in enumerate(images) if n) / 1e15
 
@@ -93,18 +109,24 @@ class Task:
         return draw_plan(self.config, self.num_train, epoch).part(self.world.rank, self.world.size)
 
 
-def load_data(config: Config, progress: bool) -> Dataset:
-    """The data set that a config names. DataError when it is missing or damaged."""
+def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Dataset:
+    """The data set that a config names. DataError when it is missing or damaged.
+
+    or_synthetic: whether `auto` may fall back to the built-in synthetic images.
+    """
     return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
-                cache_dir=config.machine.cache_dir, progress=progress)  # fmt: skip
+                cache_dir=config.machine.cache_dir, progress=progress, or_synthetic=or_synthetic)  # fmt: skip
 
 
-def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None) -> Task:
+def make_task(
+    config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None, parts: Parts = NO_PARTS
+) -> Task:
     """Puts the data on the device and derives everything fixed from the settings.
 
-    Raises ValueError when settings, data and number of processes do not fit together.
+    Raises ValueError when settings, data, parts from Python and number of processes do not fit together.
     """
     world = world or World()
+    check_parts(config, parts)
     if hardware.device.type == "cpu":
         keep_freed_memory()
     config = with_hardware(config, hardware)
@@ -128,11 +150,13 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
     executor_class = DaliExecutor if hardware.executor == "dali" else TorchExecutor
     executor = executor_class(train_images, config.augment.cutout_px)
-    model = _make_network(config, len(dataset.classes), world)
+    model, sizes = _make_network(config, len(dataset.classes), world, parts), {*config.augment.low_res_px, 32}
+    if parts.network is not None:
+        check_network(model, len(dataset.classes), sizes)
     return Task(
         config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
         test=test, watched=share(*held_out) if held_out else test, steps_per_epoch=num_train // batch,
-        flop_per_image={size: train_flop(model, size) for size in {*config.augment.low_res_px, 32}},
+        flop_per_image={size: train_flop(model, size) for size in sizes}, parts=parts,
         stem_filters=stem_filters(model, dataset, train_images),
     )  # fmt: skip
 
@@ -144,8 +168,10 @@ def stem_fixed_from_px(config: Config) -> int | None:
     return 32 if fixed else None
 
 
-def _make_network(config: Config, num_classes: int, world: World) -> nn.Module:
+def _make_network(config: Config, num_classes: int, world: World, parts: Parts) -> nn.Module:
     """The network of a run on the CPU, before its first step."""
+    if parts.network is not None:
+        return own_network(parts.network, config.seed)
     model = make_model(config.model, num_classes, config.seed)
     if isinstance(model, ResNet9) and world.size == 1:
         model.stem_fixed_from_px = stem_fixed_from_px(config)
@@ -174,7 +200,8 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
     Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
     config, device = task.config, task.hardware.device
-    model: Any = _make_network(config, len(task.dataset.classes), task.world).to(device)
+    parts = task.parts
+    model: Any = _make_network(config, len(task.dataset.classes), task.world, parts).to(device)
     if task.stem_filters is not None:
         with torch.no_grad():
             model.stem.weight.copy_(task.stem_filters)
@@ -183,7 +210,11 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
     rank = config.tail.swag_rank if config.tail else 0
     state = State(
         model=model,
-        optimizers=make_optimizers(model, config, can_be_recorded(task)),
+        optimizers=(
+            [make_optimizer(parts.optimizer, model, config.schedule.peak)]
+            if parts.optimizer
+            else make_optimizers(model, config, can_be_recorded(task) and not parts.runs_on_the_host)
+        ),
         average=Swag(model, rank) if rank else RunningMean(model),
         scaler=_loss_scaler(device, enabled=task.hardware.precision == "fp16"),
         schedule=make_schedule_table(config, task.steps_per_epoch),
@@ -205,9 +236,12 @@ def _loss_scaler(device: torch.device, enabled: bool) -> torch.amp.GradScaler:
 def normalization_facts(task: Task) -> dict[str, Any]:
     """What a reader of the model file needs: class names, normalisation and the network's settings."""
     dataset, settings = task.dataset, task.config.model
+    facts = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name}
+    if task.parts.network is not None:
+        kind = type(plain_network(task))
+        return {**facts, "network": FROM_PYTHON, "scale": f"{kind.__module__}.{kind.__qualname__}"}
     return {
-        "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name,
-        "network": settings.network, "norm": settings.norm, "activation": settings.activation,
+        **facts, "network": settings.network, "norm": settings.norm, "activation": settings.activation,
         "scale": settings.scale, "shape": asdict(settings)["shape"],
     }  # fmt: skip
 
@@ -215,4 +249,4 @@ def normalization_facts(task: Task) -> dict[str, Any]:
 def plain_network(task: Task, **changes: Any) -> nn.Module:
     """The task's network on the CPU before its first step, with other settings if `changes` names some."""
     config = replace(task.config, model=replace(task.config.model, **changes))
-    return _make_network(config, len(task.dataset.classes), task.world)
+    return _make_network(config, len(task.dataset.classes), task.world, task.parts)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -165,13 +166,27 @@ def test_not_installed(monkeypatch, module):
 
 
 def test_no_driver_or_one_too_old(monkeypatch):
-    def build(*_):
-        raise RuntimeError("\nCUDA runtime error cudaErrorInsufficientDriver (35):\nCUDA driver is too old\n" * 9)
-
-    monkeypatch.setattr(DaliExecutor, "_build", build)
+    backend = {"__name__": "nvidia.dali.backend"}
+    exec("def build(*_):\n raise RuntimeError('\\nerror cudaErrorInsufficientDriver (35):\\ntoo old\\n' * 9)", backend)
+    monkeypatch.setattr(DaliExecutor, "_build", backend["build"])
     with pytest.raises(DaliUnavailable, match="InsufficientDriver") as error:
         pair(num=4)
     assert_one_line(error)
+
+
+def test_a_dali_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(DaliExecutor, "_build", lambda _: ModuleType("nvidia.dali.fn").crop_mirror_normalize)
+    with pytest.raises(DaliUnavailable, match="has no attribute 'crop_mirror_normalize'") as error:
+        pair(num=4)
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize("mistake", ["None.pixels", "len(3)", "torch.zeros(2) @ torch.zeros(3)"])
+def test_a_mistake_of_our_own_is_not_called_dalis(monkeypatch, mistake):
+    monkeypatch.setattr(DaliExecutor, "_build", lambda _: eval(mistake))
+    with pytest.raises((AttributeError, TypeError, RuntimeError)) as error:
+        pair(num=4)
+    assert not isinstance(error.value, DaliUnavailable)
 
 
 def test_importing_the_file_does_not_import_dali():

@@ -6,6 +6,7 @@ import torch
 from conftest import QUICK, make_dataset
 
 import fastcifar
+from fastcifar import Loader
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
 from fastcifar.augment.torch_executor import TorchExecutor
@@ -69,3 +70,60 @@ def test_wrong_arguments_are_told(arguments, told):
 def test_wrong_labels_are_told(labels):
     with pytest.raises(ValueError, match="expected integers"):
         fastcifar.Loader(make_dataset(60).x_train, labels, 20)
+
+
+def arrays(n):
+    dataset = make_dataset(n)
+    return dataset.x_train, dataset.y_train
+
+
+def test_evaluation_keeps_the_order_and_drops_nothing():
+    images, labels = arrays(70)
+    training = Loader(images, labels, 32)
+    loader = Loader(images, labels, 32, train=False, mean=training.mean, std=training.std, cutout_px=8)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(y) for _, y in batches] == [32, 32, 6] and len(loader) == 3
+        assert torch.equal(torch.cat([y for _, y in batches]), torch.from_numpy(labels))
+        x = torch.cat([x for x, _ in batches])
+        expected = (torch.from_numpy(images) / 255 - torch.tensor(training.mean)) / torch.tensor(training.std)
+        assert torch.allclose(x.permute(0, 2, 3, 1), expected, atol=1e-5)
+        assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_labels_and_normalize_are_those_of_the_batches():
+    images, labels = arrays(64)
+    loader = Loader(images, labels, 32, crop_pad_px=3)
+    assert np.array_equal(loader.images.numpy(), images) and np.array_equal(loader.labels.numpy(), labels)
+    plain = Loader(images, labels, 64, crop_pad_px=0, mirror="none")
+    ((x, y),) = plain
+    order = [int((plain.normalize(plain.images) - row).flatten(1).norm(dim=1).argmin()) for row in x]
+    assert torch.equal(plain.normalize(plain.images)[order], x) and torch.equal(plain.labels[order], y)
+
+
+def test_set_epoch_gives_that_epoch_again():
+    images, labels = arrays(64)
+    loader, again = Loader(images, labels, 16), Loader(images, labels, 16)
+    epochs = [list(loader) for _ in range(3)]
+    again.set_epoch(2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(epochs[2], again, strict=True)) and again.epoch == 3
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_processes_share_an_epoch(train):
+    images, _ = arrays(96)
+    numbers = np.arange(96)  # as labels, so that an image is known by its label
+    shares = [Loader(images, numbers, 16, train=train, rank=rank, world=3) for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    seen = [torch.cat([y for _, y in share]) for share in shares]
+    assert all(len(y) == 32 for y in seen) and sorted(torch.cat(seen).tolist()) == list(range(96))
+    if not train:
+        assert seen[1].tolist() == list(range(1, 96, 3))
+    whole = torch.cat([y for _, y in Loader(images, numbers, 48)])
+    assert not train or {*seen[0][:16].tolist(), *seen[1][:16].tolist()} <= {*whole[:48].tolist()}  # of one step
+
+
+@pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 2), (0, 0)])
+def test_a_process_that_is_none_of_them_is_told(rank, world):
+    with pytest.raises(ValueError, match=f"rank is {rank} of {world} processes"):
+        Loader(*arrays(4), 2, rank=rank, world=world)

@@ -34,7 +34,8 @@ def make_run(folder: Path, data: Path, seed: int = 0, classes: tuple[str, ...] =
     model = make_model(Model(scale="small"), len(classes), seed=seed)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(seed))
     facts = {"classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3, "dataset": data.stem, "network": "resnet9",
-             "norm": "bn", "activation": "relu", "scale": "small", "accuracy": 0.6}  # fmt: skip
+             "norm": "bn", "activation": "relu", "scale": "small", "accuracy": 0.6,
+             "accuracy_one_view": 0.58, "views": 6}  # fmt: skip
     write_model(folder / "model.safetensors", model, facts)
     record.write_json(folder / "config.json", config_to_plain(config))
     rows = [
@@ -44,8 +45,9 @@ def make_run(folder: Path, data: Path, seed: int = 0, classes: tuple[str, ...] =
     record.write_lines(folder / "metrics.jsonl", rows)
     record.write_json(folder / "summary.json", {
         "dataset": data.stem, "n_train": 40, "n_test": 40, "epochs": 3.0, "num_steps": 30, "accuracy": 0.6,
-        "accuracy_raw": 0.6, "accuracy_swa": 0.58, "accuracy_tta": None, "loss_last": rows[-1]["loss_train"],
-        "device": "a CPU", "precision": "fp32", "time_s": {"train": 3.0, "wall": 5.0},
+        "accuracy_raw": 0.6, "accuracy_swa": 0.58, "accuracy_tta": None, "views": 6,
+        "loss_last": rows[-1]["loss_train"], "device": "a CPU", "precision": "fp32", "versions": {"fastcifar": "0.2.0"},
+        "time_s": {"train": 3.0, "wall": 5.0},
     })  # fmt: skip
     return folder
 

@@ -6,7 +6,9 @@ import signal
 
 import pytest
 from commands import stop_at
+from matplotlib.figure import Figure
 
+from fastcifar.cli import export
 from fastcifar.cli import main as fastcifar
 from fastcifar.cli import train as command
 from fastcifar.data.files import lock_folder
@@ -43,9 +45,9 @@ def test_a_folder_that_holds_a_run_is_refused(call, base, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
 
 
-@pytest.mark.parametrize("flags", [["--out", "r"], ["--resume", "r"], ["--resume", "auto"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--out", "r"], ["--resume", "r"]], ids=" ".join)
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(call, base, tmp_path, monkeypatch, flags):
-    out = "runs/r" if flags[1] == "auto" else "r"
+    out = "r"
     with monkeypatch.context() as patched:
         stop_at(patched, signal.SIGTERM)
         patched.setattr(Checkpoints, "_save", lambda *args, **kwargs: None)
@@ -55,6 +57,34 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(call, base, tmp_p
     code, _, err = call(*(base if flags[0] == "--out" else []), *flags)
     assert (code, err) == (0, []) and load(tmp_path / out / "checkpoint.pt")["state"]["step"] == 16
     assert [p.name for p in (tmp_path / out).glob(".*")] == [".mine.part"]
+
+
+@pytest.mark.parametrize("flags", [["--data", "nowhere.npz"], ["--val-split", "0.999"]], ids=" ".join)
+def test_a_start_that_fails_on_its_data_leaves_no_folder(call, base, tmp_path, flags):
+    code, _, err = call(*base, *flags)
+    assert code == 2 and len(err) == 1 and not list(tmp_path.iterdir())
+    assert call(*base, *flags, "--out", "r")[0] == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_the_data_is_loaded(call, base, monkeypatch):
+    assert call(*base, "--out", "r")[0] == 0
+    monkeypatch.setattr(command, "load_data", lambda *args, **kwargs: 1 / 0)
+    code, _, err = call(*base, "--out", "r")
+    assert code == 2 and "holds a run already" in err[0]
+
+
+def test_a_run_on_the_synthetic_images_says_so_where_its_figure_stands(call, base, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text: titles.append(text))
+    code, out, _ = call(*base, "--data", "synthetic", "--subset", "200", "--epochs", "1")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert code == 0 and folder.name.endswith("-swa30-synthetic-s0")
+    one_view = json.loads((folder / "summary.json").read_text())["accuracy_one_view"]
+    assert f"; one view {one_view:.2%}, the figure takes up to 6)" in out[-3]
+    assert out[-3].startswith("accuracy ") and out[-3].endswith("on the built-in synthetic images, not CIFAR-10")
+    assert len(titles) == 1 and titles[0].endswith("built-in synthetic images")
+    assert export.main([str(folder), "--format", "hub-folder"]) == 0
+    assert "no figure here says anything about CIFAR-10" in (folder / "hub" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("out", ["x.txt", "x.txt/r", "/proc/r"])

@@ -55,10 +55,13 @@ def test_the_card_has_the_figures_of_the_run(run, capfd):
     )
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card.text, re.MULTILINE))
     assert rows.items() >= {
-        "accuracy, last weights": "60.00%", "accuracy, averaged weights": "58.00%", "data": "x",
+        "accuracy, one view of each image (what an exported file gives)": "58.00%",
+        "views of an image in the run's figure, at most": "6", "accuracy, last weights": "60.00%",
+        "accuracy, averaged weights": "58.00%", "data": "x",
         "passes over the training images": "3", "training, seconds": "3.0", "whole process, seconds": "5.0",
         "machine": "a CPU", "precision": "fp32",
     }.items()  # fmt: skip
+    assert "commit of fastcifar" not in rows and rows["version of fastcifar"] == "0.2.0"
     assert "accuracy, with test-time views" not in rows and all(name in card.text for name in NAMES)
     assert {p: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
 
@@ -108,14 +111,16 @@ def test_no_command_where_flags_cannot_say_it_and_two_for_a_longer_run(run):
     assert "from Python" in hub_folder.make_card("a", {"accuracy": 0.5}, facts_of(run), None)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize(("n_train", "known"), [(50_000, True), (2_000, False)])
-def test_images_that_were_chosen_in_python_have_no_command(run, n_train, known):
+def test_images_that_were_chosen_in_python_have_no_command(run, n_train, known, name):
     net, facts = command.load_model(run / "model.safetensors")
-    write_model(run / "model.safetensors", net, {**facts, "dataset": "cifar10"})
+    write_model(run / "model.safetensors", net, {**facts, "dataset": name})
     summary = json.loads((run / "summary.json").read_text())
     record.write_json(run / "summary.json", {**summary, "n_train": n_train})
     card = ModelCard.load(export(run) / "README.md")
-    assert ("--data cifar10" in card.text) is known and ("from Python" in card.text) is not known
+    assert json.loads((run / "hub/config.json").read_text())["data"]["source"] == name
+    assert (f"--data {name}\n" in card.text) is known and ("from Python" in card.text) is not known
 
 
 def facts_of(run):

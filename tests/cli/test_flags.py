@@ -206,7 +206,11 @@ def test_resume_auto_is_the_newest_unfinished_run(tmp_path, monkeypatch):
     make_run(tmp_path / "runs/old", with_settings(DEFAULT, seed=1), age_s=200)
     make_run(tmp_path / "runs/new", with_settings(DEFAULT, seed=2), age_s=100)
     (make_run(tmp_path / "runs/done", with_settings(DEFAULT, seed=3)) / "summary.json").touch()
+    (make_run(tmp_path / "runs/failed", with_settings(DEFAULT, seed=4)) / "checkpoint.pt").unlink()
     assert parse(["--resume", "auto"]).seed == 2
+    job = make_run(tmp_path / "runs/job", with_settings(DEFAULT, seed=5, runs=2))
+    (job / "checkpoint.pt").rename(job / "runs.jsonl")
+    assert parse(["--resume", "auto"]).seed == 5
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fastcifar.cli import main as cli
+from fastcifar.cli.predict import read_image
 from fastcifar.config import Model
 from fastcifar.models.networks import make_model
+from fastcifar.runs.classifier import load
 from fastcifar.runs.model_file import load_model, write_model
 
 NAMES = ["airplane", "cat", "dog"]
@@ -41,6 +43,16 @@ def test_an_image_gets_the_classes_of_the_run_best_first(model_file, image, caps
     assert path == str(image) and {name for name, _ in shares} == set(NAMES)
     percents = [float(share.rstrip("%")) for _, share in shares]
     assert percents == sorted(percents, reverse=True) and sum(percents) == pytest.approx(100, abs=0.2)
+
+
+@pytest.mark.parametrize(("flags", "views", "told"), [([], 2, "2 views of each"), (["--no-views"], 1, "one view")])
+def test_it_says_how_many_views_it_takes(model_file, image, capsys, flags, views, told):
+    assert cli.main(["predict", str(model_file), str(image), *flags]) == 0
+    assert capsys.readouterr().err.startswith(told)
+    assert cli.main(["predict", str(model_file), str(image), "--json", *flags]) == 0
+    row, model = json.loads(capsys.readouterr().out), load(model_file)
+    probability = model.logits(read_image(image)[None].copy(), views=views == 2).softmax(1).max().item()
+    assert row["views"] == views and row["probability"] == pytest.approx(probability, abs=1e-6)
 
 
 def test_the_network_is_the_one_that_was_written(model_file):

@@ -78,3 +78,11 @@ def test_the_command_names_what_was_started(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.executable", "/opt/py/bin/python3")
     assert resume_command(tmp_path) == f"/opt/py/bin/python3 'some where/train_fast.py' --resume {tmp_path}"
     assert resume_command(tmp_path, 4).startswith("torchrun --nproc-per-node=4 'some where/train_fast.py' --resume")
+
+
+@pytest.mark.parametrize("script", ["/opt/py/bin/fastcifar", "/lib/fastcifar/__main__.py", "/opt/notebook.py", "-c"])
+def test_the_command_is_the_packages_where_no_script_of_ours_was_started(monkeypatch, tmp_path, script):
+    monkeypatch.setattr("sys.argv", [script])
+    monkeypatch.setattr("sys.executable", "/opt/py/bin/python3")
+    assert resume_command(tmp_path) == f"/opt/py/bin/python3 -m fastcifar train --resume {tmp_path}"
+    assert resume_command(tmp_path, 2) == f"torchrun --nproc-per-node=2 -m fastcifar train --resume {tmp_path}"

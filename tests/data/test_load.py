@@ -19,6 +19,7 @@ from tiny_sets import (
     write_tar,
 )
 
+import fastcifar
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
 from fastcifar.data.official import CIFAR10
@@ -71,6 +72,19 @@ def test_auto_without_network_is_synthetic_and_warns(capfd):
     dataset = load(smoke=True, progress=False)
     assert dataset.name == "synthetic" and len(dataset.x_train) == 2_000 and len(dataset.x_test) == 400
     assert "SYNTHETIC" in capfd.readouterr().err
+
+
+def test_auto_without_network_is_an_error_where_no_other_images_will_do(tmp_path):
+    with pytest.raises(DataError, match=r'downloaded.*or ask for the built-in synthetic images with data="syn'):
+        load(or_synthetic=False, progress=False)
+
+
+@pytest.mark.parametrize("data", [None, "auto"])
+def test_python_does_not_train_or_measure_on_synthetic_images_that_nobody_asked_for(data, tiny_network):
+    with pytest.raises(ValueError, match='ask for the built-in synthetic images with data="synthetic"'):
+        fastcifar.train("swa30", data=data, epochs=1, subset=20)
+    with pytest.raises(ValueError, match='ask for the built-in synthetic images with data="synthetic"'):
+        fastcifar.evaluate(None, "auto")
 
 
 def test_user_files_are_not_named_like_the_official_set(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
 from tiny_sets import assert_refused, load_path, make_arrays, random_images, write_npz
 
+from fastcifar.data.errors import DataError
+
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64, np.int64])
 def test_npz_with_labels_of_any_integer_type(tmp_path, kind):
@@ -48,3 +50,11 @@ def test_npz_with_class_names(tmp_path):
 )
 def test_npz_that_does_not_hold_a_data_set(tmp_path, change, words):
     assert_refused(write_npz(tmp_path / "a.npz", **change), *words)
+
+
+def test_the_call_that_the_message_names_makes_a_file_that_loads(tmp_path):
+    path = write_npz(tmp_path / "a.npz", x_test=None)
+    with pytest.raises(DataError, match=r"lacks x_test; save it with np\.savez") as error:
+        load_path(path)
+    exec(str(error.value).partition("save it with ")[2], {**make_arrays(), "np": np, "path": path})
+    assert len(load_path(path).x_test) == len(make_arrays()["x_test"])

@@ -24,6 +24,7 @@ def drive(observer, num_steps=24, time_s=0.0, steps_per_epoch=8):
     run.snapshot = lambda: {"step": run.step}
     while run.step < num_steps:
         run.step += 1
+        run.is_over = run.step == num_steps
         observer.on_step(run)
         if run.step % steps_per_epoch == 0 or run.step == num_steps:
             epoch = -(-run.step // steps_per_epoch)
@@ -77,7 +78,7 @@ def test_a_process_does_not_save_alone(saved, tmp_path):
 def test_a_process_that_does_not_write_takes_part_in_the_snapshot(saved):
     taken = []
     observer = Checkpoints(None, make_config(checkpoint_every=1), "digest")
-    run = SimpleNamespace(step=8, num_steps=24, steps_per_epoch=8, snapshot=lambda: taken.append(8))
+    run = SimpleNamespace(step=8, num_steps=24, steps_per_epoch=8, is_over=False, snapshot=lambda: taken.append(8))
     observer.on_epoch(run, {"epoch": 1, "time_s": 0.0})
     assert taken == [8] and saved == []
 

@@ -4,6 +4,9 @@ import errno
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import fastcifar
 from fastcifar.config import Model
 from fastcifar.data import files
 from fastcifar.models.networks import make_model
@@ -133,8 +137,30 @@ def test_model_file_loads_back_with_plain_keys_and_metadata(tmp_path):
 
 def test_versions_name_all_that_computes():
     versions = environment.versions()
-    assert set(versions) == {"python", "torch", "torchvision", "dali", "cuda", "driver"}
-    assert versions["torch"] == torch.__version__
+    assert set(versions) == {"fastcifar", "python", "torch", "torchvision", "dali", "cuda", "driver"}
+    assert versions["torch"] == torch.__version__ and versions["fastcifar"] == fastcifar.__version__
+
+
+@pytest.mark.parametrize("place", ["env/lib/site-packages", "."])
+def test_the_commit_of_a_repository_that_the_package_is_installed_in_is_not_ours(place, tmp_path):
+    """An environment in the user's own repository, and the package copied into it."""
+    shutil.copytree(environment.ROOT / "fastcifar", tmp_path / place / "fastcifar",
+                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "the user's own"]):
+        subprocess.run([*git, *words], check=True)
+    code = "from fastcifar.runs import environment as e; print(e.source_state(), e.versions()['fastcifar'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path / place)})  # fmt: skip
+    assert done.stdout.split("\n")[0] == f"{{'commit': None, 'dirty': None}} {fastcifar.__version__}"
+
+
+def test_the_commit_of_our_own_repository_is_recorded():
+    if not (environment.ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=environment.ROOT, capture_output=True, text=True)
+    state = environment.source_state()
+    assert state["commit"] == head.stdout.strip() and isinstance(state["dirty"], bool)
 
 
 def test_commands_that_are_missing_or_fail_are_unknown():

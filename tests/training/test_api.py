@@ -101,6 +101,19 @@ def test_wrong_arguments_are_told_in_one_line(arguments, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("data", [(np.zeros(4), np.zeros(4)), {"x": 1}, [1], 3, b"x", [], torch.utils.data.Dataset()])
+def test_data_that_is_neither_a_name_nor_a_data_set_is_not_replaced_by_another_one(data):
+    with pytest.raises(TypeError, match=r"data is a \w+; give a name, a path or a Dataset, or arrays to fastcifar"):
+        fastcifar.train(QUICK, data=data)
+
+
+@pytest.mark.parametrize("data", [{"x": 1}, [np.zeros(4), np.zeros(4)], 3, None])
+def test_evaluate_takes_no_other_data_either(data):
+    model = fastcifar.train(QUICK, data=make_dataset(), epochs=0.5).model
+    with pytest.raises(TypeError, match="give a name, a path or a Dataset"):
+        fastcifar.evaluate(model, data)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

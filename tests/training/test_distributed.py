@@ -108,7 +108,9 @@ def due_by_own_clock(world, below):
     observer = Checkpoints(path, make_config(checkpoint_every=None), "digest", agree=lambda value: agree(value, world))
     times = ([10.0, 29.0, 45.0, 50.0], [31.0, 40.0, 50.0, 55.0])[world.rank]
     for epoch, time_s in enumerate(times, 1):
-        run = SimpleNamespace(step=8 * epoch, num_steps=80, steps_per_epoch=8, snapshot=lambda e=epoch: taken.append(e))
+        run = SimpleNamespace(
+            step=8 * epoch, num_steps=80, steps_per_epoch=8, is_over=False, snapshot=lambda e=epoch: taken.append(e)
+        )
         observer.on_epoch(run, {"epoch": epoch, "time_s": time_s})
     return taken
 

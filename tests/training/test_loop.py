@@ -19,7 +19,7 @@ from fastcifar.training.loop import train
 ROW = {"epoch", "step", "phase", "lr", "momentum", "loss_train", "accuracy_test", "time_s"}
 SUMMARY = """
     dataset n_train n_test recipe scale epochs num_steps seed accuracy accuracy_raw accuracy_swa accuracy_tta loss_last
-    time_s images_per_s train_pflop peak_mem_mib device precision compile augment versions commit dirty
+    time_s images_per_s stopped train_pflop peak_mem_mib device precision compile augment versions commit dirty
 """
 
 

@@ -3,9 +3,12 @@
 import json
 
 import pytest
-from conftest import Recorder, train_in_folder
+import torch
+from conftest import FakeSignals, Recorder, train_in_folder
 
-from fastcifar.runs.observers import Observer
+from fastcifar.cli import train as command
+from fastcifar.runs import checkpoint
+from fastcifar.runs.observers import Observer, Stop
 from fastcifar.training.loop import train
 from fastcifar.training.state import Diverged
 
@@ -80,6 +83,63 @@ def test_an_observer_that_raises_ends_the_run(make_quick_task, event):
     before = told([8, 16, 24])
     before = before[: before.index(event)]
     assert events == [(name, *e) for e in before for name in "abc"] + [("a", *event), ("b", *event)]
+
+
+class Stopper(Diary):
+    """Ends the run, normally, at one of the events."""
+
+    def note(self, *event):
+        super().note(*event)
+        if event == self.at:
+            raise Stop("good enough")
+
+
+def stop_at(event, events=None):
+    stopper = Stopper("stopper", [] if events is None else events)
+    stopper.at = event
+    return stopper
+
+
+@pytest.mark.parametrize(("event", "steps"), [(("step", 3), 3), (("step", 8), 8), (("epoch", 1), 8), (("step", 12), 12),
+                                              (("epoch", 2), 16), (("step", 24), 24)], ids=str)  # fmt: skip
+def test_an_observer_ends_a_run_normally(make_quick_task, tmp_path, event, steps):
+    """All observers hear of all that happened, and the folder is that of a run which ended there."""
+    events, task = [], make_quick_task(swa_start=0.4, swa_every=1)  # the tail begins after step 10
+    files = command.run_observers(task, tmp_path, FakeSignals(lambda: None))
+    watching = [Diary("a", events), stop_at(event, events), Diary("b", events)]
+    result = train(task, [*watching, *files])
+    ends = [step for step in (8, 16, 24) if step < steps] + [steps]
+    assert [e[1:] for e in events if e[0] == "b"] == told(ends) == [e[1:] for e in events if e[0] == "a"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary)) and summary["stopped"] == "good enough"
+    assert (summary["num_steps"], summary["epochs"], summary["swa_recorded"]) == (steps, steps / 8, max(0, steps - 10))
+    assert summary["train_pflop"] == pytest.approx(steps * 32 * task.flop_per_image[32] / 1e15)
+    assert (summary["accuracy_swa"] is None) == (steps <= 10) and result.history[-1]["accuracy_test"] is not None
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "curves.png", "metrics.jsonl", "model.safetensors",
+                                                    "summary.json"}  # fmt: skip
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["state"]["step"] == steps
+
+
+def test_a_stopped_run_can_go_on_to_its_full_length(make_quick_task, tmp_path):
+    whole = train(make_quick_task())
+    task = make_quick_task()
+    train(task, [stop_at(("step", 12)), *command.run_observers(task, tmp_path, FakeSignals(lambda: None))])
+    resumed = train(make_quick_task(resume=str(tmp_path)))
+    assert resumed.summary["stopped"] is None and resumed.summary["num_steps"] == 24
+    assert all(torch.equal(p, whole.model.state_dict()[name]) for name, p in resumed.model.state_dict().items())
+
+
+def test_a_run_stops_at_an_accuracy(make_quick_task):
+    full = train(make_quick_task())
+    accuracies = [row["accuracy_test"] for row in full.history]
+    assert accuracies[0] < accuracies[1]
+    stopped = train(make_quick_task(stop_at=accuracies[1]))
+    assert stopped.history[-1]["epoch"] == 2 and stopped.summary["stopped"].endswith(f"at least {accuracies[1]:.2%}")
+    assert train(make_quick_task(stop_at=0.9999)).summary["stopped"] in (None, "accuracy 100.00% is at least 99.99%")
+    held_out = train(make_quick_task(stop_at=0.01, val_split=0.2))
+    assert len(held_out.history) == 1 and held_out.history[0]["accuracy_val"] >= 0.01
+    with pytest.raises(ValueError, match="stop-at has no effect here: it belongs to a run that measures before"):
+        make_quick_task(stop_at=0.9, eval_every=3)
 
 
 def test_a_run_that_diverges_has_no_end(make_quick_task):

@@ -1,0 +1,112 @@
+"""Parts of a training that come from Python in place of settings: network, optimizer, loss, transform.
+
+They are values of the Task. No file holds them: config.json names them, and a resumed run is given the same again.
+Shapes: B images of a step, S x S pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastcifar.config import Config
+from fastcifar.models.networks import Network
+
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What takes the place of settings; None: what the config says."""
+
+    network: Network | None = None
+    """A module, or a function that makes one: x [B, 3, S, S], normalised -> logits [B, K]."""
+    optimizer: MakeOptimizer | None = None
+    """Parameters -> optimizer. Its learning rates are those at the peak of the schedule, which scales them."""
+    loss: Loss | None = None
+    """(logits [B, K] f32, y) -> scalar; y is [B] int64, or what `transform` makes of it."""
+    transform: Transform | None = None
+    """(x, y) -> (x, y), on the augmented batch of a step, on the device, normalised; y may become [B, K], as mixup
+    makes it."""
+
+    @property
+    def names(self) -> str:
+        """The parts that are given, with commas."""
+        return ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+    @property
+    def runs_on_the_host(self) -> str:
+        """The parts that no recorded step can hold: they decide and draw in Python at each step."""
+        given = {"optimizer": self.optimizer, "transform": self.transform}
+        return " and ".join(name for name, part in given.items() if part is not None)
+
+    @contextmanager
+    def draws(self, seed: int, step: int, device: torch.device) -> Iterator[None]:
+        """Random numbers of the parts depend on (seed, step) alone, and the caller's generators stay as they were."""
+        if not self.names:
+            yield
+            return
+        on_card = [device] if device.type == "cuda" else []
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002 (what other people's code draws from)
+        with torch.random.fork_rng(on_card):
+            own = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+            torch.manual_seed(own)
+            random.seed(own)
+            np.random.seed(own)  # noqa: NPY002
+            try:
+                yield
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])  # noqa: NPY002
+
+
+NO_PARTS = Parts()
+
+
+def check_parts(config: Config, parts: Parts = NO_PARTS) -> None:
+    """ValueError when the parts are not those that the config names, or do not go with it."""
+    if missing := [name for name in config.from_python.split(", ") if name and name not in parts.names.split(", ")]:
+        again = ", ".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{', '.join(missing)} of this run came from Python, and no file holds that: give the same "
+                         f"again with fastcifar.train(..., {again}, resume=RUN)")  # fmt: skip
+    if parts.network is not None and parts.optimizer is None and config.optimizer.name == "muon":
+        raise ValueError("optimizer muon and its rates are tuned to the networks of fastcifar: give an optimizer with "
+                         'the network, or optimizer="sgd" and an lr_peak that suits it')  # fmt: skip
+    if parts.optimizer is not None and config.schedule.peak == 0:
+        raise ValueError("lr_peak is 0; the schedule scales the rates of an optimizer by what it is of its peak")
+
+
+def check_network(model: nn.Module, num_classes: int, sizes_px: set[int]) -> None:
+    """ValueError when a network does not give [B, K] for images of each size."""
+    model.eval()
+    for size in sorted(sizes_px):
+        advice = "" if size == 32 else "; low_res_px=(), low_res_until=() keeps all images at 32 pixels"
+        try:
+            with torch.no_grad():
+                logits = model(torch.zeros(2, 3, size, size))
+            if logits.shape != (2, num_classes):
+                raise ValueError(f"its output is {list(logits.shape)}; expected [2, {num_classes}]")
+        except Exception as e:  # a network may raise anything
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:150]
+            raise ValueError(f"network: fails on two images of {size} pixels ({reason}){advice}") from e
+    model.train()
+
+
+def make_optimizer(make: MakeOptimizer, model: nn.Module, peak: float) -> Optimizer:
+    """The optimizer of a function, whose rates the schedule scales and whose momenta stay as they are."""
+    optimizer: Any = make([p for p in model.parameters() if p.requires_grad])
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer made a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+    for group in optimizer.param_groups:
+        group |= {"lr_scale": float(group["lr"]) / peak, "fixed_momentum": True, "from_python": True}
+    return optimizer
