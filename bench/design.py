@@ -15,10 +15,10 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -44,25 +44,6 @@ class Factor:
     """Fields of the stage at the high level."""
 
 
-FACTORS = (
-    Factor("last stage: first convolution 2x2", stage=2, change=(("kernel", 2),)),
-    Factor("first stage: two 1x1 for the 3x3", stage=0, change=(("then", (1, 1)), ("residual", True))),
-    Factor("second stage: 192 channels, 3x3 and 1x1", stage=1,
-           change=(("then", (3, 1)), ("inner", 192), ("residual", True))),
-    Factor("last stage: 384 channels", stage=2, change=(("width", 384),)),
-    Factor("filters start as cosines", "start=random", "start=cosines"),
-    Factor("rate of the biases 20", "bias_lr_scale=55", "bias_lr_scale=20"),
-    Factor("ladder of sizes", "low_res_px=22 low_res_until=2", "low_res_px=22,28 low_res_until=1,3"),
-    Factor("label smoothing 0.15", "label_smoothing=0.2", "label_smoothing=0.15"),
-    Factor("tail from 0.85", "swa_start=0.8", "swa_start=0.85"),
-)  # fmt: skip
-"""What is screened; the stem's biases are trained at low resolution alone in all runs."""
-CANDIDATES: dict[str, Shape] = {
-    "N3": replace(SHAPES["full"], stages=(*SHAPES["full"].stages[:2],
-                                          replace(SHAPES["full"].stages[2], kernel=2))),
-}  # fmt: skip
-
-
 def candidate(first: int, second: int, last: int, inner: int, through: int | None = None) -> Shape:
     """1x1 pairs in the first stage, a narrow pair in the second, a 2x2 convolution before the last pool."""
     return Shape(stem=24, stages=(
@@ -72,12 +53,60 @@ def candidate(first: int, second: int, last: int, inner: int, through: int | Non
     ))  # fmt: skip
 
 
-CANDIDATES |= {
+FULL = SHAPES["full"]
+NETWORKS = {
+    "full": FULL,
     "N1": candidate(64, 256, 512, 192, 384), "N2": candidate(48, 192, 512, 144, 384),
+    "N3": replace(FULL, stages=(*FULL.stages[:2], replace(FULL.stages[2], kernel=2))),
     "N4": candidate(64, 256, 384, 192), "N5": candidate(56, 224, 448, 168, 384),
     "W1": candidate(96, 384, 768, 288, 512),
 }  # fmt: skip
 """Networks of other proportions, by the name under which their runs are compared."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is screened: a recipe, settings of every run, and the factors."""
+
+    recipe: str
+    settings: str
+    factors: tuple[Factor, ...]
+
+
+DESIGNS = {
+    "94": Design("speedrun94", "epochs=7 train_stem=low-res", (
+        Factor("last stage: first convolution 2x2", stage=2, change=(("kernel", 2),)),
+        Factor("first stage: two 1x1 for the 3x3", stage=0, change=(("then", (1, 1)), ("residual", True))),
+        Factor("second stage: 192 channels, 3x3 and 1x1", stage=1,
+               change=(("then", (3, 1)), ("inner", 192), ("residual", True))),
+        Factor("last stage: 384 channels", stage=2, change=(("width", 384),)),
+        Factor("filters start as cosines", "start=random", "start=cosines"),
+        Factor("rate of the biases 20", "bias_lr_scale=55", "bias_lr_scale=20"),
+        Factor("ladder of sizes", "low_res_px=22 low_res_until=2", "low_res_px=22,28 low_res_until=1,3"),
+        Factor("label smoothing 0.15", "label_smoothing=0.2", "label_smoothing=0.15"),
+        Factor("tail from 0.85", "swa_start=0.8", "swa_start=0.85"),
+    )),
+    "95": Design("fewest94", "low_res_px=22 low_res_until=2 train_stem=low-res", (
+        Factor("9.5 epochs for 8", "epochs=8", "epochs=9.5"),
+        Factor("W1 for wide", f"shape={SHAPES['wide']}", f"shape={NETWORKS['W1']}"),
+        Factor("cutout of 8 pixels", "cutout_px=0", "cutout_px=8"),
+        Factor("crops of 3 pixels for 2", "crop_pad_px=2", "crop_pad_px=3"),
+        Factor("label smoothing 0.25 for 0.15", "label_smoothing=0.15", "label_smoothing=0.25"),
+        Factor("tail from 0.85 for 0.8", "swa_start=0.8", "swa_start=0.85"),
+    )),
+}  # fmt: skip
+"""Two-level designs by the accuracy that they are for."""
+_BATCH_1000 = (
+    "batch_size=1000 lr_peak=0.14 bias_lr_scale=100 head_lr_scale=320 swa_every=2 swa_lr=0.014 swa_momentum=0.8 "
+    "swa_start=0.84 label_smoothing=0.15"
+)
+COMPARISONS = {
+    "networks": Design("speedrun94", "epochs=7 train_stem=low-res",
+                       tuple(Factor(name, high=f"shape={shape}") for name, shape in NETWORKS.items())),
+    "batches": Design("speedrun94", "epochs=8 train_stem=low-res",
+                      (Factor("batch 500"), Factor("batch 1,000", high=_BATCH_1000))),
+}  # fmt: skip
+"""Whole variants, each with the same seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +117,10 @@ class Options:
     """File to write: the design as a list for bench.sweep."""
     rows: Path | None = None
     """runs.jsonl of bench.sweep."""
+    design: Literal["94", "95", "networks", "batches"] = "94"
+    """What is screened: a two-level design, or whole variants beside each other."""
     runs: int = 128
-    """Runs of the design, a power of 2."""
-    recipe: str = "speedrun94"
-    """Recipe that the factors change."""
-    set: str = "epochs=7 train_stem=low-res"
-    """Settings of every run."""
-    candidates: bool = False
-    """Write runs of the whole networks in CANDIDATES and of the recipe's own instead, a seed at a time."""
+    """Runs of the list; of a two-level design a power of 2."""
     first_seed: int = 0
     """Seed of the first run."""
 
@@ -104,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.design")
     try:
         if options.list:
-            jobs = candidate_jobs(options) if options.candidates else design_jobs(options)
-            for high in (False, True):  # a run costs a tenth of a second to parse: both levels of every factor, at once
-                harness.parse(options.recipe, f"{options.set} {settings_of([high] * len(FACTORS))}")
+            jobs = list_of(options)
+            for job in (jobs[0], jobs[-1]):  # a run takes a tenth of a second to parse
+                harness.parse(job["recipe"], job["settings"])
             record.write_lines(options.list, jobs)
             print(f"{len(jobs)} runs in {options.list}")
             return 0
@@ -119,35 +144,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def design_jobs(options: Options) -> list[dict[str, Any]]:
-    """The runs of a two-level design, each with its level of every factor. ValueError where the runs are too few."""
-    table = levels(len(FACTORS), options.runs)
+def list_of(options: Options) -> list[dict[str, Any]]:
+    """The runs of a design. ValueError where they are too few for its factors."""
+    if options.design in COMPARISONS:
+        return compared_jobs(COMPARISONS[options.design], options)
+    design = DESIGNS[options.design]
     jobs = []
-    for seed, row in enumerate(table, options.first_seed):
-        chosen = [bool(level > 0) for level in row]
-        named = {factor.name: int(level) for factor, level in zip(FACTORS, row, strict=True)}
-        jobs.append({"recipe": options.recipe, "settings": f"{options.set} {settings_of(chosen)}", "seed": seed,
-                     "levels": named})  # fmt: skip
+    for seed, row in enumerate(levels(len(design.factors), options.runs), options.first_seed):
+        named = {factor.name: int(level) for factor, level in zip(design.factors, row, strict=True)}
+        jobs.append({"recipe": design.recipe, "settings": settings_of(design, row > 0), "seed": seed, "levels": named})
     return jobs
 
 
-def settings_of(high: Sequence[bool]) -> str:
-    """The settings of a run by the levels of FACTORS."""
-    stages, parts = list(SHAPES["full"].stages), []
-    for factor, is_high in zip(FACTORS, high, strict=True):
+def settings_of(design: Design, high: Iterable[bool]) -> str:
+    """The settings of a run by the levels of the factors."""
+    stages, parts = list(FULL.stages), [design.settings]
+    for factor, is_high in zip(design.factors, high, strict=True):
         if factor.stage is None:
             parts.append(factor.high if is_high else factor.low)
         elif is_high:
             stages[factor.stage] = replace(stages[factor.stage], **dict(factor.change))
-    return " ".join([f"shape={replace(SHAPES['full'], stages=tuple(stages))}", *parts])
+    shape = replace(FULL, stages=tuple(stages))
+    return " ".join([*parts, f"shape={shape}"] if shape != FULL else parts)
 
 
-def candidate_jobs(options: Options) -> list[dict[str, Any]]:
-    """Runs of whole networks: every network with a seed before the next seed."""
-    shapes = {"full": SHAPES["full"], **CANDIDATES}
-    seeds = range(options.first_seed, options.first_seed + max(1, options.runs // len(shapes)))
-    return [{"recipe": options.recipe, "settings": f"{options.set} shape={shape}", "seed": seed, "network": name}
-            for seed in seeds for name, shape in shapes.items()]  # fmt: skip
+def compared_jobs(design: Design, options: Options) -> list[dict[str, Any]]:
+    """Runs of whole variants: every variant with a seed before the next seed."""
+    seeds = range(options.first_seed, options.first_seed + max(1, options.runs // len(design.factors)))
+    return [{"recipe": design.recipe, "settings": f"{design.settings} {factor.high}".strip(), "seed": seed,
+             "compared": factor.name} for seed in seeds for factor in design.factors]  # fmt: skip
 
 
 def levels(num_factors: int, runs: int) -> np.ndarray:
@@ -229,9 +254,9 @@ def effects(rows: Sequence[dict[str, Any]]) -> list[Effect]:
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of the effects, the best price first; for runs of whole networks, a table by network."""
-    if any("network" in row for row in rows):
-        return network_table([row for row in rows if "error" not in row])
+    """A table of the effects, the best price first; for runs of whole variants, a table of them."""
+    if any("compared" in row for row in rows):
+        return variant_table([row for row in rows if "error" not in row])
     found = sorted(effects(rows), key=lambda effect: -effect.price)
     cells = [[e.name, f"{e.points:+.3f}", f"{e.standard_error:.3f}", f"{e.arithmetic_percent:+.1f}", f"{e.price:+.3f}"]
              for e in found]  # fmt: skip
@@ -239,14 +264,14 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     return harness.markdown_table(head, cells)
 
 
-def network_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy and arithmetic of each network."""
+def variant_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Accuracy and arithmetic of each variant."""
     cells = []
-    for name in dict.fromkeys(row["network"] for row in rows):
-        mine = [row for row in rows if row["network"] == name]
+    for name in dict.fromkeys(row["compared"] for row in rows):
+        mine = [row for row in rows if row["compared"] == name]
         accuracies = harness.format_percent(intervals.interval([row["accuracy"] for row in mine]))
         cells.append([name, len(mine), f"{mine[0]['train_pflop']:.4f}", accuracies])
-    return harness.markdown_table(("network", "n", "PFLOP", "accuracy % ± std [95%]"), cells)
+    return harness.markdown_table(("variant", "n", "PFLOP", "accuracy % ± std [95%]"), cells)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import pytest
 from bench import design, harness
 from fastcifar.shapes import SHAPES
 
+FACTORS = design.DESIGNS["94"].factors
+
 
 @pytest.mark.parametrize(("num_factors", "runs"), [(3, 8), (5, 16), (6, 32), (8, 64), (11, 128)])
 def test_no_effect_is_mixed_up_with_a_pair_of_others(num_factors: int, runs: int) -> None:
@@ -26,29 +28,38 @@ def test_too_few_runs_are_refused(num_factors: int, runs: int, told: str) -> Non
         design.levels(num_factors, runs)
 
 
-def test_the_list_holds_each_factor_at_both_levels(tmp_path: Path) -> None:
-    assert design.main(["--list", str(tmp_path / "list.jsonl"), "--runs", "128", "--first-seed", "500"]) == 0
+@pytest.mark.parametrize(("name", "runs"), [("94", 128), ("95", 32)])
+def test_the_list_holds_each_factor_at_both_levels(name: str, runs: int, tmp_path: Path) -> None:
+    words = ["--list", str(tmp_path / "list.jsonl"), "--design", name, "--runs", str(runs), "--first-seed", "500"]
+    assert design.main(words) == 0
     jobs = harness.read_rows(tmp_path / "list.jsonl")
-    assert [job["seed"] for job in jobs] == list(range(500, 628))
-    for factor in design.FACTORS:
+    assert [job["seed"] for job in jobs] == list(range(500, 500 + runs))
+    for factor in design.DESIGNS[name].factors:
         assert sum(job["levels"][factor.name] for job in jobs) == 0
-    assert len({job["settings"] for job in jobs}) == 128
+    assert len({job["settings"] for job in jobs}) == runs
 
 
-def test_levels_are_the_settings_that_they_name() -> None:
-    low, high = (design.settings_of([level] * len(design.FACTORS)) for level in (False, True))
-    config = harness.parse("speedrun94", low)
-    assert config.model.layers == SHAPES["full"] and config.augment.low_res_px == (22,)
-    config = harness.parse("speedrun94", high)
-    first, second, last = config.model.layers.stages
-    assert first.then == (1, 1) and second.inner == 192 and (last.kernel, last.width) == (2, 384)
-    assert config.model.start == "cosines" and config.augment.low_res_px == (22, 28)
+@pytest.mark.parametrize("name", design.DESIGNS)
+def test_levels_are_the_settings_that_they_name(name: str) -> None:
+    screened = design.DESIGNS[name]
+    low, high = (
+        harness.parse(screened.recipe, design.settings_of(screened, [level] * len(screened.factors)))
+        for level in (False, True)
+    )
+    if name == "94":
+        assert low.model.layers == SHAPES["full"] and low.augment.low_res_px == (22,)
+        first, second, last = high.model.layers.stages
+        assert first.then == (1, 1) and second.inner == 192 and (last.kernel, last.width) == (2, 384)
+        assert high.model.start == "cosines" and high.augment.low_res_px == (22, 28)
+    else:
+        assert low.model.layers == SHAPES["wide"] and high.model.layers == design.NETWORKS["W1"]
+        assert (low.epochs, high.epochs, high.augment.cutout_px) == (8, 9.5, 8)
 
 
 def made_rows(scatter: float, known: dict[str, float], work: dict[str, float]) -> list[dict[str, object]]:
     generator, rows = np.random.default_rng(0), []
-    names = [factor.name for factor in design.FACTORS]
-    for job in design.design_jobs(design.Options()):
+    names = [factor.name for factor in FACTORS]
+    for job in design.list_of(design.Options()):
         high = [name for name in names if job["levels"][name] > 0]
         points = 93 + sum(known.get(name, 0) for name in high) + scatter * generator.standard_normal()
         pflop = 0.2 * np.prod([1 + work.get(name, 0) for name in high])
@@ -57,7 +68,7 @@ def made_rows(scatter: float, known: dict[str, float], work: dict[str, float]) -
 
 
 def test_effects_that_were_put_in_come_out() -> None:
-    names = [factor.name for factor in design.FACTORS]
+    names = [factor.name for factor in FACTORS]
     rows = made_rows(0.2, {names[0]: -0.1, names[3]: 0.3}, {names[0]: -0.1, names[3]: 0.2})
     rows = [*rows[:-5], {**rows[-1], "error": "out of memory"}]  # some are missing
     found = {effect.name: effect for effect in design.effects(rows)}
@@ -71,15 +82,18 @@ def test_effects_that_were_put_in_come_out() -> None:
     assert len(lines) == 2 + len(names) and names[3] in lines[-1]  # 0.3 points cost 0.38
 
 
-def test_whole_networks_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert design.main(["--list", str(tmp_path / "list.jsonl"), "--runs", "14", "--candidates"]) == 0
+def test_whole_variants_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--list", str(tmp_path / "list.jsonl"), "--design", "networks", "--runs", "14"]
+    assert design.main(words) == 0
     jobs = harness.read_rows(tmp_path / "list.jsonl")
-    assert len(jobs) == 14 and {job["network"] for job in jobs} == {"full", *design.CANDIDATES}
+    assert len(jobs) == 14 and {job["compared"] for job in jobs} == {*design.NETWORKS}
     rows = [{**job, "accuracy": 0.93 + job["seed"] / 1000, "train_pflop": 0.2} for job in jobs]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     capsys.readouterr()
     assert design.main(["--rows", str(tmp_path / "rows.jsonl")]) == 0
     assert capsys.readouterr().out.count("93.05 ± 0.07") == 7
+    batches = design.list_of(design.Options(design="batches", runs=20))
+    assert [harness.parse(job["recipe"], job["settings"]).optimizer.batch_size for job in batches[:2]] == [500, 1000]
 
 
 def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

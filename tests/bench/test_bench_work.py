@@ -15,7 +15,7 @@ from fastcifar.shapes import SHAPES
 @pytest.mark.parametrize("name", ["full", "small", "wide", "N1", "N4", "W1"])
 @pytest.mark.parametrize("size", [32, 28, 24, 22, 17])
 def test_sizes_and_a_watched_pass_give_one_count(name: str, size: int) -> None:
-    shape = {**SHAPES, **design.CANDIDATES}[name]
+    shape = {**SHAPES, **design.NETWORKS}[name]
     model: Any = make_model(Model(scale="full", shape=shape), 10, seed=0)
     assert work.flop_per_image(shape, size, trains_stem=True) == train_flop(model, size)
     model.stem_fixed_from_px = 16
