@@ -20,7 +20,7 @@ MOST_TO_BEGIN = {"launches": 2, "copies_on_device": 3, "copies_to_device": 1}
 MOST_WAITS_AT_AN_END = 3
 """The clock stops, the loss is read, the clock goes on."""
 FEWEST_EVALUATIONS = 2
-"""After the last epoch and in the end; one replay each, as the test images are one batch."""
+"""After the last epoch and in the end; one replay each."""
 MOST_WAITS_OF_AN_EVALUATION = 3
 """The clock stops and goes on, the accuracy is read."""
 

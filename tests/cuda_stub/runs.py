@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -90,27 +89,33 @@ def time_blocks(task: subject.Task, step: WatchedStep, size: int) -> dict[str, A
 def evaluation(
     recipe: str, recorded: bool, test_images: int = 2500, repeats: int = 3, **settings: Any
 ) -> dict[str, Any]:
-    """What the evaluation of an epoch asks for, and the final one with views, of averaged weights; and to record them.
-
-    Host time is the least of some, in microseconds.
+    """What an epoch's evaluation, the mean of the tail with its refresh, and the final evaluation with views ask for;
+    and what it asks for to record them. Host time is the least of some, in microseconds.
     """
     task = make_task(recipe, cuda_graph=recorded, test_images=test_images, **settings)
     state = subject.start_state(task)
     task = subject.warm_up(task, state.model)
-    step, averaged, views = (
-        subject.make_step(task, state, state.model),
-        copy.deepcopy(state.model),
-        task.config.evaluation,
-    )
-    with timed() as recording:
+    step, views = subject.make_step(task, state, state.model), task.config.evaluation
+    told: dict[str, Any] = {}
+    with timed() as told["recording"]:
         evaluator = subject.Evaluator(task, state.model, step.recorder)
-    told: dict[str, Any] = {"recording": recording}
-    with card.without_effects():
-        for name, model, tta, share in (("epoch", state.model, "none", 1.0),
-                                        ("final", averaged, views.tta, views.tta_share)):  # fmt: skip
+    with timed() as told["recording refresh"]:
+        refresh = subject.Refresh(task, state, step.recorder)
+
+    def average() -> None:
+        state.average.copy_to(state.model)
+        refresh()
+
+    parts: dict[str, Callable[[], Any]] = {
+        "epoch": lambda: evaluator(task.test),
+        "average": average,
+        "final": lambda: evaluator(task.test, views.tta, views.tta_share),
+    }
+    with card.running_beside(task.executor.stream), card.without_effects():
+        for name, part in parts.items():
             for _ in range(repeats):
                 with timed() as told[name]:
-                    evaluator(model, task.test, tta, share)
+                    part()
                 told[f"{name}_us"] = min(told.get(f"{name}_us", told[name]["us"]), told[name].pop("us"))
     return told
 
