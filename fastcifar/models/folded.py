@@ -8,7 +8,7 @@ filters w become s w, in the dtype of the run, and b remains. A max-pool between
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,10 @@ def fold(model: ResNet9, dtype: torch.dtype, kernel: bool = False) -> Callable[[
 
     Does not wait for the device. dtype: of filters and activations. kernel: pool, bias and activation in one kernel.
     """
+    stages: list[Any] = list(model.stages)
     layers = [
         (getattr(stage, f"conv{i}"), getattr(stage, f"norm{i}"))
-        for stage in model.stages for i in range(1, 4 if stage.residual else 3)
+        for stage in stages for i in range(1, 2 + len(stage.stage.then))
     ]  # fmt: skip
     weight, bias, mean, var = (
         torch.cat([getattr(norm, name) for _, norm in layers])
@@ -38,21 +39,23 @@ def fold(model: ResNet9, dtype: torch.dtype, kernel: bool = False) -> Callable[[
     widths = [len(conv.weight) for conv, _ in layers]
     scales, biases = scale.split(widths), (bias - mean * scale).split(widths)
     filters = [(conv.weight * s[:, None, None, None]).to(dtype) for (conv, _), s in zip(layers, scales, strict=True)]
-    finish = partial(bias_activation, activation=NAMES[model.activation], kernel=kernel)
+    borders = [stage.conv1.kernel_size[0] for stage in stages]
 
     def forward(x: Tensor) -> Tensor:
-        x = pad_before_pool(model.activation(model.stem(x)), kernel=3)
-        layer = iter(zip(filters, scales, biases, strict=True))
-        for number, stage in enumerate(model.stages, start=1):
-            before_pool = number < len(model.stages)  # the next convolution is one, and reads a border
-            w, _, b = next(layer)
-            x = finish(F.conv2d(x, w), b, pool=True)
-            w, _, b = next(layer)
-            y = finish(F.conv2d(x, w, padding=1), b, border=before_pool and not stage.residual)
-            if stage.residual:
-                w, s, b = next(layer)
-                y = finish(F.conv2d(y, w, padding=1), b, plus=x, scale=s, border=before_pool)
-            x = y
+        x = pad_before_pool(model.activation(model.stem(x)), borders[0])
+        parts = iter(zip(layers, filters, scales, biases, strict=True))
+
+        def layer(x: Tensor, **settings: Any) -> Tensor:
+            (conv, _), w, s, b = next(parts)
+            x = F.conv2d(x, w, padding=conv.padding)
+            return bias_activation(x, b, NAMES[model.activation], scale=s, kernel=kernel, **settings)
+
+        for stage, border in zip(stages, [*borders[1:], 0], strict=True):
+            x = layer(x, pool=True)
+            plus = x if stage.stage.residual else None
+            for _ in stage.stage.then[1:]:
+                x = layer(x)
+            x = layer(x, plus=plus, border=border)
         logits: Tensor = model.head(x.amax(dim=(2, 3))).float() * model.logit_scale
         return logits
 

@@ -1,8 +1,7 @@
 """Triton kernels of a forward pass that needs no gradient. `fastcifar.models.forward` launches them.
 
 It imports this file only on a CUDA card. A channels_last tensor [B, C, H, W] is seen as rows [M, C], M = B * H * W. An
-output may have a border of zeros, of one row and column before, and of one after where its size says so. Arithmetic is
-fp32.
+output may have a border of zeros, of BEFORE rows and columns before and of others after. Arithmetic is fp32.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
@@ -14,21 +13,19 @@ import triton.language as tl
 from fastcifar.models.kernels import _activation
 
 
-@triton.jit(do_not_specialize=["M", "H", "W", "Y_H", "Y_W"])
-def bias_activation(x, plus, scale, bias, y, M, H, W, Y_H, Y_W, C, POOL: tl.constexpr, BORDER: tl.constexpr,
-                    ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
-    """y [B, C, Y_H, Y_W] = activation(x + bias + scale * plus), or of the 2x2 max-pool of x [B, C, H, W].
+@triton.jit(do_not_specialize=["M", "H", "W", "HY", "WY", "BEFORE"])
+def bias_activation(x, plus, scale, bias, y, M, H, W, HY, WY, BEFORE, C, POOL: tl.constexpr, ACT: tl.constexpr,
+                    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """y [B, C, HY, WY] = activation(x + bias + scale * plus), or of the 2x2 max-pool of x [B, C, H, W].
 
     scale, bias [C] f32. M: rows of y, its border of zeros included.
     """
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-    image, i, j = r // (Y_H * Y_W), (r // Y_W) % Y_H, r % Y_W
+    image, i, j = r // (HY * WY), (r // WY) % HY - BEFORE, r % WY - BEFORE
     height, width = H, W
     if POOL:
         height, width = H // 2, W // 2
-    if BORDER:
-        i, j = i - 1, j - 1
     inside = (r < M) & (i >= 0) & (j >= 0) & (i < height) & (j < width) & (c < C)
     if POOL:
         source = x + (((image * H + 2 * i) * W + 2 * j) * C + c)

@@ -24,8 +24,8 @@ X, F32 = "*bf16", "*fp32"
 FIXED = {"ACT": "silu", "BLOCK_M": forward.BLOCK_M, "BLOCK_C": forward.BLOCK_C}
 BUILDS: dict[str, list[dict[str, Any]]] = {
     "bias_activation": [
-        {"x": X, "plus": None, "scale": None, "bias": F32, "y": X, "POOL": True, "BORDER": False},
-        {"x": X, "plus": X, "scale": F32, "bias": F32, "y": X, "POOL": False, "BORDER": True},
+        {"x": X, "plus": None, "scale": None, "bias": F32, "y": X, "POOL": True},
+        {"x": X, "plus": X, "scale": F32, "bias": F32, "y": X, "POOL": False},
     ],
 }
 """Types of the tensors, None for one that is not given, and constants; all else is a number."""

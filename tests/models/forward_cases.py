@@ -16,6 +16,7 @@ from torch import Tensor
 from fastcifar.models import forward
 from fastcifar.models.folded import fold
 from fastcifar.models.resnet9 import ResNet9
+from fastcifar.shapes import Shape, Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GUARD = 4096
@@ -54,7 +55,7 @@ class Poisoned:
         return spoiled + sum(int((inner == 77).any()) for _, inner in self.made)
 
 
-def bias_activation(shape: tuple[int, ...], dtype: str, activation: str, kind: str, border: bool) -> float:
+def bias_activation(shape: tuple[int, ...], dtype: str, activation: str, kind: str, border: int) -> float:
     """kind: "plain", "pool" or "plus"."""
     x, settings = images(shape, DTYPES[dtype], 0), {"pool": kind == "pool", "border": border}
     x[0, 0, 0, 0] = float("nan")
@@ -66,19 +67,27 @@ def bias_activation(shape: tuple[int, ...], dtype: str, activation: str, kind: s
     return apart(a, b)
 
 
-def random_network() -> ResNet9:
+SHAPES = {
+    "full": Shape(stem=8, stages=(Stage(width=24), Stage(width=40), Stage(width=40, then=(3, 3), residual=True))),
+    "other": Shape(stem=8, stages=(
+        Stage(width=16, kernel=2, then=(1,), residual=True), Stage(width=24, kernel=1, then=(3, 1), inner=16),
+    )),
+}  # fmt: skip
+
+
+def random_network(shape: str = "full") -> ResNet9:
     """In evaluation, its statistics and biases far from those of a fresh one."""
     torch.manual_seed(0)
-    model = ResNet9((8, 24, 40, 40), 10, "bn", "silu").to(memory_format=torch.channels_last).eval()
+    model = ResNet9(SHAPES[shape], 10, "bn", "silu").to(memory_format=torch.channels_last).eval()
     for name, value in model.state_dict().items():
         if "norm" in name and value.is_floating_point() and not name.endswith("weight"):
             value.copy_(torch.rand(value.shape) + 0.5)
     return model
 
 
-def folded_network(size: int) -> float:
+def folded_network(size: int, shape: str) -> float:
     """Logits of a network whose folded layers end in the kernels, against the plain network's."""
-    model, x = random_network(), images((3, 3, size, size), torch.float32, 0)
+    model, x = random_network(shape), images((3, 3, size, size), torch.float32, 0)
     with torch.no_grad():
         return apart(model(x), fold(model, torch.float32, kernel=True)(x))
 
@@ -88,15 +97,15 @@ def main() -> None:
     poisoned = Poisoned()
     with mock.patch.object(torch, "empty", poisoned):
         for kind in ("plain", "pool", "plus"):
-            for border in (False, True):
-                for shape in ((3, 24, 15, 15), (2, 40, 6, 9), (300, 8, 3, 3)):
+            for border in (0, 1, 2, 3):
+                for shape in ((3, 24, 15, 15), (2, 40, 6, 9), (120, 8, 5, 5)):
                     told[f"fp32 {kind} {border} {shape}"] = bias_activation(shape, "fp32", "silu", kind, border)
                 for dtype in ("bf16", "fp16"):
                     told[f"{dtype} {kind} {border}"] = bias_activation((3, 24, 9, 8), dtype, "silu", kind, border)
         for activation in ("relu", "gelu"):
-            told[f"fp32 {activation}"] = bias_activation((3, 24, 9, 7), "fp32", activation, "pool", True)
+            told[f"fp32 {activation}"] = bias_activation((3, 24, 9, 7), "fp32", activation, "pool", 3)
     told |= {"poisoned": float(poisoned.faults()), "outputs": float(len(poisoned.made))}
-    told |= {f"network {size}": folded_network(size) for size in (32, 22, 17)}
+    told |= {f"network {shape} {size}": folded_network(size, shape) for size in (32, 22, 17) for shape in SHAPES}
     cpu = torch.device("cpu")
     told |= {f"self-check {name}": forward.largest_difference("silu", dtype, cpu) for name, dtype in DTYPES.items()}
     print(json.dumps(told))

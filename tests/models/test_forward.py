@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from forward_cases import apart, images, random_network
+from forward_cases import SHAPES, apart, images, random_network
 
 from fastcifar.config import Model
 from fastcifar.models.folded import fold
@@ -80,9 +80,10 @@ def random_images(num: int, size: int) -> torch.Tensor:
     return images((num, 3, size, size), torch.float32, 0)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [32, 22, 17])
-def test_a_folded_network_gives_the_logits_of_the_plain_one(size):
-    model, x = random_network(), random_images(5, size)
+def test_a_folded_network_gives_the_logits_of_the_plain_one(size, shape):
+    model, x = random_network(shape), random_images(5, size)
     with torch.no_grad():
         plain = model(x)
         assert apart(plain, fold(model, torch.float32)(x)) < 1e-5
@@ -91,8 +92,8 @@ def test_a_folded_network_gives_the_logits_of_the_plain_one(size):
 
 @needs_triton
 def test_so_it_does_by_the_kernels():
-    for size in (32, 22, 17):
-        assert interpreted()[f"network {size}"] < 1e-5
+    found = [off for name, off in interpreted().items() if name.startswith("network")]
+    assert len(found) == 3 * len(SHAPES) and max(found) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
