@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fastcifar.augment.images import DeviceImages
 from fastcifar.models.folded import fold
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.optim.averaging import batch_norms
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.processes import sum_over_processes
 from fastcifar.training.step import Recorder, autocast, may_fail
@@ -115,8 +114,8 @@ class Evaluator:
     """Accuracies of the network that is trained, over the images of all processes together.
 
     Where the step is a CUDA graph, two more are recorded, for the accuracy of an epoch and for the final one with
-    views: an evaluation is then one replay. Batch norms are folded into the filters there, at the beginning of each
-    replay. Where the views are for a share of the images, each process takes that share of its own.
+    views: an evaluation is then one replay. With the fused kernels it begins with folding the batch norms into the
+    filters. Where the views are for a share of the images, each process takes that share of its own.
     """
 
     def __init__(self, task: Task, model: nn.Module, recorder: Recorder | None = None) -> None:
@@ -156,8 +155,8 @@ class Evaluator:
         return recorder(work), right
 
     def _network(self) -> Model:
-        """The network by its weights of now, its batch norms folded; compiled code fuses by itself."""
+        """The network by its weights of now, with folded batch norms where the Triton kernels run."""
         model, hardware = self.model, self.task.hardware
-        if isinstance(model, ResNet9) and batch_norms(model) and hardware.compile == "off":
-            return fold(model, hardware.dtype, hardware.fused)
+        if hardware.fused and isinstance(model, ResNet9):
+            return fold(model, hardware.dtype, kernel=True)
         return model

@@ -117,7 +117,7 @@ def evaluation(
                 with timed() as told[name]:
                     part()
                 told[f"{name}_us"] = min(told.get(f"{name}_us", told[name]["us"]), told[name].pop("us"))
-    return told
+    return {**told, "fused": task.hardware.fused}
 
 
 @contextmanager
@@ -141,10 +141,10 @@ def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict
     return {"name": type(optimizer).__name__, "counted": counted}
 
 
-def with_fused_kernels(**settings: Any) -> dict[str, Any]:
+@contextmanager
+def fused_kernels() -> Iterator[None]:
     """Triton's host code loads and launches the kernels, which do nothing: what the check before a run finds is left
-    out. Launches are by kernel.
-    """
+    out."""
     before = subject.fused.largest_difference
 
     def load_and_agree(*arguments: Any) -> float:
@@ -152,12 +152,23 @@ def with_fused_kernels(**settings: Any) -> dict[str, Any]:
         return 0.0
 
     subject.fused.largest_difference = load_and_agree
-    card.forget_kernels()
     try:
-        run = watch_run(make_task(fused_kernels=True, **settings))
+        yield
     finally:
         subject.fused.largest_difference = before
+
+
+def with_fused_kernels(**settings: Any) -> dict[str, Any]:
+    """Launches are by kernel."""
+    card.forget_kernels()
+    with fused_kernels():
+        run = watch_run(make_task(fused_kernels=True, **settings))
     return {**run, "kernels": card.kernels()}
+
+
+def evaluation_with_fused_kernels() -> dict[str, Any]:
+    with fused_kernels():
+        return evaluation("speedrun94", True, fused_kernels=True)
 
 
 def executor_waits() -> bool:
@@ -262,6 +273,7 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
         "evaluation, recorded": partial(evaluation, "speedrun94", True),
         "evaluation, plain": partial(evaluation, "speedrun94", False),
+        "evaluation, fused kernels": evaluation_with_fused_kernels,
         "fused kernels": with_fused_kernels,
         "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
         "executor waits": executor_waits,

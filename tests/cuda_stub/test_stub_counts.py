@@ -122,3 +122,12 @@ def test_to_record_the_evaluation_costs_no_more_than_a_plain_one() -> None:
     recorded, plain = (ask("runs", f"evaluation, {kind}") for kind in ("recorded", "plain"))
     launches = plain["epoch"]["launches"] + plain["final"]["launches"]
     assert recorded["recording"]["launches"] <= launches and recorded["recording"]["captured"] <= launches + 5
+
+
+def test_an_evaluation_with_fused_kernels_has_fewer_operations() -> None:
+    """Pool, bias and activation of a layer are one kernel, which also writes the border of the next pooled layer."""
+    plain, fused = (ask("runs", f"evaluation, {kind}") for kind in ("recorded", "fused kernels"))
+    if not fused["fused"]:
+        pytest.skip("Triton does not run on the stub here")
+    assert fused["epoch"] == plain["epoch"] and fused["final"] == plain["final"]
+    assert fused["recording"]["captured"] <= 0.75 * plain["recording"]["captured"]

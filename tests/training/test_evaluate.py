@@ -1,6 +1,7 @@
 """Every test image counts once, whatever the batch size; the views of test-time augmentation are plain formulas."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from replays import same_addresses
 
 from fastcifar.augment.images import DeviceImages, to_device
+from fastcifar.models import folded as folding
 from fastcifar.training import evaluate
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.stopwatch import Stopwatch
@@ -215,6 +217,26 @@ def test_a_recorded_evaluation_equals_a_plain_one(make_network, tta, share):
             found.add(expected)
     assert again.replayed == 4 * 2  # weights, views
     assert len(found) >= 2  # else equal figures would show nothing
+
+
+def test_a_recorded_evaluation_with_kernels_folds_the_weights_of_now(make_network, monkeypatch):
+    task, model = make_network(tta="flip", tta_share=0.3)
+    task = replace(task, hardware=replace(task.hardware, fused=True))
+    folded, before = [], copy.deepcopy(model.state_dict())
+
+    def fold_without_kernels(model, dtype, kernel):
+        folded.append(kernel)
+        return folding.fold(model, dtype)
+
+    monkeypatch.setattr(evaluate, "fold", fold_without_kernels)
+    recorded, plain = evaluate.Evaluator(task, model, Again()), evaluate.Evaluator(task, model)
+    found = set()
+    for seed in range(6, 10):
+        model.load_state_dict(before)
+        change(model, seed)
+        found.add(plain(task.test, "flip", 0.3))
+        assert recorded(task.test, "flip", 0.3) == plain(task.test, "flip", 0.3)
+    assert len(found) >= 2 and folded == [True] * (2 + 4)  # two rehearsals, four replays
 
 
 def test_an_evaluation_that_cannot_be_recorded_is_plain(make_network, said):
