@@ -1,6 +1,7 @@
 """What is tested: the one file of these tests that knows where in fastcifar things are."""
 
-from fastcifar.augment.block import Block
+from fastcifar.augment import stem
+from fastcifar.augment.block import Block, Draws
 from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.augment.torch_executor import TorchExecutor
@@ -27,10 +28,10 @@ from fastcifar.training.task import Task, can_be_recorded, make_task, plain_netw
 from fastcifar.training.warm_up import warm_up
 
 __all__ = [
-    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "CudaGraphs", "Dataset", "EpochPlan", "Evaluator",
+    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "CudaGraphs", "Dataset", "Draws", "EpochPlan", "Evaluator",
     "Executor", "GraphedStep", "Interrupted", "Lines", "Observer", "Refresh", "RunningMean", "State", "Step", "Task",
     "TorchExecutor", "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "loop",
-    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state", "train",
+    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state", "stem", "train",
     "warm_up", "with_optimizer", "with_settings",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ MOST_LAUNCHES_FUSED = 193
 """In a step of speedrun94 with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
 MOST_OF_AN_UPDATE = {"Muon": 107, "UncompiledSGD": 3, "CapturableSGD": 20}
 """Launches, copies and memsets of all weights of the full network. cuBLAS counts as one launch a call."""
-MOST_LAUNCHES_OF_A_BLOCK = 18
+MOST_LAUNCHES_OF_A_BLOCK = 21
 MOST_LAUNCHES_TO_AVERAGE = 1
 OPTIMIZERS = sorted(MOST_LAUNCHES)
 
@@ -37,7 +37,7 @@ def test_a_block_stays_within_its_launches(kind: str, optimizer: str) -> None:
         block = size["block"]
         assert block["next"] == {}
         assert set(block["ahead"]) == {"launches", "copies_to_device"}
-        assert block["ahead"]["launches"] <= MOST_LAUNCHES_OF_A_BLOCK and block["ahead"]["copies_to_device"] == 4
+        assert block["ahead"]["launches"] <= MOST_LAUNCHES_OF_A_BLOCK and block["ahead"]["copies_to_device"] == 1
         expected = {"launches": 2, "copies_on_device": 2, "copies_to_device": 1}
         assert block["begin"] == (expected if kind == "recorded" else {})
 
@@ -92,6 +92,14 @@ def test_cutout_and_the_wide_network_stay_within_their_launches() -> None:
 def test_a_fixed_stem_saves_launches_at_full_size() -> None:
     always, fixed = (ask("runs", name)["all"]["captured"] for name in ("recipe speedrun94", "stem fixed"))
     assert fixed <= always - 3  # gradients of the first convolution's input, of the activation and of the biases
+
+
+def test_the_kernel_of_a_fixed_stem_saves_operations() -> None:
+    """The stem's convolution, its activation, the casts of its weights and the gather of the images are one kernel."""
+    always, fixed = (ask("runs", f"fused kernels{name}") for name in ("", ", stem fixed"))
+    if not fixed["fused"]:
+        pytest.skip("Triton does not run on the stub here")
+    assert fixed["all"]["captured"] <= always["all"]["captured"] - 8
 
 
 @pytest.mark.parametrize("name", ["recipe speedrun94", "plain muon", "no tail"])

@@ -46,7 +46,7 @@ class Fenced(Executor):
         self.inner = inner
 
     def make(self, plan: EpochPlan, size_px: int) -> Block:
-        return self.inner.make(plan, size_px)
+        return type(self.inner).make(self, plan, size_px)  # by the settings of this one
 
     def blocks(self, plans: Iterable[tuple[EpochPlan, int]]) -> Blocks:
         return FencedBlocks(self, super().blocks(plans).parts)

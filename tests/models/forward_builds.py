@@ -1,4 +1,4 @@
-"""Builds the kernels of `fastcifar.models.forward` for a card that is not here: python forward_builds.py 90
+"""Builds the kernels of models/forward.py and augment/stem.py for a card that is not here: forward_builds.py 90
 
 Prints a line of JSON: registers of a thread and bytes spilled as NVIDIA's assembler tells them.
 """
@@ -18,22 +18,29 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastcifar.augment import stem, stem_kernels
 from fastcifar.models import forward, forward_kernels
 
 X, F32 = "*bf16", "*fp32"
-FIXED = {"ACT": "silu", "BLOCK_M": forward.BLOCK_M, "BLOCK_C": forward.BLOCK_C}
+FIXED = {
+    "bias_activation": {"ACT": "silu", "BLOCK_M": forward.BLOCK_M, "BLOCK_C": forward.BLOCK_C},
+    "stem": {"ACT": "silu", "BLOCK_M": stem.BLOCK_M, "BLOCK_C": 32},
+}
+IMAGES = {"padded": "*u8", "table": "*i32", "mean": F32, "inv_std": F32}
 BUILDS: dict[str, list[dict[str, Any]]] = {
     "bias_activation": [
         {"x": X, "plus": None, "scale": None, "bias": F32, "y": X, "POOL": True},
         {"x": X, "plus": X, "scale": F32, "bias": F32, "y": X, "POOL": False},
     ],
+    "stem": [{**IMAGES, "weight": F32, "bias": F32, "y": X, "CUTOUT": cutout} for cutout in (0, 12)],
 }
 """Types of the tensors, None for one that is not given, and constants; all else is a number."""
 
 
 def build(name: str, given: dict[str, Any], arch: int) -> str:
     """PTX, as Triton's own launcher would specialise it: aligned tensors, channels a multiple of 16."""
-    kernel, given = getattr(forward_kernels, name), FIXED | given
+    kernel = getattr(stem_kernels if name == "stem" else forward_kernels, name)
+    given = FIXED[name] | given
     signature: dict[str, str] = {}
     constants, hints = {}, {}
     for i, argument in enumerate(kernel.arg_names):
@@ -46,7 +53,7 @@ def build(name: str, given: dict[str, Any], arch: int) -> str:
         if argument == "C":
             hints[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, hints)
-    options = {"num_warps": forward.NUM_WARPS}
+    options = {"num_warps": (stem if name == "stem" else forward).NUM_WARPS}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["ptx"]
 
 

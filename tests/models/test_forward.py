@@ -68,7 +68,7 @@ def test_the_check_before_a_run_leaves_room_for_rounding_only():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's compiler runs on Linux")
 def test_they_compile_for_a_card_that_is_not_here_and_spill_nothing(tmp_path):
     built = run_script("forward_builds.py", "90", TRITON_CACHE_DIR=str(tmp_path))
-    assert {row["kernel"] for row in built} == {"bias_activation"}
+    assert {row["kernel"] for row in built} == {"bias_activation", "stem"}
     for row in built:
         assert row["spilled_bytes"] == 0 and row["registers"] <= 128, row
 
