@@ -17,6 +17,8 @@ MOST_PLAN_COPIES = 1
 """A plan goes to the card with its block: one table, from pinned memory."""
 MOST_TO_BEGIN = {"launches": 2, "copies_on_device": 3, "copies_to_device": 1}
 """A recorded step takes a block by copies of images, labels and rows, and of the schedule's table; it sets two rows."""
+MOST_TO_MAKE = {"launches": 30, "copies_on_device": 1}
+"""Who takes a batch of a block of draws, as the refresh does, makes its images then; with cutout."""
 MOST_WAITS_AT_AN_END = 3
 """The clock stops, the loss is read, the clock goes on."""
 FEWEST_EVALUATIONS = 2
@@ -68,7 +70,7 @@ def complaints_about_block(block: dict[str, Any], replayed: bool) -> list[str]:
         if made.get("copies_to_device", 0) > MOST_PLAN_COPIES:
             found.append(f"{part}: {made['copies_to_device']} x copies_to_device")
     taken = block["begin"]["counted"]
-    most = MOST_TO_BEGIN if replayed else {}
+    most = MOST_TO_BEGIN if replayed else MOST_TO_MAKE if block["drawn"] else {}
     found += [f"begin: {n} x {name}" for name, n in taken.items() if n > most.get(name, 0)]
     return found
 
