@@ -11,8 +11,8 @@ from replays import same_addresses
 
 from fastcifar.augment.block import Block
 from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.augment.stem import plain_stem
+from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.optim.optimizers import Muon, set_row
 from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.training import loop, step
