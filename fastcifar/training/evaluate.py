@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -147,12 +148,12 @@ class Evaluator:
     ) -> tuple[Callable[[], None], Tensor]:
         """A replay and where its counts lie. It runs once before, so that kernels are loaded and chosen."""
         right = torch.zeros(2, dtype=torch.int64, device=images.labels.device)
-
-        def work() -> None:
-            right.copy_(count_right(self._network(), images, self.task.hardware, tta, share))
-
+        work = partial(self._count_into, right, images, tta, share)
         work()
         return recorder(work), right
+
+    def _count_into(self, right: Tensor, images: DeviceImages, tta: str, share: float) -> None:
+        right.copy_(count_right(self._network(), images, self.task.hardware, tta, share))
 
     def _network(self) -> Model:
         """The network by its weights of now, with folded batch norms where the Triton kernels run."""

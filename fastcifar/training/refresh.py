@@ -55,8 +55,8 @@ class Refresh:
             hardware = task.hardware
             with may_fail("the batch-norm refresh", hardware.device), state.preserved():
                 self.images = torch.zeros(*refresh_shape(task), 32, 32, 3, dtype=hardware.dtype, device=hardware.device)
-                self._refresh(self._batches())  # loads and chooses kernels
-                self.replay = recorder(lambda: self._refresh(self._batches()))
+                self._refresh_by_images()  # loads and chooses kernels
+                self.replay = recorder(self._refresh_by_images)
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -72,6 +72,9 @@ class Refresh:
     def _batches(self) -> Iterator[Tensor]:
         """What the graph reads: K batches [B, C, S, S] channels_last."""
         return iter(self.images.permute(0, 1, 4, 2, 3).unbind())
+
+    def _refresh_by_images(self) -> None:
+        self._refresh(self._batches())
 
     def _refresh(self, batches: Iterator[Tensor]) -> None:
         with autocast(self.task.hardware):

@@ -130,7 +130,7 @@ def test_a_recorded_run_on_draws_equals_one_on_images(make_quick_task, determini
         task.executor.max_images = 3 * 32
         drawn = train(task)
     assert task.executor.draws_from_px == 32 and set(kernel_calls) == {(32, 6)}
-    assert len(kernel_calls) == 1 + 16  # the rehearsal, and two of three epochs
+    assert len(kernel_calls) == 2 + 16  # the rehearsal, the recording, and two of three epochs
     monkeypatch.setattr(loop, "make_step", Step)
     assert_same(drawn, train(make_quick_task(**settings)))
 
