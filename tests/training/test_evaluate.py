@@ -236,7 +236,7 @@ def test_a_recorded_evaluation_with_kernels_folds_the_weights_of_now(make_networ
         change(model, seed)
         found.add(plain(task.test, "flip", 0.3))
         assert recorded(task.test, "flip", 0.3) == plain(task.test, "flip", 0.3)
-    assert len(found) >= 2 and folded == [True] * (2 + 4)  # two rehearsals, four replays
+    assert len(found) >= 2 and folded == [True] * (2 + 2 + 4)  # rehearsals, recordings, replays
 
 
 def test_an_evaluation_that_cannot_be_recorded_is_plain(make_network, said):
