@@ -140,7 +140,8 @@ class Evaluation(Part):
     tta: Literal["none", "flip", "flip-shift"] = "none"
     """Test-time views: the image and its mirror; flip-shift adds both shifted by a pixel."""
     tta_share: float = setting(1.0, UP_TO_1)
-    """Share of the test images that get the views: those of which the network is least sure."""
+    """Share of all test images that get the views: those whose two largest logits are closest. Of several processes,
+    each takes the share of its own images."""
     eval_every: int = setting(1, ABOVE_0)
     """Measure test accuracy after every so many epochs (and at the end)."""
 

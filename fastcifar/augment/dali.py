@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
-from fastcifar.augment.block import Block, finish
+from fastcifar.augment.block import Block, blank, shrink
 from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, upload
 from fastcifar.augment.plan import EpochPlan
@@ -145,10 +145,11 @@ class DaliExecutor(Executor):
         pixels = (len(order), self.size, self.size, images.padded.shape[3])
         x = torch.empty(pixels, dtype=self.output_dtype, device=device)
         self.copy_output(output.as_reshaped_tensor(pixels), x, cuda_stream=self.stream)
-        cutout_y, cutout_x = flat.cutout_y, flat.cutout_x
+        x = x.to(images.dtype)
         if self.cutout_px:
-            cutout_y, cutout_x = cutout_y[in_order], cutout_x[in_order]
-        x = finish(x.to(images.dtype), cutout_y, cutout_x, self.cutout_px, size_px)
+            cutout_y, cutout_x = (upload(centre[in_order], device) for centre in (flat.cutout_y, flat.cutout_x))
+            x = blank(x, cutout_y, cutout_x, self.cutout_px)
+        x = shrink(x.permute(0, 3, 1, 2), size_px).permute(0, 2, 3, 1)
         row_table = upload(torch.from_numpy(rows).view(plan.index.shape), device)
         return Block(x, images.labels[index], row_table, num_steps=len(plan))
 

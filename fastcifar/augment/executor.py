@@ -26,6 +26,9 @@ class Executor(ABC):
     max_images: images of a block; by default what a quarter of the card's free memory holds, on a CPU those of a step.
     """
 
+    draws_from_px: int | None = None
+    """Image size from which blocks hold draws alone, for a step that makes the images itself. Not with DALI."""
+
     def __init__(self, images: DeviceImages, cutout_px: int = 0, max_images: int | None = None) -> None:
         self.images, self.cutout_px = images, cutout_px
         device = images.padded.device
@@ -83,7 +86,7 @@ class Blocks:
         (block, ready), self.queued = self.queued, None
         stream = torch.cuda.current_stream(block.labels.device)
         stream.wait_event(ready)
-        for tensor in (block.images, block.labels, block.rows):
+        for tensor in (block.content, block.labels, block.rows):
             if tensor is not None:
                 tensor.record_stream(stream)  # keeps its memory until that stream has read it
         return block

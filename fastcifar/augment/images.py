@@ -29,6 +29,10 @@ class DeviceImages:
         """[..., C] uint8 -> [..., C] in the compute dtype: one fused multiply-add in fp32, then the cast."""
         return torch.addcmul(-self.mean * self.inv_std, pixels.float(), self.inv_std).to(self.dtype)
 
+    def batch(self, rows: Tensor) -> Tensor:
+        """x [B, C, H, W] channels_last (by strides) of the images `rows` [B], padding included."""
+        return self.normalize(self.padded[rows]).permute(0, 3, 1, 2)
+
 
 def to_device(
     images: NDArray[np.uint8] | Tensor,

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastcifar.models import forward
 from fastcifar.models.layers import ACTIVATIONS
 
 log = logging.getLogger("fastcifar")
@@ -166,4 +167,4 @@ def largest_difference(norm: nn.BatchNorm2d, activation: str, dtype: torch.dtype
         for a, b in zip(*results, strict=True):
             apart = ((a - b).abs().amax() / a.abs().amax().clamp(min=1)).item()
             largest = max(largest, apart if apart == apart else float("inf"))
-    return largest
+    return max(largest, forward.largest_difference(activation, dtype, device))

@@ -72,11 +72,15 @@ class ResNet9(nn.Module):
         self.stem_fixed_from_px: int | None = None
         """Image size from which the stem's biases are not trained; None: they always are."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        size_px, x = x.shape[-1], self.stem(x)  # [B, C0, S-1, S-1]
+    def stem_map(self, x: Tensor) -> Tensor:
+        """What the stages read, [B, C0, S-1, S-1]."""
+        size_px, x = x.shape[-1], self.stem(x)
         if self.stem_fixed_from_px is not None and size_px >= self.stem_fixed_from_px:
             x = x.detach()  # its gradient serves the biases of the stem alone
-        x = self.activation(x)
+        return self.activation(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_map(x) if x.shape[1] == 3 else x  # a map may come ready made (`fastcifar.augment.stem`)
         x = self.stages(x)  # [B, C, 3, 3] for S = 32
         # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
         # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.

@@ -6,7 +6,6 @@ in fp32 in every precision of the model: fp16 would lose the small differences b
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -30,13 +29,10 @@ class RunningMean:
         weights = [p.float() for p in model.parameters()]
         torch._foreach_lerp_(list(self.mean.values()), weights, 1 / self.count)
 
-    def averaged(self, model: nn.Module) -> nn.Module:
-        """A copy of the model with the mean as its weights. Its batch-norm statistics are those of the raw weights."""
-        twin = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, p in twin.named_parameters():
-                p.copy_(self.mean[name])
-        return twin
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Writes the mean into the weights of the model, in place and in one launch. Its statistics stay."""
+        torch._foreach_copy_(list(model.parameters()), list(self.mean.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that `record` changes besides the count."""
@@ -53,19 +49,25 @@ class RunningMean:
             v.copy_(torch.as_tensor(state[name]))
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The modules whose statistics a refresh estimates."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 @torch.no_grad()
 def refresh_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Re-estimates every batch norm's mean and variance over equal batches [B, 3, H, W] of augmented training images.
 
     Every batch counts the same: the k-th moves the statistics by 1/k, a number that the host knows (torch's own
-    momentum=None reads its count back from the device, a wait for each batch norm and batch).
-    Returns the number of batches. Give it the plain model: a compiled one would be compiled for each k.
+    momentum=None reads its count back from the device, a wait for each batch norm and batch). In a recorded refresh
+    the weights 1/k are part of the CUDA graph. Compiled code is left out: it would be compiled for each k.
+    Returns the number of batches.
     On any error, an empty iterable included (ValueError), the old statistics are put back.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model)
     if not norms:
         return 0
-    before = [(m.momentum, copy.deepcopy(m.state_dict())) for m in norms]
+    before = [(m.momentum, [b.clone() for b in m.buffers()]) for m in norms]
     was_training, count = model.training, 0
     try:
         for m in norms:
@@ -74,12 +76,13 @@ def refresh_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
         for count, x in enumerate(batches, start=1):
             for m in norms:
                 m.momentum = 1 / count
-            model(x)
+            model.forward(x)
         if not count:
             raise ValueError("batch-norm refresh got no batches")
     except BaseException:
         for m, (_, stats) in zip(norms, before, strict=True):
-            m.load_state_dict(stats)
+            for buffer, value in zip(m.buffers(), stats, strict=True):
+                buffer.copy_(value)
         raise
     finally:
         for m, (momentum, _) in zip(norms, before, strict=True):

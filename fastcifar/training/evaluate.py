@@ -1,27 +1,30 @@
 """Accuracy of any model over any images, plain and averaged over mirrored (and shifted) views.
 
 The views of test-time augmentation are added to the plain logits. With a share below 1 only the images of which the
-model is least sure get them: on the others they change nothing and cost most of the evaluation (idea: hiverge's
-CIFAR-10 speedrun, 2025). x is [B, C, H, W], logits are [B, K].
+model is least sure get them, chosen among all images: on the others they change nothing and cost most of the evaluation
+(idea: hiverge's CIFAR-10 speedrun, 2025). N images, B of a batch, K classes; x is [B, C, H, W], logits are [B, K].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.augment.images import DeviceImages
+from fastcifar.models.folded import fold
+from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.processes import sum_over_processes
 from fastcifar.training.step import Recorder, autocast, may_fail
 from fastcifar.training.task import Task
 
-EVAL_BATCH = 1000
+EVAL_BATCH, CARD_BATCH = 1000, 2000
+"""Most images evaluated at once; on a CUDA card, which a thousand images do not fill."""
 
 Model = Callable[[Tensor], Tensor]
 
@@ -51,109 +54,110 @@ VIEWS: dict[str, Callable[[Model, Tensor, Tensor], Tensor]] = {
 }
 
 
-def count_unsure(batch: int, share: float) -> int:
-    """How many images of a batch get further views."""
-    return math.ceil(share * batch)
+def most_at_once(device: torch.device) -> int:
+    """Most images of a batch."""
+    return CARD_BATCH if device.type == "cuda" else EVAL_BATCH
 
 
-def with_views(model: Model, x: Tensor, tta: str, share: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Plain logits, and those with the views for the `share` of images whose two largest logits are closest."""
-    plain = model(x)
-    if share == 1 or tta == "none":
-        return plain, VIEWS[tta](model, x, plain)
-    first, second = plain.topk(2, dim=1).values.unbind(1)
-    unsure = (first - second).topk(count_unsure(len(x), share), largest=False).indices
-    better = VIEWS[tta](model, channels_last(x[unsure]), plain[unsure])
-    return plain, plain.index_copy(0, unsure, better)
+def in_batches(count: int, most: int) -> tuple[int, int]:
+    """Number and size of equal batches of at most `most` that hold `count` images, with as few to spare as can be."""
+    batches = math.ceil(count / most)
+    return batches, math.ceil(count / batches)
 
 
-def batch_size(images: DeviceImages, most: int = EVAL_BATCH) -> int:
-    """Images evaluated at once."""
-    return min(most, len(images.labels))
+def batch_sizes(images: DeviceImages, tta: str = "none", share: float = 1.0) -> set[int]:
+    """Sizes of the batches that an evaluation runs the model on."""
+    num, most = len(images.labels), most_at_once(images.labels.device)
+    return {in_batches(count, most)[1] for count in ([num] if tta == "none" else [num, count_unsure(num, share)])}
 
 
-class RightAnswers:
-    """Counts the images whose largest logit is at their label, plainly and with views, batch by batch in order.
+def count_unsure(num: int, share: float) -> int:
+    """How many of all images get further views."""
+    return math.ceil(share * num)
 
-    Which batch is next and the counts lie on the device, so that a CUDA graph can hold `add_batch`. The last batch is
-    filled up from the first images, which do not count again: all batches have one shape. Nothing waits.
+
+@torch.no_grad()
+def all_logits(
+    model: Model, images: DeviceImages, hardware: Hardware, tta: str = "none", share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] f32 of all images: plain ones, and those with views for the `share` of all N images whose two
+    largest logits are closest. The model must be in eval mode. Nothing waits, so that a CUDA graph can hold it all.
     """
+    num, device = len(images.labels), images.labels.device
 
-    def __init__(self, model: Model, images: DeviceImages, hardware: Hardware, tta: str = "none", share: float = 1.0,
-                 batch: int = EVAL_BATCH) -> None:  # fmt: skip
-        self.model, self.images, self.hardware, self.tta, self.share = model, images, hardware, tta, share
-        self.first_rows = torch.arange(batch_size(images, batch), device=images.labels.device)
-        self.rows = self.first_rows.clone()  # of the batch that is next
-        self.counts = torch.zeros(2, dtype=torch.int64, device=images.labels.device)
-        self.next: Callable[[], None] = self.add_batch
+    def over(rows: Tensor, logits_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """[n, K]: all batches have one shape, the last one is filled up from the first rows [n]."""
+        count, size = in_batches(len(rows), most_at_once(device))
+        filled = rows[torch.arange(count * size, device=device) % len(rows)]
+        return torch.cat([logits_of(images.batch(part), part) for part in filled.view(count, size)])[: len(rows)]
 
-    def __call__(self) -> Tensor:
-        """Counts over all images, plainly and with views: int64 [2] on the device. The model must be in eval mode."""
-        self.rows.copy_(self.first_rows)
-        self.counts.zero_()
-        for _ in range(math.ceil(len(self.images.labels) / len(self.rows))):
-            self.next()
-        return self.counts
+    rows = torch.arange(num, device=device)
+    with autocast(hardware):
+        plain = over(rows, lambda x, part: model(x))
+        if tta == "none":
+            return plain, plain
+        if share < 1:
+            first, second = plain.topk(2, dim=1).values.unbind(1)
+            rows = (first - second).topk(count_unsure(num, share), largest=False).indices
+        better = over(rows, lambda x, part: VIEWS[tta](model, x, plain[part]))
+    return plain, plain.index_copy(0, rows, better)
 
-    @torch.no_grad()
-    def add_batch(self) -> None:
-        """Adds the batch at `rows` and goes on to the one after it."""
-        images, num = self.images, len(self.images.labels)
-        rows = self.rows % num
-        x = images.normalize(images.padded[rows]).permute(0, 3, 1, 2)  # [B, C, H, W] channels_last by strides
-        with autocast(self.hardware):
-            both = torch.stack(with_views(self.model, x, self.tta, self.share))  # [2, B, K]
-        self.counts += ((both.argmax(2) == images.labels[rows]) & (self.rows < num)).sum(1)
-        self.rows += len(self.rows)
 
-    def record(self, recorder: Recorder) -> None:
-        """From now on a batch is a replay. It runs once before, so that kernels are loaded and chosen."""
-        self.add_batch()
-        self.next = recorder(self.add_batch)
+def count_right(
+    model: Model, images: DeviceImages, hardware: Hardware, tta: str = "none", share: float = 1.0
+) -> Tensor:
+    """How many images have their largest logit at their label, plainly and with views: int64 [2] on the device."""
+    both = torch.stack(all_logits(model, images, hardware, tta, share))  # [2, N, K]
+    return (both.argmax(2) == images.labels).sum(1)
 
 
 class Evaluator:
-    """Accuracies of a run over the images of all processes together, by CUDA graphs where the step is one.
+    """Accuracies of the network that is trained, over the images of all processes together.
 
-    Two graphs are recorded on the network that is trained, for the accuracy of an epoch and for the final one with
-    views. A graph reads fixed addresses, so other weights are copied into that network while they are measured.
+    Where the step is a CUDA graph, two more are recorded, for the accuracy of an epoch and for the final one with
+    views: an evaluation is then one replay. With the fused kernels it begins with folding the batch norms into the
+    filters. Where the views are for a share of the images, each process takes that share of its own.
     """
 
     def __init__(self, task: Task, model: nn.Module, recorder: Recorder | None = None) -> None:
         self.task, self.model = task, model
-        self.recorded: dict[tuple[int, str, float], RightAnswers] = {}
+        self.recorded: dict[tuple[int, str, float], tuple[Callable[[], None], Tensor]] = {}
         if recorder:
             final = task.config.evaluation
             wanted = ((task.watched, "none", 1.0), (task.test, final.tta, final.tta_share))
             model.eval()
             with may_fail("the evaluation", task.hardware.device):
                 for key, images in {(id(images), tta, share): images for images, tta, share in wanted}.items():
-                    answers = RightAnswers(model, images, task.hardware, *key[1:])
-                    answers.record(recorder)
-                    self.recorded[key] = answers
+                    self.recorded[key] = self._record(recorder, images, *key[1:])
 
-    def __call__(self, model: nn.Module, images: DeviceImages, tta: str = "none",
-                 share: float = 1.0) -> tuple[float, float]:  # fmt: skip
-        """Plain accuracy of a model over the images, and the one with views. Puts the model into eval mode."""
-        model.eval()
-        answers = self.recorded.get((id(images), tta, share))
-        if answers is None:
-            right = RightAnswers(model, images, self.task.hardware, tta, share)()
+    def __call__(self, images: DeviceImages, tta: str = "none", share: float = 1.0) -> tuple[float, float]:
+        """Plain accuracy over the images, and the one with views. Puts the network into eval mode."""
+        self.model.eval()
+        recorded = self.recorded.get((id(images), tta, share))
+        if recorded is None:
+            right = count_right(self.model, images, self.task.hardware, tta, share)
         else:
-            self.model.eval()
-            with nullcontext() if model is self.model else self._weights_of(model):
-                right = answers()
+            replay, right = recorded
+            replay()
         count = int(sum_over_processes(torch.tensor(len(images.labels)), self.task.world))  # on the host: no wait
         plain, with_views = sum_over_processes(right, self.task.world).tolist()
         return plain / count, with_views / count
 
-    @contextmanager
-    def _weights_of(self, other: nn.Module) -> Iterator[None]:
-        """Lends the recorded network the weights and statistics of another model."""
-        own, lent = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (self.model, other))
-        before = torch._foreach_mul(own, 1)  # copies, in one launch
-        torch._foreach_copy_(own, lent)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_(own, before)
+    def _record(
+        self, recorder: Recorder, images: DeviceImages, tta: str, share: float
+    ) -> tuple[Callable[[], None], Tensor]:
+        """A replay and where its counts lie. It runs once before, so that kernels are loaded and chosen."""
+        right = torch.zeros(2, dtype=torch.int64, device=images.labels.device)
+        work = partial(self._count_into, right, images, tta, share)
+        work()
+        return recorder(work), right
+
+    def _count_into(self, right: Tensor, images: DeviceImages, tta: str, share: float) -> None:
+        right.copy_(count_right(self._network(), images, self.task.hardware, tta, share))
+
+    def _network(self) -> Model:
+        """The network by its weights of now, with folded batch norms where the Triton kernels run."""
+        model, hardware = self.model, self.task.hardware
+        if hardware.fused and isinstance(model, ResNet9):
+            return fold(model, hardware.dtype, kernel=True)
+        return model

@@ -7,18 +7,16 @@ checkpoints, pictures. Steps and epochs count from 0; a metrics row says epoch 1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from fastcifar.optim.averaging import REFRESH_IMAGES, refresh_batch_norm
 from fastcifar.optim.swag import Swag
 from fastcifar.runs.observers import Observer, Result, Stop, StopAt
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel, sum_over_processes
+from fastcifar.training.refresh import Refresh
 from fastcifar.training.state import Diverged, State
-from fastcifar.training.step import autocast, make_step
+from fastcifar.training.step import make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.summary import Accuracies, summarize
 from fastcifar.training.task import Task, start
@@ -43,6 +41,7 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         task = warm_up(task, model)
         step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
         accuracies = Evaluator(task, model, step.recorder)
+        refresh = Refresh(task, state, step.recorder)
 
     if task.hardware.device.type == "cuda" and state.step == 0:
         with stopwatch("train"):
@@ -66,7 +65,7 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
             row = end_epoch(task, state, accuracies)
             tell(observers, "on_epoch", state, row)
 
-    result = finish(task, state, accuracies)
+    result = finish(task, state, accuracies, refresh)
     for observer in observers:
         observer.on_end(result)
     return result
@@ -107,7 +106,7 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     is_last = state.is_over
     if is_last or (epoch + 1) % config.evaluation.eval_every == 0:
         with state.stopwatch("eval"):
-            accuracy, _ = accuracies(state.model, task.watched)
+            accuracy, _ = accuracies(task.watched)
         state.schedule.end_epoch(state.step, accuracy)
     measured = {"accuracy_test": accuracy}
     if config.data.val_split:
@@ -127,36 +126,31 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     return row
 
 
-def finish(task: Task, state: State, accuracies: Evaluator) -> Result:
-    """Averages the weights of the tail, refreshes batch norm, and measures the final accuracies."""
-    stopwatch, final, has_tail = state.stopwatch, state.model, state.average.count > 0
+def finish(task: Task, state: State, accuracies: Evaluator, refresh: Refresh) -> Result:
+    """Averages the weights of the tail, refreshes batch norm, and measures the final accuracies.
+
+    The averaged weights take the place of the raw ones in the network.
+    """
+    stopwatch, model, has_tail = state.stopwatch, state.model, state.average.count > 0
     evaluation = task.config.evaluation
+    raw = state.history[-1].get("accuracy_test")  # None when the last epoch was measured on held-out images
     if has_tail:
-        draws = task.parts.draws(task.config.seed, task.num_steps, task.hardware.device)
-        with stopwatch("swa"), autocast(task.hardware), draws:
-            final = state.average.averaged(state.model)
-            final._compiled_call_impl = None
-            refresh_batch_norm(final, refresh_batches(task))
+        if raw is None:
+            with stopwatch("eval"):
+                raw, _ = accuracies(task.test)
+        with stopwatch("swa"), task.parts.draws(task.config.seed, task.num_steps, task.hardware.device):
+            state.average.copy_to(model)
+            refresh()
     before_s = stopwatch.seconds("eval")
     with stopwatch("eval"):
-        plain, with_views = accuracies(final, task.test, evaluation.tta, evaluation.tta_share)
+        plain, with_views = accuracies(task.test, evaluation.tta, evaluation.tta_share)
     eval_final_s = stopwatch.seconds("eval") - before_s
-    raw = state.history[-1].get("accuracy_test")  # None when the last epoch was measured on held-out images
-    if raw is None:
-        with stopwatch("eval"):
-            raw = plain if final is state.model else accuracies(state.model, task.test)[0]
     measured = Accuracies(
-        raw=raw,
+        raw=plain if raw is None else raw,
         averaged=plain if has_tail else None,
         with_views=with_views if evaluation.tta != "none" else None,
     )
     summary = summarize(task, state, measured, eval_final_s)
     swag = state.average if has_tail and isinstance(state.average, Swag) else None
-    return Result(final, summary, state.history, state.schedule, swag)
-
-
-def refresh_batches(task: Task) -> Iterator[Tensor]:
-    """Augmented training images of the epoch after the last, in batches of the training size."""
-    steps = max(1, min(task.steps_per_epoch, REFRESH_IMAGES // task.batch_size))
-    plan = task.plan(-(-task.num_steps // task.steps_per_epoch)).steps(0, steps)
-    return (x for x, _ in task.executor.epoch(plan))
+    model._compiled_call_impl = None  # it leaves the run as a plain network
+    return Result(model, summary, state.history, state.schedule, swag)

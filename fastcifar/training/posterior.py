@@ -15,7 +15,7 @@ from fastcifar.runs.classifier import Classifier
 from fastcifar.runs.config_file import load_config
 from fastcifar.runs.model_file import SWAG_FILE, load_swag
 from fastcifar.training.hardware import choose_hardware
-from fastcifar.training.loop import refresh_batches
+from fastcifar.training.refresh import refresh_batches
 from fastcifar.training.step import autocast
 from fastcifar.training.task import load_data, make_task
 

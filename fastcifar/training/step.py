@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcifar.augment.block import Block
+from fastcifar.augment.block import Block, Draws
 from fastcifar.augment.images import pinned
+from fastcifar.augment.stem import stem, works
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
@@ -95,25 +98,28 @@ class GraphedStep(Step):
         self.recorder = recorder
         device, batch = task.hardware.device, task.batch_size
         steps = min(task.steps_per_epoch, max(1, task.executor.max_images // batch))
-        largest = max(task.image_sizes)
+        self.draws_from_px = makes_images_from_px(task, state)
+        largest = max(size for size in task.image_sizes if not self.takes_draws(size))
         self.table = torch.zeros(task.num_steps, 2, device=device)
         self.next = torch.zeros(1, dtype=torch.long, device=device)  # row of the table
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # step of the block
         self.pixels = torch.zeros(steps * batch * 3 * largest**2, dtype=task.hardware.dtype, device=device)
         self.labels = torch.zeros(steps * batch, dtype=torch.long, device=device)
         self.rows = torch.arange(steps * batch, device=device).view(steps, batch)
+        self.draws = Draws(task.executor.images, torch.zeros(steps * batch, 6, dtype=torch.int32, device=device),
+                           task.executor.cutout_px)  # fmt: skip
         with state.preserved():
             self._rehearse()
             self.replays: dict[int, Callable[[], None]] = {}
             for size in task.image_sizes:
                 self.position.zero_()
                 self.replays[size] = recorder(partial(self.at_next_row, size))
+        task.executor.draws_from_px = self.draws_from_px
         self.replay = self.replays[largest]
 
     def begin(self, block: Block) -> None:
-        size = block.images.shape[1]
-        count = len(block.labels)
-        self.images(size)[:count].copy_(block.images)
+        size, count = block.size_px, len(block.labels)
+        self.images(size)[:count].copy_(block.content)
         self.labels[:count].copy_(block.labels)
         if block.rows is not None:
             self.rows[: len(block)].copy_(block.rows)
@@ -127,7 +133,9 @@ class GraphedStep(Step):
         self.replay()
 
     def images(self, size_px: int) -> Tensor:
-        """The buffer as images [M, S, S, C]."""
+        """The buffer as images [M, S, S, C], or the table of their draws."""
+        if self.takes_draws(size_px):
+            return self.draws.table
         count = len(self.labels)
         return self.pixels[: count * 3 * size_px**2].view(count, size_px, size_px, 3)
 
@@ -136,10 +144,20 @@ class GraphedStep(Step):
         lr, momentum = self.table.index_select(0, self.next)[0].unbind()
         set_row(self.state.optimizers, lr, momentum)
         rows = self.rows.index_select(0, self.position)[0]
-        x = self.images(size_px).index_select(0, rows).permute(0, 3, 1, 2)  # [B, C, S, S] channels_last
-        self.update(x, self.labels.index_select(0, rows))
+        self.update(self.input_of(self.images(size_px).index_select(0, rows)), self.labels.index_select(0, rows))
         self.next += 1
         self.position += 1
+
+    def takes_draws(self, size_px: int) -> bool:
+        """Whether the images of this size come as draws, and one kernel makes the stem's output of them."""
+        return self.draws_from_px is not None and size_px >= self.draws_from_px
+
+    def input_of(self, content: Tensor) -> Tensor:
+        """What the network takes: images [B, S, S, C] as [B, C, S, S], of draws [B, 6] what the stem makes of them."""
+        if content.ndim > 2:
+            return content.permute(0, 3, 1, 2)
+        model: Any = self.state.model
+        return stem(replace(self.draws, table=content), model.stem, self.task.config.model.activation)
 
     def _rehearse(self) -> None:
         """Runs a step per image size, so that kernels are loaded and chosen.
@@ -155,8 +173,9 @@ class GraphedStep(Step):
         try:
             with torch.cuda.stream(stream):
                 for size in self.task.image_sizes:
-                    x = random_batch(self.task.hardware, batch, size, generator)
-                    self.images(size)[:batch].copy_(x.permute(0, 2, 3, 1))
+                    if not self.takes_draws(size):  # else it reads the first image, time and again
+                        x = random_batch(self.task.hardware, batch, size, generator)
+                        self.images(size)[:batch].copy_(x.permute(0, 2, 3, 1))
                     self.next.zero_()
                     self.position.zero_()
                     self.at_next_row(size)
@@ -195,6 +214,16 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
             torch.cuda.set_stream(stream)  # torch leaves the capture's stream current when a capture fails
         reason = " ".join(str(e).split())[:150]
         log.warning("recording %s as a CUDA graph failed (%s); going on without it", what, reason)
+
+
+def makes_images_from_px(task: Task, state: State) -> int | None:
+    """Image size from which a recorded step takes draws, and the stem's kernel the uint8 images: where the stem is not
+    trained, as the kernel has no gradient, beside the other kernels."""
+    fixed_from_px, executor, model = stem_fixed_from_px(task.config), task.executor, state.model
+    if fixed_from_px is None or not task.hardware.fused or task.hardware.executor != "torch":
+        return None
+    conv: Any = model.get_submodule("stem")
+    return fixed_from_px if works(executor.images, conv, task.config.model.activation, executor.cutout_px) else None
 
 
 def make_step(task: Task, state: State, forward: Forward) -> Step:

@@ -75,9 +75,8 @@ def _run_all_shapes(task: Task, model: nn.Module) -> None:
     """Forward and backward of each training shape, forward of each evaluation shape."""
     generator = torch.Generator().manual_seed(0)
     evaluation = task.config.evaluation
-    batch_sizes = {evaluate.batch_size(images) for images in (task.watched, task.test)}
-    if evaluation.tta != "none":
-        batch_sizes |= {evaluate.count_unsure(batch, evaluation.tta_share) for batch in batch_sizes}
+    batch_sizes = evaluate.batch_sizes(task.watched)
+    batch_sizes |= evaluate.batch_sizes(task.test, evaluation.tta, evaluation.tta_share)
     shapes = [(True, task.batch_size // task.world.size, size) for size in task.image_sizes]
     shapes += [(False, batch, 32) for batch in sorted(batch_sizes)]
     for training, batch, size in shapes:

@@ -13,14 +13,16 @@ MOST_FOR_SWAG = 6
 NEVER = ("illegal", "outside", "unordered", "reused", "freed")
 NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees")
 NEVER_IN_A_BLOCK = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")
-MOST_PLAN_COPIES = 6
-"""A plan goes to the card with its block: so many tensors, from pinned memory, two of them for cutout."""
+MOST_PLAN_COPIES = 1
+"""A plan goes to the card with its block: one table, from pinned memory."""
 MOST_TO_BEGIN = {"launches": 2, "copies_on_device": 3, "copies_to_device": 1}
 """A recorded step takes a block by copies of images, labels and rows, and of the schedule's table; it sets two rows."""
+MOST_TO_MAKE = {"launches": 30, "copies_on_device": 1}
+"""Who takes a batch of a block of draws, as the refresh does, makes its images then; with cutout."""
 MOST_WAITS_AT_AN_END = 3
 """The clock stops, the loss is read, the clock goes on."""
 FEWEST_EVALUATIONS = 2
-"""After the last epoch and in the end; one replay each, as the test images are one batch."""
+"""After the last epoch and in the end; one replay each."""
 MOST_WAITS_OF_AN_EVALUATION = 3
 """The clock stops and goes on, the accuracy is read."""
 
@@ -68,7 +70,7 @@ def complaints_about_block(block: dict[str, Any], replayed: bool) -> list[str]:
         if made.get("copies_to_device", 0) > MOST_PLAN_COPIES:
             found.append(f"{part}: {made['copies_to_device']} x copies_to_device")
     taken = block["begin"]["counted"]
-    most = MOST_TO_BEGIN if replayed else {}
+    most = MOST_TO_BEGIN if replayed else MOST_TO_MAKE if block["drawn"] else {}
     found += [f"begin: {n} x {name}" for name, n in taken.items() if n > most.get(name, 0)]
     return found
 

@@ -125,10 +125,10 @@ class Watched(subject.Executor):
         self.inner, self.watch = inner, watch
 
     def make(self, plan: subject.EpochPlan, size_px: int) -> subject.Block:
-        return self.inner.make(plan, size_px)
+        return type(self.inner).make(self, plan, size_px)  # by the settings of this one
 
     def blocks(self, plans: Iterable[tuple[subject.EpochPlan, int]]) -> WatchedBlocks:
-        return WatchedBlocks(self.inner.blocks(plans), self.watch)
+        return WatchedBlocks(super().blocks(plans), self.watch)
 
     def epoch(self, plan: subject.EpochPlan, size_px: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in super().epoch(plan, size_px):
@@ -156,7 +156,11 @@ class WatchedBlocks:
         self.watch.mark("begin")
         stream = self.inner.executor.stream
         waited = stream is None or card.knows(torch.cuda.current_stream(), stream)
-        self.watch.blocks[-1] |= {"size": block.images.shape[1], "waited": waited}
+        self.watch.blocks[-1] |= {
+            "size": block.size_px,
+            "drawn": isinstance(block.images, subject.Draws),
+            "waited": waited,
+        }
         return block
 
     def work_ahead(self) -> None:

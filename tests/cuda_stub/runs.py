@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -90,29 +89,35 @@ def time_blocks(task: subject.Task, step: WatchedStep, size: int) -> dict[str, A
 def evaluation(
     recipe: str, recorded: bool, test_images: int = 2500, repeats: int = 3, **settings: Any
 ) -> dict[str, Any]:
-    """What the evaluation of an epoch asks for, and the final one with views, of averaged weights; and to record them.
-
-    Host time is the least of some, in microseconds.
+    """What an epoch's evaluation, the mean of the tail with its refresh, and the final evaluation with views ask for;
+    and what it asks for to record them. Host time is the least of some, in microseconds.
     """
     task = make_task(recipe, cuda_graph=recorded, test_images=test_images, **settings)
     state = subject.start_state(task)
     task = subject.warm_up(task, state.model)
-    step, averaged, views = (
-        subject.make_step(task, state, state.model),
-        copy.deepcopy(state.model),
-        task.config.evaluation,
-    )
-    with timed() as recording:
+    step, views = subject.make_step(task, state, state.model), task.config.evaluation
+    told: dict[str, Any] = {}
+    with timed() as told["recording"]:
         evaluator = subject.Evaluator(task, state.model, step.recorder)
-    told: dict[str, Any] = {"recording": recording}
-    with card.without_effects():
-        for name, model, tta, share in (("epoch", state.model, "none", 1.0),
-                                        ("final", averaged, views.tta, views.tta_share)):  # fmt: skip
+    with timed() as told["recording refresh"]:
+        refresh = subject.Refresh(task, state, step.recorder)
+
+    def average() -> None:
+        state.average.copy_to(state.model)
+        refresh()
+
+    parts: dict[str, Callable[[], Any]] = {
+        "epoch": lambda: evaluator(task.test),
+        "average": average,
+        "final": lambda: evaluator(task.test, views.tta, views.tta_share),
+    }
+    with card.running_beside(task.executor.stream), card.without_effects():
+        for name, part in parts.items():
             for _ in range(repeats):
                 with timed() as told[name]:
-                    evaluator(model, task.test, tta, share)
+                    part()
                 told[f"{name}_us"] = min(told.get(f"{name}_us", told[name]["us"]), told[name].pop("us"))
-    return told
+    return {**told, "fused": task.hardware.fused}
 
 
 @contextmanager
@@ -136,23 +141,36 @@ def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict
     return {"name": type(optimizer).__name__, "counted": counted}
 
 
-def with_fused_kernels(**settings: Any) -> dict[str, Any]:
-    """Triton's host code loads and launches the kernels, which do nothing: what the check before a run finds is left
-    out. Launches are by kernel.
-    """
-    before = subject.fused.largest_difference
+@contextmanager
+def fused_kernels() -> Iterator[None]:
+    """Triton's host code loads and launches the kernels, which do nothing: what the checks before a run find is left
+    out."""
+    checked = (subject.fused, subject.stem)
+    before = [module.largest_difference for module in checked]
 
-    def load_and_agree(*arguments: Any) -> float:
-        before(*arguments)
-        return 0.0
+    def agreeing(check: Callable[..., float]) -> Callable[..., float]:
+        return lambda *arguments: min(check(*arguments), 0.0)
 
-    subject.fused.largest_difference = load_and_agree
-    card.forget_kernels()
+    for module, check in zip(checked, before, strict=True):
+        module.largest_difference = agreeing(check)  # type: ignore[assignment]
     try:
-        run = watch_run(make_task(fused_kernels=True, **settings))
+        yield
     finally:
-        subject.fused.largest_difference = before
+        for module, check in zip(checked, before, strict=True):
+            module.largest_difference = check
+
+
+def with_fused_kernels(**settings: Any) -> dict[str, Any]:
+    """Launches are by kernel."""
+    card.forget_kernels()
+    with fused_kernels():
+        run = watch_run(make_task(fused_kernels=True, **settings))
     return {**run, "kernels": card.kernels()}
+
+
+def evaluation_with_fused_kernels() -> dict[str, Any]:
+    with fused_kernels():
+        return evaluation("speedrun94", True, fused_kernels=True)
 
 
 def executor_waits() -> bool:
@@ -257,8 +275,11 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
         "evaluation, recorded": partial(evaluation, "speedrun94", True),
         "evaluation, plain": partial(evaluation, "speedrun94", False),
+        "evaluation, fused kernels": evaluation_with_fused_kernels,
         "fused kernels": with_fused_kernels,
         "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
+        "fused kernels, stem fixed": partial(with_fused_kernels, train_stem="low-res"),
+        "fused kernels, stem fixed and cutout": partial(with_fused_kernels, train_stem="low-res", cutout_px=8),
         "executor waits": executor_waits,
     }
 

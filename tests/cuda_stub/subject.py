@@ -1,6 +1,7 @@
 """What is tested: the one file of these tests that knows where in fastcifar things are."""
 
-from fastcifar.augment.block import Block
+from fastcifar.augment import stem
+from fastcifar.augment.block import Block, Draws
 from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.augment.torch_executor import TorchExecutor
@@ -19,6 +20,7 @@ from fastcifar.training import loop
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
+from fastcifar.training.refresh import Refresh
 from fastcifar.training.state import State
 from fastcifar.training.step import CudaGraphs, GraphedStep, Step, autocast, make_step
 from fastcifar.training.stopwatch import Stopwatch
@@ -26,11 +28,11 @@ from fastcifar.training.task import Task, can_be_recorded, make_task, plain_netw
 from fastcifar.training.warm_up import warm_up
 
 __all__ = [
-    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "CudaGraphs", "Dataset", "EpochPlan", "Evaluator",
-    "Executor", "GraphedStep", "Interrupted", "Lines", "Observer", "RunningMean", "State", "Step", "Task",
+    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "CudaGraphs", "Dataset", "Draws", "EpochPlan", "Evaluator",
+    "Executor", "GraphedStep", "Interrupted", "Lines", "Observer", "Refresh", "RunningMean", "State", "Step", "Task",
     "TorchExecutor", "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "loop",
-    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state",
-    "train", "warm_up", "with_optimizer", "with_settings",
+    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state", "stem", "train",
+    "warm_up", "with_optimizer", "with_settings",
 ]  # fmt: skip
 
 

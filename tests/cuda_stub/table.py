@@ -20,8 +20,8 @@ STEPS = ("recipe", "step", "image", "launches", "copies", "memsets", "waits", "i
 BLOCKS = ("recipe", "step", "image", "steps of a block", "taken: launches, copies, waits",
           "made: launches, copies, waits", "host us", "host us / steps",
           "end of an epoch: launches, copies, waits")  # fmt: skip
-EVALUATIONS = ("recipe", "step", "epoch: launches, copies, waits", "replays", "host us",
-               "final: launches, copies, waits", "replays", "host us",
+PARTS = ("epoch", "average", "final")
+EVALUATIONS = ("recipe", "step", *(f"{part}: launches, copies, waits, replays" for part in PARTS), "host us",
                "to record: launches, operations, host us")  # fmt: skip
 UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets",
            "host us")  # fmt: skip
@@ -38,7 +38,7 @@ def main() -> int:
         return 1
     print(f"`.venv/bin/python tests/cuda_stub/table.py`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
     titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network",
-              f"An evaluation of {TEST_IMAGES:,} images, in batches of 1,000")  # fmt: skip
+              f"Evaluations of {TEST_IMAGES:,} images, the average of the weights and the refresh")  # fmt: skip
     heads = (STEPS, BLOCKS, UPDATES, EVALUATIONS)
     for title, head, rows in zip(titles, heads, json.loads(run.stdout.splitlines()[-1]), strict=True):
         print(f"## {title}\n\n| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |")
@@ -75,11 +75,11 @@ def measure() -> tuple[list[list[Any]], ...]:
             by_optimizer = [f"{update['name']} {triple(update['counted'], 'memsets')}" for update in told["updates"]]
             updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets"),
                             f"{told['average_us']:,.0f}"])  # fmt: skip
-            told = evaluation(recipe, recorded, TEST_IMAGES, **settings)
+            told = evaluation(recipe, recorded, TEST_IMAGES, images=IMAGES, batch_size=batch, **settings)
             row = [recipe, kind]
-            for name in ("epoch", "final"):
-                row += [triple(told[name], "waits"), told[name].get("replays", 0), f"{told[f'{name}_us']:,.0f}"]
-            cost = told["recording"]
+            row += [f"{triple(told[part], 'waits')}, {told[part].get('replays', 0)}" for part in PARTS]
+            row.append(" + ".join(f"{told[f'{part}_us']:,.0f}" for part in PARTS))
+            cost = add(told["recording"], told["recording refresh"])
             made = f"{cost.get('launches', 0)}, {cost.get('captured', 0)}, {cost['us']:,.0f}" if recorded else "-"
             evaluations.append([*row, made])
     return steps, blocks, updates, evaluations

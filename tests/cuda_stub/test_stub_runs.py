@@ -35,6 +35,19 @@ def test_fused_kernels_are_launched(name: str) -> None:
     assert {"statistics", "normalize", "gradient_sums", "input_gradient"} <= set(run["kernels"])
 
 
+@pytest.mark.parametrize("name", ["fused kernels, stem fixed", "fused kernels, stem fixed and cutout"])
+def test_a_fixed_stem_reads_the_images_as_they_lie(name: str) -> None:
+    """At 32 pixels a block is a table of draws: two launches and a copy, and the step has one kernel for the stem."""
+    run = ask("runs", name)
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    assert [(block["size"], block["drawn"]) for block in run["blocks"]] == [(22, False), *[(32, True)] * 3]
+    assert run["kernels"]["stem"] == 3  # the check before the run, the rehearsal and the recording
+    for block in run["blocks"][:-1]:
+        assert block["ahead"]["counted"]["copies_to_device"] == 1
+        assert block["ahead"]["counted"]["launches"] <= 2
+
+
 def test_both_image_sizes_are_trained() -> None:
     run = ask("runs", "recipe speedrun94")
     assert [block["size"] for block in run["blocks"]] == [22, 32, 32, 32]
@@ -45,7 +58,8 @@ def test_the_tail_is_averaged_without_a_wait(name: str) -> None:
     run = ask("runs", name)
     assert run["swa_recorded"] == 6 == sum(step["averaged"] for block in run["blocks"] for step in block["steps"])
     (refresh,) = run["refresh"]
-    assert len(refresh["steps"]) == 3 and all("waits" not in step["counted"] for step in refresh["steps"])
+    (batch,) = refresh["steps"]  # the images of the three steps of an epoch, in one batch
+    assert "waits" not in batch["counted"] and batch["counted"].get("replays", 0) == run["recorded"]
 
 
 def test_the_executor_waits_for_the_images() -> None:

@@ -18,6 +18,7 @@ from fastcifar.training import task as task_module
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware, has_dali
 from fastcifar.training.loop import train
+from fastcifar.training.refresh import Refresh
 from fastcifar.training.step import GraphedStep, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task, start
@@ -45,7 +46,7 @@ class Fenced(Executor):
         self.inner = inner
 
     def make(self, plan: EpochPlan, size_px: int) -> Block:
-        return self.inner.make(plan, size_px)
+        return type(self.inner).make(self, plan, size_px)  # by the settings of this one
 
     def blocks(self, plans: Iterable[tuple[EpochPlan, int]]) -> Blocks:
         return FencedBlocks(self, super().blocks(plans).parts)
@@ -204,11 +205,23 @@ def test_fp16_overflow_is_skipped_inside_the_graph(monkeypatch):
 @pytest.mark.parametrize(("tta", "share"), [("flip", 1.0), ("flip-shift", 0.25)])
 def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
     task = make_card_task(precision="bf16", optimizer="muon", epochs=1, tta=tta, tta_share=share)
-    trained = train(task).model
+    trained = train(task).model.state_dict()
     state = start(task, Stopwatch(task.hardware.device))
     step = make_step(task, state, state.model)
-    recorded = Evaluator(task, state.model, step.recorder)
+    recorded, plain = Evaluator(task, state.model, step.recorder), Evaluator(task, state.model)
     assert len(recorded.recorded) == 2, caplog.messages
-    for model in (trained, state.model, trained):
-        expected = Evaluator(task, model)(model, task.test, tta, share)
-        assert recorded(model, task.test, tta, share) == pytest.approx(expected, abs=0.01)
+    for weights in (trained, state.model.state_dict(), trained):
+        state.model.load_state_dict(weights)
+        assert recorded(task.test, tta, share) == pytest.approx(plain(task.test, tta, share), abs=0.01)
+
+
+def test_a_recorded_refresh_gives_the_statistics_of_the_plain_one(caplog, exact_fp32):
+    task = make_card_task(precision="fp32", optimizer="muon", epochs=1)
+    states = [start(task, Stopwatch(task.hardware.device)) for _ in range(2)]
+    recorder = make_step(task, states[0], states[0].model).recorder
+    recorded, plain = Refresh(task, states[0], recorder), Refresh(task, states[1])
+    assert recorded.replay, caplog.messages
+    for refresh in (recorded, plain):
+        refresh()
+    for mine, theirs in zip(*(state.model.buffers() for state in states), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -49,7 +49,7 @@ def test_warm_up_changes_nothing_and_draws_no_image(make_quick_task, monkeypatch
     state = start(task, Stopwatch())
     task.executor.make = no_images
     monkeypatch.setattr(task_module, "draw_plan", no_images)
-    monkeypatch.setattr(evaluate.RightAnswers, "add_batch", no_images)
+    monkeypatch.setattr(evaluate, "all_logits", no_images)
     before, random = state_of(state.model), torch.get_rng_state()
     assert warm_up(task, state.model).hardware.compile == compiled
     assert same(state.model.state_dict(), before)
