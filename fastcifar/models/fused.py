@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastcifar.models.layers import ACTIVATIONS
+from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
 
 log = logging.getLogger("fastcifar")
 
@@ -41,14 +41,31 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
 
 def norm_activation(
-    norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor], pool: bool = False, plus: Tensor | None = None
-) -> Tensor:
-    """activation(norm(x)), norm of x + plus or of its 2x2 max-pool: [B, C, H, W] -> that, or [B, C, H // 2, W // 2]."""
-    if isinstance(norm, FusedBatchNorm2d) and norm.training and activation in NAMES and fits(x, plus):
-        return _NormActivation.apply(x, plus, norm.weight, norm.bias, norm, NAMES[activation], pool)
+    norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor], pool: bool = False, plus: Tensor | None = None,
+    border: int = 0,
+) -> Tensor:  # fmt: skip
+    """activation(norm(x)), norm of x + plus or of its 2x2 max-pool: [B, C, H, W] -> that, or [B, C, H // 2, W // 2].
+
+    `border`: size of the filters of a pooled convolution that reads the output, which then has its zero border.
+    """
+    if uses_kernels(norm, activation) and fits(x, plus) and border != 1:
+        return _NormActivation.apply(x, plus, norm.weight, norm.bias, norm, NAMES[activation], pool, border)
     x = x if plus is None else plus + x
     x = F.max_pool2d(x, 2) if pool else x
-    return activation(norm(x))
+    x = activation(norm(x))
+    return pad_before_pool(x, border) if border else x
+
+
+def border_activation(norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor], border: int) -> Tensor:
+    """activation(x) with the zero border for filters of size `border`; `norm` is the next one, which has the choice."""
+    if uses_kernels(norm, activation) and fits(x, None) and border > 1:
+        return _BorderActivation.apply(x, NAMES[activation], border)
+    return pad_before_pool(activation(x), border)
+
+
+def uses_kernels(norm: nn.Module, activation: Callable[[Tensor], Tensor]) -> bool:
+    """Whether this forward pass goes through the kernels, where their input fits."""
+    return isinstance(norm, FusedBatchNorm2d) and norm.training and activation in NAMES
 
 
 def fits(x: Tensor, plus: Tensor | None) -> bool:
@@ -75,29 +92,67 @@ def _grid(rows: int, channels: int, tiling: tuple[int, int]) -> tuple[int, tuple
     return each, (-(-rows // each), across)
 
 
+def _empty(like: Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """[B, C, height, width], channels_last, not initialised."""
+    shape = (*like.shape[:2], height, width)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _with_border(size: Sequence[int], border: int) -> tuple[int, int, int, int, int]:
+    """Height and width without and with the border, and how many rows of it come first: as the kernels take them."""
+    (height, width), (before, after_y, after_x) = size, border_before_pool(size, border) if border else (0, 0, 0)
+    return height, width, height + before + after_y, width + before + after_x, before
+
+
+class _BorderActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: str, border: int) -> Tensor:
+        ctx.activation, ctx.sizes = activation, _with_border(x.shape[2:], border)
+        y = _empty(x, *ctx.sizes[2:4])
+        rows = y.numel() // x.shape[1]
+        each, grid = _grid(rows, x.shape[1], APPLY)
+        launch("activate", grid, APPLY, x, y, rows, each, *ctx.sizes, x.shape[1], ACT=activation)
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        g = g.contiguous(memory_format=torch.channels_last)
+        d_x = torch.empty_like(x)
+        rows = x.numel() // x.shape[1]
+        each, grid = _grid(rows, x.shape[1], APPLY)
+        launch("activation_gradient", grid, APPLY, g, x, d_x, rows, each, *ctx.sizes, x.shape[1],
+               ACT=ctx.activation)  # fmt: skip
+        return d_x, None, None
+
+
 class _NormActivation(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, plus: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, activation: str,
-        pool: bool,
+        pool: bool, border: int,
     ) -> Tensor:  # fmt: skip
-        batch, channels, height, width = x.shape
-        shape = (batch, channels, height // 2, width // 2) if pool else x.shape
-        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        z = torch.empty_like(y) if pool or plus is not None else x
-        code = torch.empty_like(y, dtype=torch.uint8) if pool else None
-        rows = y.numel() // channels
+        channels, height, width = x.shape[1:]
+        halves = (height // 2, width // 2) if pool else (height, width)
+        z = _empty(x, *halves) if pool or plus is not None else x
+        code = _empty(x, *halves, torch.uint8) if pool else None
+        rows = z.numel() // channels
         part_rows, grid = _grid(rows, channels, REDUCE)
         parts = torch.empty(2, grid[0], channels, device=x.device)
         saved = torch.empty(2, channels, device=x.device)
         launch("statistics", grid, REDUCE, x, plus, None if z is x else z, code, parts, rows, part_rows, height, width,
                channels)  # fmt: skip
-        each, wide = _grid(rows, channels, APPLY)
+        sizes = _with_border(halves, border)
+        y = _empty(x, *sizes[2:4])
+        y_rows = y.numel() // channels
+        each, wide = _grid(y_rows, channels, APPLY)
         launch("normalize", wide, APPLY, z, y, parts, saved, weight, bias, norm.running_mean, norm.running_var,
-               norm.num_batches_tracked, rows, each, grid[0], part_rows, norm.momentum, norm.eps, channels,
-               ACT=activation)  # fmt: skip
+               norm.num_batches_tracked, rows, y_rows, each, grid[0], part_rows, norm.momentum, norm.eps, *sizes,
+               channels, BORDER=y_rows != rows, ACT=activation)  # fmt: skip
         ctx.save_for_backward(z, code, saved, weight, bias)
-        ctx.input_shape, ctx.activation, ctx.has_plus = x.shape, activation, plus is not None
+        ctx.input_shape, ctx.activation, ctx.has_plus, ctx.sizes = x.shape, activation, plus is not None, sizes
         return y
 
     @staticmethod
@@ -109,15 +164,17 @@ class _NormActivation(torch.autograd.Function):
         rows = z.numel() // channels
         each, grid = _grid(rows, channels, REDUCE)
         parts = torch.empty(2, grid[0], channels, device=z.device)
-        launch("gradient_sums", grid, REDUCE, g, z, saved, weight, bias, parts, rows, each, channels,
-               ACT=ctx.activation)  # fmt: skip
+        has_border = g.shape[2:] != z.shape[2:]
+        launch("gradient_sums", grid, REDUCE, g, z, saved, weight, bias, parts, rows, each, *ctx.sizes, channels,
+               BORDER=has_border, ACT=ctx.activation)  # fmt: skip
         d_x = torch.empty(ctx.input_shape, dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
         d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
         cells = rows if code is None else batch * -(-height // 2) * -(-width // 2)
         each, wide = _grid(cells, channels, APPLY)
         launch("input_gradient", wide, APPLY, g, z, code, saved, weight, bias, parts, d_x, d_weight, d_bias, rows,
-               cells, each, grid[0], height, width, channels, ACT=ctx.activation)  # fmt: skip
-        return d_x, d_x if ctx.has_plus else None, d_weight, d_bias, None, None, None
+               cells, each, grid[0], height, width, *ctx.sizes[2:], channels, BORDER=has_border,
+               ACT=ctx.activation)  # fmt: skip
+        return d_x, d_x if ctx.has_plus else None, d_weight, d_bias, None, None, None, None
 
 
 def fuse(model: nn.Module, activation: str, dtype: torch.dtype) -> bool:
