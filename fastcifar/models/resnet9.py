@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcifar.models.conv_choice import conv_pool_norm
 from fastcifar.models.fused import border_activation, norm_activation
 from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_cosines, start_as_identity
 from fastcifar.shapes import Shape, Stage
@@ -47,7 +48,7 @@ class ConvStage(nn.Module):
 
         Whoever makes a map writes its border, which saves a copy of it.
         """
-        x = norm_activation(self.norm1, self.conv1(x), self.activation, pool=True)
+        x = conv_pool_norm(self.conv1, self.norm1, x, self.activation)
         plus = x if self.stage.residual else None
         if len(self.stage.then) == 1:
             return norm_activation(self.norm2, self.conv2(x), self.activation, plus=plus, border=border)
