@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastcifar.models import fused
 from fastcifar.models.layers import ACTIVATIONS
 from fastcifar.models.resnet9 import ResNet9
+from fastcifar.shapes import Shape, Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("plain", "pool", "plus", "border", "pool border", "plus border")
@@ -79,7 +80,8 @@ def whole_network() -> dict[str, float]:
     found: dict[str, dict[str, Tensor]] = {}
     for kernels in (False, True):
         torch.manual_seed(0)
-        model = ResNet9((8, 8, 16, 16), 10, "bn", "silu").to(memory_format=torch.channels_last).train()
+        stages = (Stage(width=8), Stage(width=16, kernel=2), Stage(width=16, then=(3, 3), residual=True))
+        model = ResNet9(Shape(stem=8, stages=stages), 10, "bn", "silu").to(memory_format=torch.channels_last).train()
         if kernels:
             fused.use_kernels(model)
         (model(images((4, 3, 18, 18), torch.float32, 0)) ** 2).sum().backward()

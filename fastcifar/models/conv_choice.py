@@ -21,10 +21,9 @@ from fastcifar.models.pooled_conv import PLAIN, Kernels, run
 
 log = logging.getLogger("fastcifar")
 
+Timer = Callable[[Callable[[], object]], float]
 DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 """What the tensor cores multiply at full rate."""
-REPEATS = 5
-"""Of a timing. It decides for a whole run, in some hundredths of a second a layer."""
 GAIN = 0.97
 """The kernels must take at most this share of cuDNN's time: below it a timing may be chance."""
 
@@ -34,6 +33,8 @@ class PooledConv2d(nn.Conv2d):
 
     kernels: dict[tuple[int, int], Kernels]
     """By height and width of the input: chosen when it is first seen, as cuDNN's own kernels are."""
+    milliseconds: Timer
+    """How long the card takes for some work."""
 
 
 def conv_pool_norm(conv: nn.Module, norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -65,14 +66,14 @@ def kernels_of(conv: PooledConv2d, norm: nn.Module, x: Tensor, activation: Calla
     return conv.kernels.get(size, PLAIN)
 
 
-def choose(conv: nn.Conv2d, norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Kernels:
+def choose(conv: PooledConv2d, norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Kernels:
     """The fastest kernels that agree with cuDNN on x; none, with a warning, where they fail or differ."""
     try:
         step = step_on(conv, norm, x, activation)
         if (apart := largest_difference(step(PLAIN), step(Kernels(True, True)))) > TOLERANCE[x.dtype]:
             raise ValueError(f"they differ from cuDNN by {apart:.2g}")
         kinds = [Kernels(*use) for use in itertools.product((False, True), repeat=2)]
-        times = {kernels: milliseconds(lambda kernels=kernels: step(kernels)) for kernels in kinds}  # type: ignore[misc]
+        times = {kernels: conv.milliseconds(lambda kernels=kernels: step(kernels)) for kernels in kinds}  # type: ignore[misc]
     except Exception as e:  # of Triton, its compiler or the driver: whatever it is, cuDNN does the same
         reason = " ".join(str(e).split())[:150]
         log.warning(
@@ -112,42 +113,18 @@ def step_on(
 
 def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
     """Largest norm of a difference, by the norm of what is expected; inf where there is a NaN."""
-    found_apart = [
-        ((a.float() - b.float()).norm() / a.float().norm()).item() for a, b in zip(expected, found, strict=True)
-    ]
-    return max(apart if apart == apart else float("inf") for apart in found_apart)
+    pairs = zip(expected, found, strict=True)
+    apart = torch.stack([(a.float() - b.float()).norm() / a.float().norm() for a, b in pairs]).amax().item()
+    return apart if apart == apart else float("inf")
 
 
-def milliseconds(work: Callable[[], Any]) -> float:
-    """Time of the card for the work, recorded, so that the host's time for its launches does not count."""
-    here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(here)
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # builds kernels, and lets cuDNN choose its own
-            work()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # DALI's threads keep running
-            for _ in range(REPEATS):
-                work()
-    finally:
-        torch.cuda.set_stream(here)  # torch leaves the capture's stream current when a capture fails
-        here.wait_stream(stream)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / REPEATS
-
-
-def use_kernels(model: nn.Module) -> None:
-    """Lets the convolutions before pools use the kernels (in place, keys unchanged)."""
+def use_kernels(model: nn.Module, milliseconds: Timer) -> None:
+    """Lets the convolutions before pools use the kernels (in place, keys unchanged), as the timer says."""
     for module in model.modules():
-        layer = getattr(module, "conv1", None)
+        layer: Any = getattr(module, "conv1", None)
         if type(layer) is nn.Conv2d:
-            layer.__class__, layer.kernels = PooledConv2d, {}  # type: ignore[assignment]
+            layer.__class__ = PooledConv2d
+            layer.kernels, layer.milliseconds = {}, milliseconds  # type: ignore[assignment]
 
 
 def choices(model: nn.Module) -> dict[str, str]:

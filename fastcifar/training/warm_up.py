@@ -15,6 +15,7 @@ from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
 from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
+from fastcifar.training.stopwatch import recorded_ms
 from fastcifar.training.task import Task
 
 log = logging.getLogger("fastcifar")
@@ -37,7 +38,7 @@ def warm_up(task: Task, model: nn.Module) -> Task:
         fused = fuse(model, config.model.activation, task.hardware.dtype)
         task = replace(task, hardware=replace(task.hardware, fused=fused))
         if fused:
-            conv_choice.use_kernels(model)
+            conv_choice.use_kernels(model, recorded_ms)
     try:
         if mode != "off":
             keep_compiled_code(task.config)

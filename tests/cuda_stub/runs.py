@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -136,22 +137,32 @@ def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict
     return {"name": type(optimizer).__name__, "counted": counted}
 
 
-def with_fused_kernels(**settings: Any) -> dict[str, Any]:
-    """Triton's host code loads and launches the kernels, which do nothing: what the check before a run finds is left
-    out. Launches are by kernel.
+def with_fused_kernels(conv_kernels: bool = False, **settings: Any) -> dict[str, Any]:
+    """Triton's host code loads and launches the kernels, which do nothing: what the checks before a run find is left
+    out, and of their timings, which are no time here, the last is the best, or the first. Launches are by kernel.
     """
-    before = subject.fused.largest_difference
+    modules = (subject.fused, subject.conv_choice)
+    checks = [module.largest_difference for module in modules]
+    timer, timed = subject.warming_up.recorded_ms, itertools.count(0, -1 if conv_kernels else 1)
 
-    def load_and_agree(*arguments: Any) -> float:
-        before(*arguments)
+    def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
+        check(*arguments)
         return 0.0
 
-    subject.fused.largest_difference = load_and_agree
+    def run_and_count(work: Callable[[], object]) -> float:
+        timer(work)
+        return next(timed)
+
+    for module, check in zip(modules, checks, strict=True):
+        module.largest_difference = partial(load_and_agree, check)
+    subject.warming_up.recorded_ms = run_and_count
     card.forget_kernels()
     try:
         run = watch_run(make_task(fused_kernels=True, **settings))
     finally:
-        subject.fused.largest_difference = before
+        subject.warming_up.recorded_ms = timer
+        for module, check in zip(modules, checks, strict=True):
+            module.largest_difference = check
     return {**run, "kernels": card.kernels()}
 
 
@@ -259,6 +270,8 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "evaluation, plain": partial(evaluation, "speedrun94", False),
         "fused kernels": with_fused_kernels,
         "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
+        "fused kernels, convolutions": partial(with_fused_kernels, conv_kernels=True),
+        "fused kernels, convolutions, plain": partial(with_fused_kernels, conv_kernels=True, cuda_graph=False),
         "executor waits": executor_waits,
     }
 

@@ -55,31 +55,43 @@ def build(name: str, types: dict[str, Any], border: bool, arch: int) -> Any:
         if signature[argument].startswith("*") or argument == "C":
             hints[(i,)] = [["tt.divisibility", 16]]
     constants = {argument: constants[argument] for argument in signature if argument in constants}
+    return compiled(kernel, signature, constants, hints, arch, num_warps=fused.NUM_WARPS)
+
+
+def compiled(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], hints: Any, arch: int, **options: int
+) -> Any:
     source = ASTSource(kernel, signature, constants, hints)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": fused.NUM_WARPS})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def assembled(ptx: str, arch: int) -> dict[str, int]:
+    """Registers of a thread and bytes spilled."""
+    card = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder, "kernel.ptx")).write_text(ptx)
+        told = subprocess.run(
+            [knobs.nvidia.ptxas.path, "-v", f"-arch={card}", str(path), "-o", str(path) + ".out"],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+    assert "serialized" not in told, told  # wgmma would wait for each product
+    spilled = int(re.search(r"(\d+) bytes spill stores", told)[1])
+    return {"registers": int(re.search(r"Used (\d+) registers", told)[1]), "spilled_bytes": spilled}
+
+
+def widest_load_bits(ptx: str) -> int:
+    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
+    return max(int(count or 1) * int(bits) for count, bits in loads)
 
 
 def builds(*archs: int) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        assembly = Path(folder, "kernel.ptx")
-        for arch in archs:
-            card = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
-            for name, variants in TYPES.items():
-                borders = (False, True) if "BORDER" in getattr(kernels, name).arg_names else (False,)
-                for types, border in itertools.product(variants, borders):
-                    assembly.write_text(built := build(name, types, border, arch).asm["ptx"])
-                    told = subprocess.run(
-                        [knobs.nvidia.ptxas.path, "-v", f"-arch={card}", str(assembly), "-o", str(assembly) + ".out"],
-                        capture_output=True, text=True, check=True,
-                    ).stderr  # fmt: skip
-                    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", built)
-                    yield {
-                        "kernel": name, "arch": arch, "border": border,
-                        "given": [tensor for tensor in ("plus", "code") if types.get(tensor)],
-                        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-                        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", told)[1]),
-                        "widest_load_bits": max(int(count or 1) * int(bits) for count, bits in loads),
-                    }  # fmt: skip
+    for arch, (name, variants) in itertools.product(archs, TYPES.items()):
+        borders = (False, True) if "BORDER" in getattr(kernels, name).arg_names else (False,)
+        for types, border in itertools.product(variants, borders):
+            ptx = build(name, types, border, arch).asm["ptx"]
+            given = [tensor for tensor in ("plus", "code") if types.get(tensor)]
+            row = {"kernel": name, "arch": arch, "border": border, "given": given}
+            yield {**row, **assembled(ptx, arch), "widest_load_bits": widest_load_bits(ptx)}
 
 
 if __name__ == "__main__":
