@@ -32,7 +32,7 @@ def run_script(name: str, folder: Path, *arguments: str, **environment: str) -> 
     """The last line that a script in the tests' folder prints, as JSON."""
     places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder), **environment}
     command = [sys.executable, str(ROOT / "tests" / name), *arguments]
-    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
