@@ -86,7 +86,7 @@ def test_a_replay_costs_the_host_next_to_nothing(optimizer: str) -> None:
 
 def test_cutout_and_the_wide_network_stay_within_their_launches() -> None:
     run = ask("runs", "recipe accurate96")
-    assert run["all"]["captured"] <= 2 * 335 + 400  # a step per image size, and the evaluation
+    assert run["all"]["captured"] <= 2 * 345 + 415  # a step per image size, and the evaluation
     assert max(block["ahead"]["counted"].get("launches", 0) for block in run["blocks"]) <= 40
 
 
@@ -102,7 +102,7 @@ def test_the_end_of_an_epoch_waits_three_times(name: str) -> None:
     assert ends and all(end == {"launches": 1, "copies_on_device": 1, "copies_to_host": 1, "waits": 3} for end in ends)
 
 
-@pytest.mark.parametrize(("name", "most"), [("epoch", 68), ("final", 295)])
+@pytest.mark.parametrize(("name", "most"), [("epoch", 73), ("final", 329)])
 def test_a_recorded_evaluation_is_a_replay_per_batch(name: str, most: int) -> None:
     """2,500 images, so three batches. The final one has views, and borrows the network for the averaged weights."""
     recorded, plain = (ask("runs", f"evaluation, {kind}")[name] for kind in ("recorded", "plain"))
