@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from fastcifar.models import fused
 from fastcifar.models.layers import ACTIVATIONS
 from fastcifar.models.resnet9 import ResNet9
+from fastcifar.shapes import Shape, Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-KINDS = ("plain", "pool", "plus")
+KINDS = ("plain", "pool", "plus", "border", "pool border", "plus border")
 GUARD = 4096
 """Numbers before and after each tensor that the kernels write, which must stay as they are."""
 
@@ -43,8 +44,9 @@ def images(shape: tuple[int, ...], dtype: torch.dtype, seed: int, **changes: flo
 def run(norm: nn.BatchNorm2d, inputs: list[Tensor], g: Tensor, kind: str, activation: str) -> dict[str, Tensor]:
     """Output, gradients and statistics of norm and activation."""
     leaves = [t.clone().requires_grad_() for t in inputs]
-    plus = leaves[1] if kind == "plus" else None
-    y = fused.norm_activation(norm, leaves[0], ACTIVATIONS[activation], kind == "pool", plus)
+    plus = leaves[1] if "plus" in kind else None
+    border = 3 if "border" in kind else 0
+    y = fused.norm_activation(norm, leaves[0], ACTIVATIONS[activation], "pool" in kind, plus, border)
     y.backward(g)
     assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == inputs[0].dtype
     results = {"y": y.detach(), "d_weight": norm.weight.grad, "d_bias": norm.bias.grad, **dict(norm.named_buffers())}
@@ -56,12 +58,14 @@ def compare(
     **changes: float,
 ) -> dict[str, float]:  # fmt: skip
     """Largest difference of each result, relative to its largest value (at least 1)."""
-    count = 2 if kind == "plus" else 1
+    count = 2 if "plus" in kind else 1
     inputs = [images(shape, DTYPES[dtype], i, **changes).to(device) for i in range(count)]
     if changes.get("ties"):
         inputs = [t.round() for t in inputs]
-    height, width = (shape[2] // 2, shape[3] // 2) if kind == "pool" else shape[2:]
-    g = images((*shape[:2], height, width), DTYPES[dtype], 5).to(device)
+    size = [pixels // 2 if "pool" in kind else pixels for pixels in shape[2:]]
+    if "border" in kind:  # of filters of 3x3
+        size = [pixels + 2 - pixels % 2 for pixels in size]
+    g = images((*shape[:2], *size), DTYPES[dtype], 5).to(device)
     classes = (nn.BatchNorm2d, fused.FusedBatchNorm2d)
     plain, here = (run(norm_of(shape[1], cls).to(device), inputs, g, kind, activation) for cls in classes)
     found = {}
@@ -76,7 +80,8 @@ def whole_network() -> dict[str, float]:
     found: dict[str, dict[str, Tensor]] = {}
     for kernels in (False, True):
         torch.manual_seed(0)
-        model = ResNet9((8, 8, 16, 16), 10, "bn", "silu").to(memory_format=torch.channels_last).train()
+        stages = (Stage(width=8), Stage(width=16, kernel=2), Stage(width=16, then=(3, 3), residual=True))
+        model = ResNet9(Shape(stem=8, stages=stages), 10, "bn", "silu").to(memory_format=torch.channels_last).train()
         if kernels:
             fused.use_kernels(model)
         (model(images((4, 3, 18, 18), torch.float32, 0)) ** 2).sum().backward()
@@ -84,6 +89,18 @@ def whole_network() -> dict[str, float]:
         found[str(kernels)] = {**grads, **dict(model.named_buffers())}
     plain, here = found.values()
     return {name: ((here[name] - t).abs().amax() / t.abs().amax()).item() for name, t in plain.items()}
+
+
+def first_activation(shape: tuple[int, int, int, int], kernel: int, activation: str = "silu") -> dict[str, float]:
+    """Largest difference of output and gradient of the activation of a network's first layer, with a border."""
+    results = []
+    for kind in (nn.BatchNorm2d, fused.FusedBatchNorm2d):
+        x = images(shape, torch.float32, 0).requires_grad_()
+        y = fused.border_activation(norm_of(8, kind), x, ACTIVATIONS[activation], kernel)
+        y.backward(images(tuple(y.shape), torch.float32, 5))
+        assert y.is_contiguous(memory_format=torch.channels_last) and x.grad is not None
+        results.append((y.detach(), x.grad))
+    return {name: (a - b).abs().max().item() for name, a, b in zip(("y", "d_x"), *results, strict=True)}
 
 
 def nan_stays() -> dict[str, float]:
@@ -114,6 +131,7 @@ def writes_outside() -> dict[str, float]:
     ):
         for kind in KINDS:
             compare((3, 24, 7, 5), kind)
+        first_activation((3, 24, 7, 6), 3)
     spoiled = sum(int((whole[:GUARD] != 77).any() or (whole[-GUARD:] != 77).any()) for whole, _, _ in made)
     left = sum(int((inner == 77).any()) for _, inner, _ in made)  # each number of a result is written
     return {"tensors": float(len(made)), "spoiled": float(spoiled), "left": float(left)}
@@ -130,7 +148,7 @@ def main() -> None:
     told: dict[str, dict[str, float]] = {}
     with mock.patch.object(fused, "fits", lambda x, plus: True):
         for kind in KINDS:
-            for shape in ((3, 24, 15, 15), (5, 40, 3, 3)):
+            for shape in ((3, 24, 15, 15), (5, 40, 5, 5)):
                 told[f"fp32 {kind} {shape}"] = compare(shape, kind)
             for dtype in ("bf16", "fp16"):
                 told[f"{dtype} {kind}"] = compare((3, 40, 9, 7), kind, dtype)
@@ -143,6 +161,10 @@ def main() -> None:
         told["fp32 pool ties"] = compare((3, 24, 9, 7), "pool", ties=1)
         told["bf16 pool ties"] = compare((3, 24, 9, 7), "pool", "bf16", ties=1)
         told["fp32 plain far mean"] = compare((3, 24, 9, 7), "plain", mean=100, std=0.5)
+        for kernel in (2, 3):
+            for size in ((7, 7), (6, 6), (6, 7)):
+                told[f"activation {size} {kernel}"] = first_activation((3, 24, *size), kernel)
+        told["activation gelu"] = first_activation((3, 24, 7, 7), 3, "gelu")
         told |= {"network": whole_network(), "nan": nan_stays(), "guards": writes_outside(), "bits": equal_bits()}
         norm = norm_of(24, nn.BatchNorm2d)
         told["self-check"] = {dtype: fused.largest_difference(norm, "silu", DTYPES[dtype]) for dtype in DTYPES}

@@ -9,11 +9,14 @@ Shapes: B images, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastcifar.models.fused import norm_activation
-from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, pad_before_pool, start_as_cosines, start_as_identity
+from fastcifar.models.conv_choice import conv_pool_norm
+from fastcifar.models.fused import border_activation, norm_activation
+from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_cosines, start_as_identity
 from fastcifar.shapes import Shape, Stage
 
 LOGIT_SCALE = 4.0
@@ -40,14 +43,17 @@ class ConvStage(nn.Module):
             third = conv(widths[0], widths[1], norm, stage.then[1])
             self.conv3, self.norm3 = start_as_identity(third), make_norm(widths[1], norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(pad_before_pool(x, self.stage.kernel))
-        x = norm_activation(self.norm1, x, self.activation, pool=True)
+    def forward(self, x: Tensor, border: int = 0) -> Tensor:
+        """Input and output have the zero border of `pad_before_pool`, the output for filters of the size `border`.
+
+        Whoever makes a map writes its border, which saves a copy of it.
+        """
+        x = conv_pool_norm(self.conv1, self.norm1, x, self.activation)
         plus = x if self.stage.residual else None
         if len(self.stage.then) == 1:
-            return norm_activation(self.norm2, self.conv2(x), self.activation, plus=plus)
+            return norm_activation(self.norm2, self.conv2(x), self.activation, plus=plus, border=border)
         x = norm_activation(self.norm2, self.conv2(x), self.activation)
-        return norm_activation(self.norm3, self.conv3(x), self.activation, plus=plus)
+        return norm_activation(self.norm3, self.conv3(x), self.activation, plus=plus, border=border)
 
 
 class ResNet9(nn.Module):
@@ -73,15 +79,18 @@ class ResNet9(nn.Module):
         """Image size from which the stem's biases are not trained; None: they always are."""
 
     def stem_map(self, x: Tensor) -> Tensor:
-        """What the stages read, [B, C0, S-1, S-1]."""
+        """What the stages read, [B, C0, S-1, S-1] with the zero border of `pad_before_pool`."""
         size_px, x = x.shape[-1], self.stem(x)
         if self.stem_fixed_from_px is not None and size_px >= self.stem_fixed_from_px:
             x = x.detach()  # its gradient serves the biases of the stem alone
-        return self.activation(x)
+        stage: Any = self.stages[0]
+        return border_activation(stage.norm1, x, self.activation, stage.stage.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem_map(x) if x.shape[1] == 3 else x  # a map may come ready made (`fastcifar.augment.stem`)
-        x = self.stages(x)  # [B, C, 3, 3] for S = 32
+        stages: list[Any] = list(self.stages)
+        for stage, border in zip(stages, [*(stage.stage.kernel for stage in stages[1:]), 0], strict=True):
+            x = stage(x, border)  # [B, C, 3, 3] in the end, for S = 32
         # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
         # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.
         compiled = torch.compiler.is_dynamo_compiling()

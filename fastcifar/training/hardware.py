@@ -42,6 +42,8 @@ class Hardware:
     reasons: dict[str, str] = field(default_factory=dict)
     fused: bool = False
     """Whether the Triton kernels of `fastcifar.models.fused` run: known after the warm-up."""
+    conv_kernels: dict[str, str] = field(default_factory=dict)
+    """What each layer uses those of `fastcifar.models.pooled_conv` for, by name and size: known after the warm-up."""
 
     @property
     def dtype(self) -> torch.dtype:

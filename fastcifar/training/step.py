@@ -157,7 +157,8 @@ class GraphedStep(Step):
         if content.ndim > 2:
             return content.permute(0, 3, 1, 2)
         model: Any = self.state.model
-        return stem(replace(self.draws, table=content), model.stem, self.task.config.model.activation)
+        border = model.stages[0].stage.kernel
+        return stem(replace(self.draws, table=content), model.stem, self.task.config.model.activation, border)
 
     def _rehearse(self) -> None:
         """Runs a step per image size, so that kernels are loaded and chosen.

@@ -49,7 +49,7 @@ def summarize(task: Task, state: State, accuracies: Accuracies, eval_final_s: fl
         "images_per_s": round(state.step * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
         "train_pflop": task.pflop(state.step), "peak_mem_mib": environment.peak_mem_mib(hardware.device),
         "device": hardware.name, "precision": hardware.precision, "compile": hardware.compile,
-        "fused_kernels": hardware.fused,
+        "fused_kernels": hardware.fused, "conv_kernels": hardware.conv_kernels,
         "augment": hardware.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,
         "versions": environment.versions(), **environment.source_state(), "config": config_to_plain(config),
     }  # fmt: skip

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from fastcifar.augment.images import reflect
+from fastcifar.models import conv_choice
 from fastcifar.models.fused import fuse
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
 from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
+from fastcifar.training.stopwatch import recorded_ms
 from fastcifar.training.task import Task
 from fastcifar.training.whitening import filters_of_device_images
 
@@ -25,7 +27,7 @@ def warm_up(task: Task, model: nn.Module) -> Task:
     """Compiles the model in place and runs all its shapes; weights and statistics are left as they were.
 
     Where the compiler fails, the plain model is used and a warning is logged: the returned task then says that nothing
-    is compiled. It also says whether the batch norms use the fused kernels. On a CPU without compiling nothing needs a
+    is compiled. It also says which own kernels are used. On a CPU without compiling nothing needs a
     warm-up.
     """
     device, mode = task.hardware.device, task.hardware.compile
@@ -37,6 +39,8 @@ def warm_up(task: Task, model: nn.Module) -> Task:
     if config.machine.fused_kernels and mode == "off" and device.type == "cuda" and isinstance(model, ResNet9):
         fused = fuse(model, config.model.activation, task.hardware.dtype)
         task = replace(task, hardware=replace(task.hardware, fused=fused))
+        if fused:
+            conv_choice.use_kernels(model, recorded_ms)
     try:
         if mode != "off":
             keep_compiled_code(task.config)
@@ -53,7 +57,7 @@ def warm_up(task: Task, model: nn.Module) -> Task:
         _run_all_shapes(task, model)
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)
-    return task
+    return replace(task, hardware=replace(task.hardware, conv_kernels=conv_choice.choices(model)))
 
 
 @torch.no_grad()

@@ -252,6 +252,7 @@ def watch_run(
         "swa_recorded": result.summary["swa_recorded"],
         "precision": result.summary["precision"],
         "fused": result.summary["fused_kernels"],
+        "conv_kernels": result.summary["conv_kernels"],
         "accuracies": sorted(name for name in result.summary if name.startswith("accuracy")),
     }
 

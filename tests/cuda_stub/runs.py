@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -142,28 +143,37 @@ def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict
 
 
 @contextmanager
-def fused_kernels() -> Iterator[None]:
+def fused_kernels(conv_kernels: bool = False) -> Iterator[None]:
     """Triton's host code loads and launches the kernels, which do nothing: what the checks before a run find is left
-    out."""
-    checked = (subject.fused, subject.stem)
+    out, and of their timings, which are no time here, the last is the best, or the first.
+    """
+    checked = (subject.fused, subject.stem, subject.conv_choice)
     before = [module.largest_difference for module in checked]
+    timer, timed = subject.warming_up.recorded_ms, itertools.count(0, -1 if conv_kernels else 1)
 
-    def agreeing(check: Callable[..., float]) -> Callable[..., float]:
-        return lambda *arguments: min(check(*arguments), 0.0)
+    def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
+        check(*arguments)
+        return 0.0
+
+    def run_and_count(work: Callable[[], object]) -> float:
+        timer(work)
+        return next(timed)
 
     for module, check in zip(checked, before, strict=True):
-        module.largest_difference = agreeing(check)  # type: ignore[assignment]
+        module.largest_difference = partial(load_and_agree, check)  # type: ignore[assignment]
+    subject.warming_up.recorded_ms = run_and_count
     try:
         yield
     finally:
+        subject.warming_up.recorded_ms = timer
         for module, check in zip(checked, before, strict=True):
             module.largest_difference = check
 
 
-def with_fused_kernels(**settings: Any) -> dict[str, Any]:
+def with_fused_kernels(conv_kernels: bool = False, **settings: Any) -> dict[str, Any]:
     """Launches are by kernel."""
     card.forget_kernels()
-    with fused_kernels():
+    with fused_kernels(conv_kernels):
         run = watch_run(make_task(fused_kernels=True, **settings))
     return {**run, "kernels": card.kernels()}
 
@@ -280,6 +290,8 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
         "fused kernels, stem fixed": partial(with_fused_kernels, train_stem="low-res"),
         "fused kernels, stem fixed and cutout": partial(with_fused_kernels, train_stem="low-res", cutout_px=8),
+        "fused kernels, convolutions": partial(with_fused_kernels, conv_kernels=True),
+        "fused kernels, convolutions, plain": partial(with_fused_kernels, conv_kernels=True, cuda_graph=False),
         "executor waits": executor_waits,
     }
 

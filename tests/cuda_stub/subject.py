@@ -9,7 +9,7 @@ from fastcifar.cli import train as command_line
 from fastcifar.cli.progress import Lines, shown
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
-from fastcifar.models import fused
+from fastcifar.models import conv_choice, fused
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.recipes import RECIPES, with_optimizer
@@ -17,6 +17,7 @@ from fastcifar.runs.checkpoints import Checkpoints, Interrupted
 from fastcifar.runs.observers import Observer
 from fastcifar.settings import with_settings
 from fastcifar.training import loop
+from fastcifar.training import warm_up as warming_up
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
@@ -28,11 +29,47 @@ from fastcifar.training.task import Task, can_be_recorded, make_task, plain_netw
 from fastcifar.training.warm_up import warm_up
 
 __all__ = [
-    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "CudaGraphs", "Dataset", "Draws", "EpochPlan", "Evaluator",
-    "Executor", "GraphedStep", "Interrupted", "Lines", "Observer", "Refresh", "RunningMean", "State", "Step", "Task",
-    "TorchExecutor", "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "loop",
-    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state", "stem", "train",
-    "warm_up", "with_optimizer", "with_settings",
+    "RECIPES",
+    "Block",
+    "Blocks",
+    "Checkpoints",
+    "Config",
+    "CudaGraphs",
+    "Dataset",
+    "Draws",
+    "EpochPlan",
+    "Evaluator",
+    "Executor",
+    "GraphedStep",
+    "Interrupted",
+    "Lines",
+    "Observer",
+    "Refresh",
+    "RunningMean",
+    "State",
+    "Step",
+    "Task",
+    "TorchExecutor",
+    "autocast",
+    "can_be_recorded",
+    "choose_hardware",
+    "command_line",
+    "conv_choice",
+    "fused",
+    "loop",
+    "make_optimizers",
+    "make_step",
+    "make_task",
+    "plain_network",
+    "set_row",
+    "shown",
+    "start_state",
+    "stem",
+    "train",
+    "warm_up",
+    "warming_up",
+    "with_optimizer",
+    "with_settings",
 ]  # fmt: skip
 
 

@@ -5,11 +5,12 @@ from results import ask, marks
 
 pytestmark = marks
 
-MOST_LAUNCHES = {"muon": 235, "sgd": 160}
-"""In a step of speedrun94. Each kernel is some microseconds of the card."""
-MOST_NODES = {"muon": 275, "sgd": 185}
+MOST_LAUNCHES = {"muon": 244, "sgd": 169}
+"""In a step of speedrun94. Each kernel is some microseconds of the card. Nine are for the borders before the pools,
+which the fused kernels write."""
+MOST_NODES = {"muon": 284, "sgd": 194}
 """In the graph of a step: launches, copies and memsets."""
-MOST_NODES_FP16 = {"muon": 290, "sgd": 210}
+MOST_NODES_FP16 = {"muon": 299, "sgd": 219}
 """With the loss scale, the checks for overflow and undoing a step."""
 MOST_LAUNCHES_FUSED = 193
 """In a step of speedrun94 with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
@@ -85,7 +86,7 @@ def test_a_replay_costs_the_host_next_to_nothing(optimizer: str) -> None:
 
 def test_cutout_and_the_wide_network_stay_within_their_launches() -> None:
     run = ask("runs", "recipe accurate96")
-    assert run["all"]["captured"] <= 2 * 335 + 400  # a step per image size, and the evaluation
+    assert run["all"]["captured"] <= 2 * 345 + 415  # a step per image size, and the evaluation
     assert max(block["ahead"]["counted"].get("launches", 0) for block in run["blocks"]) <= 40
 
 

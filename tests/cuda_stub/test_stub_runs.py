@@ -11,7 +11,7 @@ pytestmark = marks
 ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor")
 WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
 PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
-         "fused kernels, plain"}  # fmt: skip
+         "fused kernels, plain", "fused kernels, convolutions, plain"}  # fmt: skip
 """They were told not to record."""
 
 
@@ -32,7 +32,23 @@ def test_fused_kernels_are_launched(name: str) -> None:
     run = ask("runs", name)
     if not run["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
-    assert {"statistics", "normalize", "gradient_sums", "input_gradient"} <= set(run["kernels"])
+    assert {"statistics", "normalize", "gradient_sums", "input_gradient", "activate", "activation_gradient"} <= {
+        *run["kernels"]
+    }
+    chosen = "forward and backward" if "convolutions" in name else "none"
+    sizes = {f"stages.{i}.conv1 {s}x{s}": chosen for i, both in enumerate(((22, 32), (12, 16), (6, 8))) for s in both}
+    assert run["conv_kernels"] == sizes
+
+
+def test_kernels_for_convolutions_take_the_place_of_cudnns() -> None:
+    """In each plain step: three convolutions, and their gradients of weights and inputs."""
+    with_them, without = (ask("runs", f"fused kernels, {kind}plain") for kind in ("convolutions, ", ""))
+    if not with_them["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {with_them['said']}")
+    calls = [run["blocks"][-1]["steps"][-1]["counted"]["library_calls"] for run in (with_them, without)]
+    assert calls[0] == calls[1] - 9
+    own = ("conv_pool_stats", "input_gradient_of_pooled", "weight_gradient_of_pooled", "add_parts")
+    assert set(own) <= set(with_them["kernels"])
 
 
 @pytest.mark.parametrize("name", ["fused kernels, stem fixed", "fused kernels, stem fixed and cutout"])

@@ -5,6 +5,7 @@ Prints a line of JSON: registers of a thread and bytes spilled as NVIDIA's assem
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -35,15 +36,17 @@ TYPES: dict[str, list[dict[str, Any]]] = {
         {"g": X, "z": X, "code": code, **NORM, "parts": F32, "d_x": X, "d_weight": F32, "d_bias": F32}
         for code in (None, "*u8")
     ],
+    "activate": [{"x": X, "y": X}],
+    "activation_gradient": [{"g": X, "x": X, "d_x": X}],
 }
 """Types of the tensors of each kernel, None for a tensor that is not given; all else is a number."""
 
 
-def build(name: str, types: dict[str, Any], arch: int) -> Any:
+def build(name: str, types: dict[str, Any], border: bool, arch: int) -> Any:
     """As Triton's own launcher would specialise it: aligned tensors, channels a multiple of 16."""
     kernel = getattr(kernels, name)
     tiling = fused.REDUCE if name in ("statistics", "gradient_sums") else fused.APPLY
-    fixed = {"ACT": "silu", "BLOCK_M": tiling[0], "BLOCK_C": fused.BLOCK_C}
+    fixed = {"ACT": "silu", "BORDER": border, "BLOCK_M": tiling[0], "BLOCK_C": fused.BLOCK_C}
     constants = {**fixed, **{tensor: None for tensor, kind in types.items() if kind is None}}
     signature, hints = {}, {}
     for i, argument in enumerate(kernel.arg_names):
@@ -52,30 +55,43 @@ def build(name: str, types: dict[str, Any], arch: int) -> Any:
         if signature[argument].startswith("*") or argument == "C":
             hints[(i,)] = [["tt.divisibility", 16]]
     constants = {argument: constants[argument] for argument in signature if argument in constants}
+    return compiled(kernel, signature, constants, hints, arch, num_warps=fused.NUM_WARPS)
+
+
+def compiled(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], hints: Any, arch: int, **options: int
+) -> Any:
     source = ASTSource(kernel, signature, constants, hints)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": fused.NUM_WARPS})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def assembled(ptx: str, arch: int) -> dict[str, int]:
+    """Registers of a thread and bytes spilled."""
+    card = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder, "kernel.ptx")).write_text(ptx)
+        told = subprocess.run(
+            [knobs.nvidia.ptxas.path, "-v", f"-arch={card}", str(path), "-o", str(path) + ".out"],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+    assert "serialized" not in told, told  # wgmma would wait for each product
+    spilled = int(re.search(r"(\d+) bytes spill stores", told)[1])
+    return {"registers": int(re.search(r"Used (\d+) registers", told)[1]), "spilled_bytes": spilled}
+
+
+def widest_load_bits(ptx: str) -> int:
+    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
+    return max(int(count or 1) * int(bits) for count, bits in loads)
 
 
 def builds(*archs: int) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        assembly = Path(folder, "kernel.ptx")
-        for arch in archs:
-            card = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
-            for name, variants in TYPES.items():
-                for types in variants:
-                    assembly.write_text(built := build(name, types, arch).asm["ptx"])
-                    told = subprocess.run(
-                        [knobs.nvidia.ptxas.path, "-v", f"-arch={card}", str(assembly), "-o", str(assembly) + ".out"],
-                        capture_output=True, text=True, check=True,
-                    ).stderr  # fmt: skip
-                    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", built)
-                    yield {
-                        "kernel": name, "arch": arch,
-                        "given": [tensor for tensor in ("plus", "code") if types.get(tensor)],
-                        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-                        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", told)[1]),
-                        "widest_load_bits": max(int(count or 1) * int(bits) for count, bits in loads),
-                    }  # fmt: skip
+    for arch, (name, variants) in itertools.product(archs, TYPES.items()):
+        borders = (False, True) if "BORDER" in getattr(kernels, name).arg_names else (False,)
+        for types, border in itertools.product(variants, borders):
+            ptx = build(name, types, border, arch).asm["ptx"]
+            given = [tensor for tensor in ("plus", "code") if types.get(tensor)]
+            row = {"kernel": name, "arch": arch, "border": border, "given": given}
+            yield {**row, **assembled(ptx, arch), "widest_load_bits": widest_load_bits(ptx)}
 
 
 if __name__ == "__main__":
