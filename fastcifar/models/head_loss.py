@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_B, BLOCK_C, NUM_WARPS = 16, 128, 4
+BLOCK_B, BLOCK_C, NUM_WARPS = 16, 64, 4
 """Images of a program, channels of a tile, warps. Not tuned on a card."""
 
 
@@ -44,7 +44,7 @@ def head_loss(features: Tensor, weight: Tensor, labels: Tensor, scale: float, sm
         head_kernels.head_loss[(programs,)](
             features, weight, labels, d_features, d_weight, losses, batch, classes, scale, smoothing, channels,
             pixels=height * width, BLOCK_B=BLOCK_B, BLOCK_K=max(16, 1 << (classes - 1).bit_length()), BLOCK_C=BLOCK_C,
-            num_warps=NUM_WARPS,
+            num_warps=NUM_WARPS, num_stages=1,
         )  # fmt: skip
     return HeadLoss(d_features, d_weight, losses)
 

@@ -72,12 +72,16 @@ class ResNet9(nn.Module):
         self.stem_fixed_from_px: int | None = None
         """Image size from which the stem's biases are not trained; None: they always are."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """x [B, 3, S, S] -> [B, C, H, W], what the classifier takes the largest pixels of; 3x3 for S = 32."""
         size_px, x = x.shape[-1], self.stem(x)  # [B, C0, S-1, S-1]
         if self.stem_fixed_from_px is not None and size_px >= self.stem_fixed_from_px:
             x = x.detach()  # its gradient serves the biases of the stem alone
-        x = self.activation(x)
-        x = self.stages(x)  # [B, C, 3, 3] for S = 32
+        features: Tensor = self.stages(self.activation(x))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
         # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
         # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.
         compiled = torch.compiler.is_dynamo_compiling()

@@ -1,6 +1,6 @@
 """The update of a recorded step in few launches: the arithmetic of `Muon` and SGD by the kernels of `kernels.py`.
 
-Filters of equal rows are one group of four launches. The groups whose gradients are complete before the backward pass
+Filters of equal rows are one group of three or four launches. The groups whose gradients are complete before the backward pass
 ends are updated beside the rest of it, on a stream of their own. One more launch updates all other weights, adds the
 loss to its sum and counts the step. The Newton-Schulz iteration is done on the Gram matrices, [R, R], alone: in exact
 arithmetic the same, half of the products. The optimizers themselves are what the kernels are compared with.
@@ -77,7 +77,9 @@ class MuonGroup:
         self.splits = -(-self.most_columns // self.span)
         self.parts = -(-self.R * self.most_columns // BLOCK)
         self.squares = torch.zeros(2, len(filters), self.parts, device=device)
-        self.grams = torch.zeros(len(filters), self.splits, self.rows, self.rows, device=device)
+        self.grams = None  # of one tile: made where it is needed
+        if self.rows > self.tile:
+            self.grams = torch.zeros(len(filters), self.splits, self.rows, self.rows, device=device)
         self.matrices = torch.zeros(len(filters), 5, self.rows, self.rows, dtype=arena.low.dtype, device=device)
 
     def update(self, updates: Tensor, row: Tensor) -> None:
@@ -86,11 +88,12 @@ class MuonGroup:
         grads = tuple(arena.seen(p).grad for p in self.filters)
         launch("prepare", (len(self.items),), arena.weights, arena.momenta, updates, grads, self.squares, self.items,
                row, self.parts, unit=self.unit, BLOCK=BLOCK)  # fmt: skip
-        launch("gram", ((self.rows // tile) ** 2, self.splits, count), updates, self.shapes, self.grams, self.R,
-               self.rows, self.span, unit=self.unit, TILE=tile, BK=64)  # fmt: skip
-        launch("steps", (count,), self.grams, self.squares, self.matrices, self.rows, self.splits, self.parts,
-               *NEWTON_SCHULZ, STEPS=STEPS, TILE=self.tile, BK=tile, BLOCK=BLOCK,
-               num_warps=8 if self.tile == 128 else 4)  # fmt: skip
+        if self.grams is not None:
+            launch("gram", ((self.rows // tile) ** 2, self.splits, count), updates, self.shapes, self.grams, self.R,
+                   self.rows, self.span, unit=self.unit, TILE=tile, BK=64)  # fmt: skip
+        launch("steps", (count,), updates, self.shapes, self.grams, self.squares, self.matrices, self.R, self.rows,
+               self.splits, self.parts, *NEWTON_SCHULZ, unit=self.unit, STEPS=STEPS, TILE=self.tile, BK=tile,
+               BLOCK=BLOCK, num_warps=8 if self.tile == 128 else 4)  # fmt: skip
         launch("apply", (self.rows // tile, -(-self.most_columns // 128), count), arena.weights, arena.low, updates,
                self.shapes, self.matrices, self.squares, row, self.R, self.rows, self.parts, self.lr_scale,
                unit=self.unit, SLOT=2 + (STEPS - 1) % 2, TILE=tile, COLUMNS=128, BK=tile, BLOCK=BLOCK)  # fmt: skip
@@ -121,17 +124,24 @@ class FusedUpdate:
         self.others = [p for p in rest if p is not head]
         self.items = _items(arena, [*self.others, head], 1)
         self.rates = torch.tensor([rest[p] for p in (*self.others, head)], device=device)
-        self.row = torch.zeros(2, device=device)
+        self.row = torch.zeros(1, 2, device=device)
+        """Learning rate and momentum of the step, as `take` writes them."""
         self.beside = torch.cuda.Stream(device) if device.type == "cuda" and len(self.groups) > 1 else None
         for group in self.groups[1:]:
             for p in group.filters:
                 arena.seen(p).register_post_accumulate_grad_hook(partial(self._arrived, group))
 
-    def begin(self, row: Tensor) -> None:
-        """To be called before the backward pass. row [2] f32: learning rate and momentum of the step."""
-        self.row = row
+    def take(self, images: Tensor, labels: Tensor, rows: Tensor, table: Tensor, counters: Tensor) -> list[Tensor]:
+        """Batch of the next step: images [B, ...] and labels [B] from images [M, ...] and labels [M] at
+        rows[counters[1]]. The step's learning rate and momentum are table[counters[0]].
+        """
+        batch, n = rows.shape[1], images[0].numel()
+        x, y = images.new_empty(batch, *images.shape[1:]), labels.new_empty(batch)
+        launch("take", (batch, -(-n // 2048)), images, labels, rows, table, counters, x, y, self.row, batch, n,
+               BLOCK=2048)  # fmt: skip
         for group in self.groups:
             group.missing = len(group.filters)
+        return [x, y]
 
     def _arrived(self, group: MuonGroup, _: Tensor) -> None:
         """Updates a group when the last of its gradients has come. Nothing reads its weights after that."""
@@ -178,8 +188,8 @@ def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> fl
     optimizers = [make_optimizers(twin, config, recorded=True) for twin in twins]
     update = FusedUpdate(twins[1], optimizers[1], dtype)
     generator, device = torch.Generator().manual_seed(0), update.row.device
-    row, loss_sum, counters = torch.tensor([0.1, 0.6], device=device), torch.zeros((), device=device), torch.zeros(2)
-    counters, largest = counters.long().to(device), 0.0
+    loss_sum, counters, largest = torch.zeros((), device=device), torch.zeros(2, device=device).long(), 0.0
+    update.row.copy_(torch.tensor([[0.1, 0.6]]))
 
     def draw(like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.empty_like(like, dtype=dtype).copy_(torch.randn(like.shape, generator=generator))
@@ -191,18 +201,17 @@ def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> fl
         given = (draw(features, dtype), model.head.weight, labels, model.logit_scale, 0.1)
         plain, fused = plain_head_loss(*given), head_loss(*given)
         results = [[f.d_features, f.d_weight.sum(0), f.losses.sum()] for f in (plain, fused)]
-        update.begin(row)
         for p, q in zip(*(twin.parameters() for twin in twins), strict=True):
             if p.requires_grad:
                 seen = update.arena.seen(q)
                 seen.grad = draw(q, seen.dtype)
                 p.grad = seen.grad.float()
         twins[0].head.weight.grad = plain.d_weight[0]
-        set_row(optimizers[0], *row)
+        set_row(optimizers[0], *update.row[0])
         for optimizer in optimizers[0]:
             optimizer.step()
         for group in update.groups[1:]:
-            group.update(update.updates, row)
+            group.update(update.updates, update.row)
         update.finish(fused, loss_sum, counters)
         for found, twin, old, held in zip(results, twins, before, optimizers, strict=True):
             found += [p.detach() - q for p, q in zip(twin.parameters(), old, strict=True) if p.requires_grad]

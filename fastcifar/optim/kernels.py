@@ -1,4 +1,5 @@
-"""Triton kernels of an update: Muon in four launches for all filters of equal rows, SGD on everything else in one.
+"""Triton kernels around a step's passes: its batch; Muon for all filters of equal rows in four launches, of up to 128
+rows in three; SGD on everything else in one.
 
 `fastcifar.optim.fused_update` launches them and imports this file only where they run. Weights, momenta and rounded
 updates lie in buffers of one layout (`fastcifar.optim.arena`): a filter is a matrix [R, K] of R output channels at a
@@ -19,6 +20,22 @@ import triton.language as tl
 from fastcifar.optim import arena
 
 ALIGN = tl.constexpr(arena.ALIGN)
+
+
+@triton.jit
+def take(images, labels, rows, table, counters, x, y, row, batch, n, BLOCK: tl.constexpr):
+    """Batch and row of the step: x [batch, n] and y [batch] from images [M, n] and labels [M] at rows[counters[1]].
+
+    rows [steps, batch] i64; row = table[counters[0]], [2] f32.
+    """
+    b, e = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    source = tl.load(rows + tl.load(counters + 1) * batch + b)
+    tl.store(x + b * n + e, tl.load(images + source * n + e, e < n), e < n)
+    if tl.program_id(1) == 0:
+        tl.store(y + b, tl.load(labels + source))
+        if b == 0:
+            both = tl.arange(0, 2)
+            tl.store(row + both, tl.load(table + 2 * tl.load(counters) + both))
 
 
 @triton.jit
@@ -63,6 +80,18 @@ def _total(squares, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _squared(u, i, j, first, last, R, K, TILE: tl.constexpr, BK: tl.constexpr):
+    """Rows i and j of U U^T over the columns from first to last. u [R, K] may end before."""
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(first, tl.minimum(last, K), BK):
+        k = start + tl.arange(0, BK)
+        left = tl.load(u + i[:, None] * K + k[None, :], (i < R)[:, None] & (k < K)[None, :], 0.0)
+        right = tl.load(u + j[:, None] * K + k[None, :], (j < R)[:, None] & (k < K)[None, :], 0.0)
+        total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
 def gram(updates, shapes, grams, R, rows, span, unit: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr):
     """grams [filters, splits, rows, rows] f32: parts of U U^T on and below the diagonal, over `span` columns each.
 
@@ -74,12 +103,7 @@ def gram(updates, shapes, grams, R, rows, span, unit: tl.constexpr, TILE: tl.con
         K = tl.load(shapes + 2 * both + 1) * unit
         i, j = r * TILE + tl.arange(0, TILE), c * TILE + tl.arange(0, TILE)
         first = tl.program_id(1) * span
-        total = tl.zeros([TILE, TILE], tl.float32)
-        for start in range(first, tl.minimum(first + span, K), BK):
-            k = start + tl.arange(0, BK)
-            left = tl.load(u + i[:, None] * K + k[None, :], (i < R)[:, None] & (k < K)[None, :], 0.0)
-            right = tl.load(u + j[:, None] * K + k[None, :], (j < R)[:, None] & (k < K)[None, :], 0.0)
-            total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+        total = _squared(u, i, j, first, first + span, R, K, TILE, BK)
         part = grams + (both * tl.num_programs(1) + tl.program_id(1)) * rows * rows
         tl.store(part + i[:, None] * rows + j[None, :], total)
 
@@ -110,25 +134,32 @@ def _product(left, right, out, plus, alpha, beta, diagonal, rows, TILE: tl.const
 
 
 @triton.jit
-def steps(grams, squares, matrices, rows, splits, parts, a, b, c, STEPS: tl.constexpr, TILE: tl.constexpr,
-          BK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def steps(updates, shapes, grams, squares, matrices, R, rows, splits, parts, a, b, c, unit: tl.constexpr,
+          STEPS: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Newton-Schulz iteration on the Gram matrix alone: orthogonalize(U) = Q U / |U|, with Q in matrices[:, 2].
 
     A step takes X to P X with P = a I + b G + c G^2, and so G = X X^T to P G P and Q to P Q. All are polynomials of one
     symmetric matrix, so they are symmetric and commute. One program per filter; matrices [filters, 5, rows, rows] in
     the dtype of products: G, P G, Q of even and of odd steps, P. Beyond R rows they hold a multiple of I, or zeros.
+    Without grams the Gram matrix is one tile and is made here.
     """
     both, square = tl.program_id(0), rows * rows
     g = matrices + both * 5 * square
     norm = tl.sqrt(_total(squares + both * parts, parts, BLOCK)) + 1e-7
-    tiles = rows // BK
-    for tile in range(tiles * tiles):
-        i, j = (tile // tiles) * BK + tl.arange(0, BK), (tile % tiles) * BK + tl.arange(0, BK)
-        lower, upper = tl.maximum(i[:, None], j[None, :]), tl.minimum(i[:, None], j[None, :])
-        total = tl.zeros([BK, BK], tl.float32)
-        for split in range(splits):
-            total += tl.load(grams + (both * splits + split) * square + lower * rows + upper)
-        tl.store(g + i[:, None] * rows + j[None, :], (total / norm / norm).to(g.dtype.element_ty))
+    if grams is None:
+        u, K = updates + tl.load(shapes + 2 * both) * ALIGN, tl.load(shapes + 2 * both + 1) * unit
+        i = tl.arange(0, TILE)
+        total = _squared(u, i, i, 0, K, R, K, TILE, BK)
+        tl.store(g + i[:, None] * rows + i[None, :], (total / norm / norm).to(g.dtype.element_ty))
+    else:
+        tiles = rows // BK
+        for tile in range(tiles * tiles):
+            i, j = (tile // tiles) * BK + tl.arange(0, BK), (tile % tiles) * BK + tl.arange(0, BK)
+            lower, upper = tl.maximum(i[:, None], j[None, :]), tl.minimum(i[:, None], j[None, :])
+            total = tl.zeros([BK, BK], tl.float32)
+            for split in range(splits):
+                total += tl.load(grams + (both * splits + split) * square + lower * rows + upper)
+            tl.store(g + i[:, None] * rows + j[None, :], (total / norm / norm).to(g.dtype.element_ty))
     tl.debug_barrier()
     for step in range(STEPS):
         p, q = tl.where(step == 0, 2, 4) * square, (2 + step % 2) * square  # the first Q is the first P

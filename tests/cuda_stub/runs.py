@@ -140,19 +140,29 @@ def with_fused_kernels(**settings: Any) -> dict[str, Any]:
     """Triton's host code loads and launches the kernels, which do nothing: what the check before a run finds is left
     out. Launches are by kernel.
     """
-    before = subject.fused.largest_difference
+    with agreeing_kernels():
+        run = watch_run(make_task(fused_kernels=True, **settings))
+    return {**run, "kernels": card.kernels()}
 
-    def load_and_agree(*arguments: Any) -> float:
-        before(*arguments)
+
+@contextmanager
+def agreeing_kernels() -> Iterator[None]:
+    """Triton's kernels are loaded and launched, and then taken to agree with plain torch."""
+    checked = (subject.fused, subject.fused_update)
+    before = [module.largest_difference for module in checked]
+
+    def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
+        check(*arguments)
         return 0.0
 
-    subject.fused.largest_difference = load_and_agree
+    for module, check in zip(checked, before, strict=True):
+        module.largest_difference = partial(load_and_agree, check)
     card.forget_kernels()
     try:
-        run = watch_run(make_task(fused_kernels=True, **settings))
+        yield
     finally:
-        subject.fused.largest_difference = before
-    return {**run, "kernels": card.kernels()}
+        for module, check in zip(checked, before, strict=True):
+            module.largest_difference = check
 
 
 def executor_waits() -> bool:

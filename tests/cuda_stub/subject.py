@@ -9,6 +9,7 @@ from fastcifar.cli.progress import Lines, shown
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.models import fused
+from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.recipes import RECIPES, with_optimizer
@@ -28,7 +29,7 @@ from fastcifar.training.warm_up import warm_up
 __all__ = [
     "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "Dataset", "EpochPlan", "Evaluator", "Executor",
     "GraphedStep", "Interrupted", "Lines", "Observer", "RunningMean", "State", "Step", "Task", "TorchExecutor",
-    "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "loop", "make_optimizers", "make_step",
+    "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "fused_update", "loop", "make_optimizers", "make_step",
     "make_task", "plain_network", "set_row", "shown", "start_state", "train", "warm_up", "with_optimizer",
     "with_settings",
 ]  # fmt: skip

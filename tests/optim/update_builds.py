@@ -79,8 +79,9 @@ def build_one(module: Any, name: str, types: dict[str, Any], fixed: dict[str, An
             if kind[0] == "*" or isinstance(kind, tuple) or argument in ("rows", "span", "C"):
                 hints[path] = [["tt.divisibility", 16]]
     warps = 8 if fixed.get("TILE") == 128 else 4
+    options = {"num_warps": warps} | ({"num_stages": 1} if module is head_kernels else {})
     source = ASTSource(kernel, signature, constants, hints)
-    return build(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps}), warps
+    return build(source, target=GPUTarget("cuda", arch, 32), options=options), warps
 
 
 if __name__ == "__main__":
