@@ -35,6 +35,7 @@ def head_loss(features: Tensor, weight: Tensor, labels: Tensor, scale: float, sm
     """
     from fastcifar.models import head_kernels  # Triton comes with torch's CUDA builds alone
 
+    features = features.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = features.shape
     classes, programs = len(weight), -(-batch // BLOCK_B)
     d_features = torch.empty_like(features)

@@ -35,6 +35,8 @@ STEPS = 3
 """Newton-Schulz iterations, as `orthogonalize` has them."""
 PROGRAMS = 200
 """About so many programs make the Gram matrices of a group: more than a card has multiprocessors."""
+MOST_ROWS = 512
+"""One multiprocessor does the Newton-Schulz iteration of a filter: 2048 rows would take it longer than the step."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Largest difference from the optimizers and the plain loss, as a share of the norm of what they give. In bf16 the
 Newton-Schulz iteration of either kind is 1% off, and 4% where the gradient has a low rank."""
@@ -64,6 +66,8 @@ class MuonGroup:
         """Gradients that the backward pass has still to give."""
         device, columns = arena.weights.device, [p[0].numel() for p in filters]
         self.R, self.most_columns = len(filters[0]), max(columns)
+        if self.R > MOST_ROWS:
+            raise ValueError(f"a filter has {self.R} output channels, the kernels take at most {MOST_ROWS}")
         self.tile = 128 if self.R % 128 == 0 else min(64, max(16, 1 << (self.R - 1).bit_length()))
         self.rows = -(-self.R // self.tile) * self.tile
         self.unit = math.gcd(16, *columns)

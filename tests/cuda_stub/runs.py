@@ -6,10 +6,11 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import subject
 import torch
@@ -17,6 +18,12 @@ from observe import Layouts, Watch, Watched, WatchedStep, card, make_task, watch
 from torch import Tensor
 
 PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
+FUSED_RECIPES = ("speedrun94", "accurate96", "onecycle30")
+FUSED: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd"}, "wide": {"scale": "wide"}, "small": {"scale": "small"},
+    "stem fixed": {"train_stem": "low-res"}, "averaging": {"swa_every": 1, "swa_start": 0.5},
+    "head alone": {"freeze": "all-but-head"}, "fp16": {"precision": "fp16"}, "fp32": {"precision": "fp32"},
+}  # fmt: skip
 
 
 def watched(
@@ -43,16 +50,17 @@ def with_layouts(**settings: Any) -> dict[str, Any]:
     return {**run, "layouts": layouts.seen}
 
 
-def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
+def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settings: Any) -> dict[str, Any]:
     """The least microseconds of the host per step and per block, and what they ask of the card, by image size.
 
     Also what a recording holds, what one update by each optimizer asks for, and what averaging the weights does.
     """
-    task = make_task(recipe, cuda_graph=recorded, epochs=8.0, **settings)
+    task = make_task(recipe, cuda_graph=recorded, fused_kernels=fused_kernels, epochs=8.0, **settings)
     state = subject.start_state(task)
-    task = subject.warm_up(task, state.model)
-    with card.counting() as recording:
-        step = subject.make_step(task, state, state.model)
+    with agreeing_kernels() if fused_kernels else nullcontext():
+        task = subject.warm_up(task, state.model)
+        with card.counting() as recording:
+            step = subject.make_step(task, state, state.model)
     state.model.train()
     torch.cuda.empty_cache()
     with card.running_beside(task.executor.stream), card.without_effects():
@@ -62,7 +70,7 @@ def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
             with timed() as average:
                 state.average.record(state.model)
         average_us = average.pop("us")
-    return {"recorded": isinstance(step, subject.GraphedStep), "captured": recording.get("captured", 0),
+    return {"recorded": isinstance(step, subject.GraphedStep), "fused": task.hardware.fused, "captured": recording.get("captured", 0),
             "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
 
@@ -142,14 +150,15 @@ def with_fused_kernels(**settings: Any) -> dict[str, Any]:
     """
     with agreeing_kernels():
         run = watch_run(make_task(fused_kernels=True, **settings))
-    return {**run, "kernels": card.kernels()}
+    order = {"beside_backward": WatchedUpdate.beside_backward, "missing_waits": WatchedUpdate.missing_waits}
+    return {**run, **order, "kernels": card.kernels()}
 
 
 @contextmanager
 def agreeing_kernels() -> Iterator[None]:
     """Triton's kernels are loaded and launched, and then taken to agree with plain torch."""
     checked = (subject.fused, subject.fused_update)
-    before = [module.largest_difference for module in checked]
+    before, update = [module.largest_difference for module in checked], subject.fused_update.FusedUpdate
 
     def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
         check(*arguments)
@@ -157,12 +166,41 @@ def agreeing_kernels() -> Iterator[None]:
 
     for module, check in zip(checked, before, strict=True):
         module.largest_difference = partial(load_and_agree, check)
+    subject.fused_update.FusedUpdate = WatchedUpdate  # type: ignore[misc]
+    WatchedUpdate.missing_waits = WatchedUpdate.beside_backward = 0
     card.forget_kernels()
     try:
         yield
     finally:
         for module, check in zip(checked, before, strict=True):
             module.largest_difference = check
+        subject.fused_update.FusedUpdate = update  # type: ignore[misc]
+
+
+class WatchedUpdate(subject.fused_update.FusedUpdate):
+    """Its stream runs beside the backward pass. What must be in order is looked at here: it waits for the gradients,
+    and the step waits for it."""
+
+    waits: ClassVar[bool] = True
+    beside_backward: ClassVar[int] = 0
+    missing_waits: ClassVar[int] = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.beside:
+            card.run_beside(self.beside, True)
+
+    def _arrived(self, group: Any, p: Tensor) -> None:
+        with nullcontext() if self.waits else mock.patch.object(torch.cuda.Stream, "wait_stream"):
+            super()._arrived(group, p)
+        if group.missing == 0:
+            WatchedUpdate.beside_backward += 1
+            WatchedUpdate.missing_waits += not card.knows(self.beside, torch.cuda.current_stream())
+
+    def finish(self, *arguments: Any) -> None:
+        super().finish(*arguments)
+        if self.beside:
+            WatchedUpdate.missing_waits += not card.knows(torch.cuda.current_stream(), self.beside)
 
 
 def executor_waits() -> bool:
@@ -218,6 +256,12 @@ def with_blocks_that_are_not_waited_for() -> dict[str, Any]:
         torch.cuda.Stream.wait_event = wait_event  # type: ignore[method-assign]
 
 
+def with_update_that_does_not_wait() -> dict[str, Any]:
+    """The groups that are updated beside the backward pass do not wait for their gradients."""
+    with mock.patch.object(WatchedUpdate, "waits", False):
+        return with_fused_kernels()
+
+
 class IndexesFromTheHost(subject.TorchExecutor):
     """Picks labels by an index that lies in host memory: torch copies it to the card and waits."""
 
@@ -269,6 +313,9 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "evaluation, plain": partial(evaluation, "speedrun94", False),
         "fused kernels": with_fused_kernels,
         "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
+        **{f"fused kernels, {name}": partial(with_fused_kernels, **settings) for name, settings in FUSED.items()},
+        **{f"host time, fused {name}": partial(host_time, name, True, True) for name in FUSED_RECIPES},
+        "fault: the update waits for nothing": with_update_that_does_not_wait,
         "executor waits": executor_waits,
     }
 
