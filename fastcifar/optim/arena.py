@@ -23,7 +23,7 @@ class Arena:
 
     def __init__(self, model: nn.Module, optimizers: list[Optimizer], dtype: torch.dtype) -> None:
         """dtype: of the copies. The filters, classifiers and biases of convolutions have one that is lent."""
-        self.parameters = [p for p in model.parameters()]
+        self.parameters: list[Tensor] = list(model.parameters())
         self.first: dict[Tensor, int] = {}
         total = 0
         for p in self.parameters:
@@ -37,7 +37,7 @@ class Arena:
             for optimizer in optimizers:
                 for p, kept in optimizer.state.items():
                     kept["momentum_buffer"] = self._view(self.momenta, p).copy_(kept["momentum_buffer"])
-        self.copies = {
+        self.copies: dict[Tensor, Tensor] = {
             p: self._view(self.low, p).requires_grad_(p.requires_grad)
             for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
             for p in layer.parameters(recurse=False)
@@ -64,7 +64,7 @@ class Arena:
             yield
         finally:
             for layer, name, p, _ in self.borrowers:
-                layer._parameters[name] = p  # type: ignore[assignment]
+                layer._parameters[name] = p
 
     def seen(self, p: Tensor) -> Tensor:
         """What autograd sees of a parameter, and so what gets its gradient."""

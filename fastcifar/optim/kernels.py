@@ -2,9 +2,10 @@
 rows in three; SGD on everything else in one.
 
 `fastcifar.optim.fused_update` launches them and imports this file only where they run. Weights, momenta and rounded
-updates lie in buffers of one layout (`fastcifar.optim.arena`): a filter is a matrix [R, K] of R output channels at a
-multiple of ALIGN numbers. Arithmetic is fp32, products take the dtype of the low-precision weights. Sums are made in
-two parts without atomics, so that equal inputs give equal bits.
+updates lie in buffers of one layout (`fastcifar.optim.arena`), each at a multiple of ALIGN numbers. A filter is a
+matrix [R, K] of its output channels, or TALL: [K, R], seen transposed, where those are more than the columns.
+Arithmetic is fp32, products take the dtype of the low-precision weights. Sums are made in two parts without atomics, so
+that equal inputs give equal bits.
 
 An item is a row [4] of i32 for each program: place of its tensor in units of ALIGN, first number, how many numbers the
 tensor has, which tensor it is. Counts and columns come in units of `unit`, which tells the compiler how far it may
@@ -22,7 +23,7 @@ from fastcifar.optim import arena
 ALIGN = tl.constexpr(arena.ALIGN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def take(images, labels, rows, table, counters, x, y, row, batch, n, BLOCK: tl.constexpr):
     """Batch and row of the step: x [batch, n] and y [batch] from images [M, n] and labels [M] at rows[counters[1]].
 
@@ -46,7 +47,7 @@ def _item(items, unit: tl.constexpr, BLOCK: tl.constexpr):
     return tl.load(at + 3), tl.load(at) * ALIGN + e, e, e < tl.load(at + 2) * unit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def prepare(weights, momenta, updates, grads, squares, items, row, parts, unit: tl.constexpr, BLOCK: tl.constexpr):
     """Nesterov momentum, the update rounded to the dtype of `updates`, and parts of the sums of squares.
 
@@ -80,19 +81,32 @@ def _total(squares, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _squared(u, i, j, first, last, R, K, TILE: tl.constexpr, BK: tl.constexpr):
+def _at(i, j, R, K, TALL: tl.constexpr):
+    """Where row i and column j of a filter lie, and whether there are such ones."""
+    if TALL:
+        place = j[None, :] * R + i[:, None]
+    else:
+        place = i[:, None] * K + j[None, :]
+    return place, (i < R)[:, None] & (j < K)[None, :]
+
+
+@triton.jit
+def _squared(u, i, j, first, last, R, K, TALL: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr):
     """Rows i and j of U U^T over the columns from first to last. u [R, K] may end before."""
     total = tl.zeros([TILE, TILE], tl.float32)
     for start in range(first, tl.minimum(last, K), BK):
         k = start + tl.arange(0, BK)
-        left = tl.load(u + i[:, None] * K + k[None, :], (i < R)[:, None] & (k < K)[None, :], 0.0)
-        right = tl.load(u + j[:, None] * K + k[None, :], (j < R)[:, None] & (k < K)[None, :], 0.0)
+        place, inside = _at(i, k, R, K, TALL)
+        left = tl.load(u + place, inside, 0.0)
+        place, inside = _at(j, k, R, K, TALL)
+        right = tl.load(u + place, inside, 0.0)
         total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
     return total
 
 
-@triton.jit
-def gram(updates, shapes, grams, R, rows, span, unit: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr):
+@triton.jit(do_not_specialize=["R"])
+def gram(updates, shapes, grams, R, rows, span, unit: tl.constexpr, TALL: tl.constexpr, TILE: tl.constexpr,
+         BK: tl.constexpr):  # fmt: skip
     """grams [filters, splits, rows, rows] f32: parts of U U^T on and below the diagonal, over `span` columns each.
 
     rows: R filled up to whole tiles. shapes [filters, 2] i32: place in units of ALIGN, columns in units of `unit`.
@@ -103,7 +117,7 @@ def gram(updates, shapes, grams, R, rows, span, unit: tl.constexpr, TILE: tl.con
         K = tl.load(shapes + 2 * both + 1) * unit
         i, j = r * TILE + tl.arange(0, TILE), c * TILE + tl.arange(0, TILE)
         first = tl.program_id(1) * span
-        total = _squared(u, i, j, first, first + span, R, K, TILE, BK)
+        total = _squared(u, i, j, first, first + span, R, K, TALL, TILE, BK)
         part = grams + (both * tl.num_programs(1) + tl.program_id(1)) * rows * rows
         tl.store(part + i[:, None] * rows + j[None, :], total)
 
@@ -133,9 +147,10 @@ def _product(left, right, out, plus, alpha, beta, diagonal, rows, TILE: tl.const
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "splits", "parts"])
 def steps(updates, shapes, grams, squares, matrices, R, rows, splits, parts, a, b, c, unit: tl.constexpr,
-          STEPS: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+          TALL: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
     """Newton-Schulz iteration on the Gram matrix alone: orthogonalize(U) = Q U / |U|, with Q in matrices[:, 2].
 
     A step takes X to P X with P = a I + b G + c G^2, and so G = X X^T to P G P and Q to P Q. All are polynomials of one
@@ -149,7 +164,7 @@ def steps(updates, shapes, grams, squares, matrices, R, rows, splits, parts, a, 
     if grams is None:
         u, K = updates + tl.load(shapes + 2 * both) * ALIGN, tl.load(shapes + 2 * both + 1) * unit
         i = tl.arange(0, TILE)
-        total = _squared(u, i, i, 0, K, R, K, TILE, BK)
+        total = _squared(u, i, i, 0, K, R, K, TALL, TILE, BK)
         tl.store(g + i[:, None] * rows + i[None, :], (total / norm / norm).to(g.dtype.element_ty))
     else:
         tiles = rows // BK
@@ -171,11 +186,11 @@ def steps(updates, shapes, grams, squares, matrices, R, rows, splits, parts, a, 
             _product(g + square, g + p, g, g + p, 1.0, 0.0, 0.0, rows, TILE, BK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "parts"])
 def apply(weights, low, updates, shapes, matrices, squares, row, R, rows, parts, lr_scale, unit: tl.constexpr,
-          SLOT: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr,
+          TALL: tl.constexpr, SLOT: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """W = W sqrt(R) / |W| - lr Q U / |U|, written to the weights and, rounded, to their low-precision copy."""
+    """W = W sqrt(output channels) / |W| - lr Q U / |U|, and its low-precision copy."""
     both, first = tl.program_id(2), tl.program_id(1) * COLUMNS
     place = tl.load(shapes + 2 * both) * ALIGN
     K = tl.load(shapes + 2 * both + 1) * unit
@@ -186,19 +201,18 @@ def apply(weights, low, updates, shapes, matrices, squares, row, R, rows, parts,
         for start in range(0, R, BK):
             k = start + tl.arange(0, BK)
             a = tl.load(q + i[:, None] * rows + k[None, :])
-            u = tl.load(updates + place + k[:, None] * K + j[None, :], (k < R)[:, None] & (j < K)[None, :], 0.0)
-            total = tl.dot(a, u, total, input_precision="ieee")
+            at, inside = _at(k, j, R, K, TALL)
+            total = tl.dot(a, tl.load(updates + place + at, inside, 0.0), total, input_precision="ieee")
         norm = tl.sqrt(_total(squares + both * parts, parts, BLOCK)) + 1e-7
         size = tl.sqrt(_total(squares + (tl.num_programs(2) + both) * parts, parts, BLOCK))
-        rate, keep = tl.load(row) * lr_scale / norm, tl.sqrt(R * 1.0) / size
-        at = place + i[:, None] * K + j[None, :]
-        inside = (i < R)[:, None] & (j < K)[None, :]
-        w = tl.load(weights + at, inside, 0.0) * keep - rate * total
-        tl.store(weights + at, w, inside)
-        tl.store(low + at, w.to(low.dtype.element_ty), inside)
+        rate, keep = tl.load(row) * lr_scale / norm, tl.sqrt((K if TALL else R) * 1.0) / size
+        at, inside = _at(i, j, R, K, TALL)
+        w = tl.load(weights + place + at, inside, 0.0) * keep - rate * total
+        tl.store(weights + place + at, w, inside)
+        tl.store(low + place + at, w.to(low.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def sgd(weights, low, momenta, grads, head_grads, items, rates, row, losses, loss_sum, counters, parts,
         BLOCK: tl.constexpr):  # fmt: skip
     """Nesterov SGD as torch has it: g += decay w; v = momentum v + g; w -= lr (g + momentum v).
@@ -215,7 +229,7 @@ def sgd(weights, low, momenta, grads, head_grads, items, rates, row, losses, los
         for part in range(parts):
             g += tl.load(head_grads + part * size + e, inside, 0.0)
     for i in tl.static_range(len(grads)):
-        if grads[i] is not None:
+        if grads[i] is not None:  # noqa: SIM102 -- decided when this is compiled
             if which == i:
                 g = tl.load(grads[i] + e, inside, 0.0).to(tl.float32)
                 has = True

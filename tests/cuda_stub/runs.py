@@ -9,21 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
-from unittest import mock
+from typing import Any
 
 import subject
 import torch
+from agreeing_kernels import agreeing_kernels
 from observe import Layouts, Watch, Watched, WatchedStep, card, make_task, watch_run
 from torch import Tensor
 
 PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
-FUSED_RECIPES = ("speedrun94", "accurate96", "onecycle30")
-FUSED: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd"}, "wide": {"scale": "wide"}, "small": {"scale": "small"},
-    "stem fixed": {"train_stem": "low-res"}, "averaging": {"swa_every": 1, "swa_start": 0.5},
-    "head alone": {"freeze": "all-but-head"}, "fp16": {"precision": "fp16"}, "fp32": {"precision": "fp32"},
-}  # fmt: skip
 
 
 def watched(
@@ -70,7 +64,8 @@ def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settin
             with timed() as average:
                 state.average.record(state.model)
         average_us = average.pop("us")
-    return {"recorded": isinstance(step, subject.GraphedStep), "fused": task.hardware.fused, "captured": recording.get("captured", 0),
+    return {"recorded": isinstance(step, subject.GraphedStep), "fused": task.hardware.fused,
+            "captured": recording.get("captured", 0),
             "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
 
@@ -144,65 +139,6 @@ def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict
     return {"name": type(optimizer).__name__, "counted": counted}
 
 
-def with_fused_kernels(**settings: Any) -> dict[str, Any]:
-    """Triton's host code loads and launches the kernels, which do nothing: what the check before a run finds is left
-    out. Launches are by kernel.
-    """
-    with agreeing_kernels():
-        run = watch_run(make_task(fused_kernels=True, **settings))
-    order = {"beside_backward": WatchedUpdate.beside_backward, "missing_waits": WatchedUpdate.missing_waits}
-    return {**run, **order, "kernels": card.kernels()}
-
-
-@contextmanager
-def agreeing_kernels() -> Iterator[None]:
-    """Triton's kernels are loaded and launched, and then taken to agree with plain torch."""
-    checked = (subject.fused, subject.fused_update)
-    before, update = [module.largest_difference for module in checked], subject.fused_update.FusedUpdate
-
-    def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
-        check(*arguments)
-        return 0.0
-
-    for module, check in zip(checked, before, strict=True):
-        module.largest_difference = partial(load_and_agree, check)
-    subject.fused_update.FusedUpdate = WatchedUpdate  # type: ignore[misc]
-    WatchedUpdate.missing_waits = WatchedUpdate.beside_backward = 0
-    card.forget_kernels()
-    try:
-        yield
-    finally:
-        for module, check in zip(checked, before, strict=True):
-            module.largest_difference = check
-        subject.fused_update.FusedUpdate = update  # type: ignore[misc]
-
-
-class WatchedUpdate(subject.fused_update.FusedUpdate):
-    """Its stream runs beside the backward pass. What must be in order is looked at here: it waits for the gradients,
-    and the step waits for it."""
-
-    waits: ClassVar[bool] = True
-    beside_backward: ClassVar[int] = 0
-    missing_waits: ClassVar[int] = 0
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if self.beside:
-            card.run_beside(self.beside, True)
-
-    def _arrived(self, group: Any, p: Tensor) -> None:
-        with nullcontext() if self.waits else mock.patch.object(torch.cuda.Stream, "wait_stream"):
-            super()._arrived(group, p)
-        if group.missing == 0:
-            WatchedUpdate.beside_backward += 1
-            WatchedUpdate.missing_waits += not card.knows(self.beside, torch.cuda.current_stream())
-
-    def finish(self, *arguments: Any) -> None:
-        super().finish(*arguments)
-        if self.beside:
-            WatchedUpdate.missing_waits += not card.knows(torch.cuda.current_stream(), self.beside)
-
-
 def executor_waits() -> bool:
     """Whether an executor's stream waits for the images, which another one may still be bringing to the card."""
     images = make_task().executor.images
@@ -256,12 +192,6 @@ def with_blocks_that_are_not_waited_for() -> dict[str, Any]:
         torch.cuda.Stream.wait_event = wait_event  # type: ignore[method-assign]
 
 
-def with_update_that_does_not_wait() -> dict[str, Any]:
-    """The groups that are updated beside the backward pass do not wait for their gradients."""
-    with mock.patch.object(WatchedUpdate, "waits", False):
-        return with_fused_kernels()
-
-
 class IndexesFromTheHost(subject.TorchExecutor):
     """Picks labels by an index that lies in host memory: torch copies it to the card and waits."""
 
@@ -311,11 +241,6 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
         "evaluation, recorded": partial(evaluation, "speedrun94", True),
         "evaluation, plain": partial(evaluation, "speedrun94", False),
-        "fused kernels": with_fused_kernels,
-        "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
-        **{f"fused kernels, {name}": partial(with_fused_kernels, **settings) for name, settings in FUSED.items()},
-        **{f"host time, fused {name}": partial(host_time, name, True, True) for name in FUSED_RECIPES},
-        "fault: the update waits for nothing": with_update_that_does_not_wait,
         "executor waits": executor_waits,
     }
 

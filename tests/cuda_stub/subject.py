@@ -29,9 +29,9 @@ from fastcifar.training.warm_up import warm_up
 __all__ = [
     "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "Dataset", "EpochPlan", "Evaluator", "Executor",
     "GraphedStep", "Interrupted", "Lines", "Observer", "RunningMean", "State", "Step", "Task", "TorchExecutor",
-    "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "fused_update", "loop", "make_optimizers", "make_step",
-    "make_task", "plain_network", "set_row", "shown", "start_state", "train", "warm_up", "with_optimizer",
-    "with_settings",
+    "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "fused_update", "loop",
+    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state", "train",
+    "warm_up", "with_optimizer", "with_settings",
 ]  # fmt: skip
 
 

@@ -13,6 +13,8 @@ MOST_NODES_FP16 = {"muon": 290, "sgd": 210}
 """With the loss scale, the checks for overflow and undoing a step."""
 MOST_LAUNCHES_FUSED = 193
 """In a step of speedrun94 with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
+MOST_NODES_FUSED = {"speedrun94": 75, "accurate96": 79, "onecycle30": 68}
+"""In the graph of a step with the fused kernels and the fused update, by recipe."""
 MOST_OF_AN_UPDATE = {"Muon": 107, "UncompiledSGD": 3, "CapturableSGD": 20}
 """Launches, copies and memsets of all weights of the full network. cuBLAS counts as one launch a call."""
 MOST_LAUNCHES_OF_A_BLOCK = 18
@@ -51,8 +53,19 @@ def test_a_plain_step_stays_within_its_launches(optimizer: str) -> None:
         assert set(size["step"]) <= {"launches", "library_calls", "copies_on_device", "memsets"}
 
 
+@pytest.mark.parametrize(("recipe", "most"), MOST_NODES_FUSED.items())
+def test_a_step_with_the_fused_update_stays_within_its_operations(recipe: str, most: int) -> None:
+    told = ask("fused_runs", f"host time, {recipe}")
+    if not told["fused"]:
+        pytest.skip("Triton does not run on the stub here")
+    assert told["recorded"] and told["captured"] <= most * len(told["sizes"])
+    for size in told["sizes"].values():
+        assert size["step"] == {"replays": 1}
+        assert size["block"]["begin"] == {"launches": 3, "copies_on_device": 2, "copies_to_device": 1}
+
+
 def test_a_step_with_fused_kernels_stays_within_its_launches() -> None:
-    run = ask("runs", "fused kernels, plain")
+    run = ask("fused_runs", "plain")
     if not run["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
     steps = [step["counted"]["launches"] for block in run["blocks"] for step in block["steps"] if not step["averaged"]]

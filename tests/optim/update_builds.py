@@ -31,18 +31,29 @@ MUON = {
 SGD = {"grads": (X, *(F32,) * 8), "head_grads": F32, "rates": F32, "losses": F32, "loss_sum": F32, "counters": "*i64"}
 HEAD = {"features": X, "weight": F32, "labels": "*i64", "d_features": X, "d_weight": F32, "losses": F32,
         "scale": "fp32", "smoothing": "fp32"}  # fmt: skip
+TAKE = {
+    "images": X,
+    "labels": "*i64",
+    "rows": "*i64",
+    "table": F32,
+    "counters": "*i64",
+    "x": X,
+    "y": "*i64",
+    "row": F32,
+}
 BLOCK = fused_update.BLOCK
 CASES: list[tuple[Any, str, dict[str, Any], dict[str, Any]]] = [
+    (kernels, "take", TAKE, {"BLOCK": 2048}),
     (kernels, "prepare", MUON, {"unit": 8, "BLOCK": BLOCK}),
     (kernels, "sgd", MUON | SGD, {"BLOCK": BLOCK}),
     *((head_kernels, "head_loss", HEAD, {"pixels": pixels, "BLOCK_B": head_loss.BLOCK_B, "BLOCK_K": classes,
                                          "BLOCK_C": head_loss.BLOCK_C})
       for pixels, classes in ((9, 16), (4, 16), (9, 128))),
-    *((kernels, name, MUON, {"unit": unit, "TILE": tile, "BK": bk, **more})
+    *((kernels, name, MUON, {"unit": unit, "TALL": False, "TILE": tile, "BK": bk, **more})
       for name, unit, tile, bk, more in (
           ("gram", 16, 64, 64, {}), ("gram", 8, 16, 64, {}), ("gram", 1, 64, 64, {}),
-          ("steps", 0, 128, 64, {"STEPS": 3, "BLOCK": BLOCK}), ("steps", 0, 64, 64, {"STEPS": 3, "BLOCK": BLOCK}),
-          ("steps", 0, 16, 16, {"STEPS": 3, "BLOCK": BLOCK}),
+          ("steps", 16, 128, 64, {"STEPS": 3, "BLOCK": BLOCK}), ("steps", 8, 64, 64, {"STEPS": 3, "BLOCK": BLOCK}),
+          ("steps", 8, 16, 16, {"STEPS": 3, "BLOCK": BLOCK}),
           *(("apply", unit, tile, tile, {"SLOT": 2, "COLUMNS": 128, "BLOCK": BLOCK})
             for unit, tile in ((16, 64), (8, 64), (1, 16))),
       )),

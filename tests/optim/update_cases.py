@@ -6,7 +6,6 @@ reads it when it is imported.
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from fastcifar.models.head_loss import head_loss, plain_head_loss
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim import fused_update
 from fastcifar.optim.fused_update import FusedUpdate
-from fastcifar.optim.optimizers import Muon, make_optimizers, orthogonalize, set_row
+from fastcifar.optim.optimizers import make_optimizers, orthogonalize, set_row
 from fastcifar.recipes import RECIPES
 from fastcifar.settings import with_settings
 from fastcifar.shapes import Shape, Stage
@@ -32,7 +31,7 @@ from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task, start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = ((64, 16, 3), (64, 24, 3), (96, 64, 3), (96, 96, 2), (96, 48, 1), (160, 3, 1), (20, 9, 3), (128, 40, 2))
+SHAPES = ((64, 24, 3), (96, 96, 2), (96, 48, 1), (160, 3, 1), (20, 9, 3), (128, 40, 2))
 """Rows, channels and kernel of filters: one tile and several, more rows than columns, sizes that fill no tile."""
 
 
@@ -83,7 +82,6 @@ def muon(dtype: str, rank: int | None = None) -> dict[str, dict[str, float]]:
         plain, kernel = (as_matrix(old * (len(old) ** 0.5 / old.norm()) - w) for w in weights)
         shares = {"twin": kernel - plain, "exact": kernel - exact, "plain": plain - exact}
         found[str(tuple(g.shape))] = {name: (off.norm() / exact.norm()).item() for name, off in shares.items()}
-    assert torch.equal(update.arena.low, update.arena.weights.to(update.arena.low.dtype)) or dtype == "bf16"
     return found
 
 
@@ -178,7 +176,7 @@ def equal_bits_and_guards() -> dict[str, float]:
 def main() -> None:
     told: dict[str, Any] = {}
     with mock.patch.object(interpreter.InterpreterBuilder, "create_dot", dot_in_bf16):
-        for dtype in DTYPES:
+        for dtype in ("fp32", "bf16"):
             told[f"muon {dtype}"] = muon(dtype)
         told["muon bf16 of rank 8"] = muon("bf16", rank=8)
         told["plain bf16"] = {"": orthogonalize_in_bf16(None), "of rank 8": orthogonalize_in_bf16(8)}
@@ -189,9 +187,8 @@ def main() -> None:
                          ("fp16", 37, 40, (3, 3), 10, False), ("bf16", 37, 40, (3, 3), 10, False))
         }  # fmt: skip
         told["bits and guards"] = equal_bits_and_guards()
-        told["steps muon"] = whole_steps("muon", lr_peak=0.02)
         told["steps muon, stem fixed"] = whole_steps("muon", lr_peak=0.02, train_stem="low-res")
-        told["steps sgd"] = whole_steps("sgd")
+        told["steps sgd"] = whole_steps("sgd", lr_peak=0.02)
         model = start(small_task(), Stopwatch(torch.device("cpu"))).model
         for dtype in ("fp32", "bf16"):
             told[f"self-check {dtype}"] = fused_update.largest_difference(model, RECIPES["speedrun94"], DTYPES[dtype])  # type: ignore[arg-type]
