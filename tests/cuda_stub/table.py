@@ -39,9 +39,8 @@ def main() -> int:
     if run.returncode:
         print(run.stdout, run.stderr, file=sys.stderr)
         return 1
-    print(
-        f"`.venv/bin/python {' '.join(['tests/cuda_stub/table.py', *sys.argv[1:]])}`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n"
-    )
+    command = " ".join([".venv/bin/python tests/cuda_stub/table.py", *sys.argv[1:]])
+    print(f"`{command}`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
     titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network",
               f"An evaluation of {TEST_IMAGES:,} images, in batches of 1,000")  # fmt: skip
     heads = (STEPS, BLOCKS, UPDATES, EVALUATIONS)
