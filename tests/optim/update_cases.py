@@ -31,7 +31,7 @@ from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task, start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = ((64, 24, 3), (96, 96, 2), (96, 48, 1), (160, 3, 1), (20, 9, 3), (128, 40, 2))
+SHAPES = ((64, 24, 3), (96, 12, 3), (96, 48, 1), (160, 3, 1), (20, 9, 3), (128, 16, 3))
 """Rows, channels and kernel of filters: one tile and several, more rows than columns, sizes that fill no tile."""
 
 
