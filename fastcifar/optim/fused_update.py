@@ -100,8 +100,8 @@ class MuonGroup:
             launch("gram", ((self.rows // tile) ** 2, self.splits, count), updates, self.shapes, self.grams, self.R,
                    self.rows, self.span, unit=self.unit, TALL=self.tall, TILE=tile, BK=64)  # fmt: skip
         launch("steps", (count,), updates, self.shapes, self.grams, self.squares, self.matrices, self.R, self.rows,
-               self.splits, self.parts, *NEWTON_SCHULZ, unit=self.unit, TALL=self.tall, STEPS=STEPS, TILE=self.tile,
-               BK=tile, BLOCK=BLOCK, num_warps=8 if self.tile == 128 else 4)  # fmt: skip
+               self.parts, *NEWTON_SCHULZ, unit=self.unit, TALL=self.tall, SPLITS=self.splits, STEPS=STEPS,
+               TILE=self.tile, BK=tile, BLOCK=BLOCK, num_warps=8 if self.tile == 128 else 4)  # fmt: skip
         launch("apply", (self.rows // tile, -(-self.most_columns // 128), count), arena.weights, arena.low, updates,
                self.shapes, self.matrices, self.squares, row, self.R, self.rows, self.parts, self.lr_scale,
                unit=self.unit, TALL=self.tall, SLOT=2 + (STEPS - 1) % 2, TILE=tile, COLUMNS=128, BK=tile,

@@ -147,9 +147,9 @@ def _product(left, right, out, plus, alpha, beta, diagonal, rows, TILE: tl.const
     tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["R", "splits", "parts"])
-def steps(updates, shapes, grams, squares, matrices, R, rows, splits, parts, a, b, c, unit: tl.constexpr,
-          TALL: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
+@triton.jit(do_not_specialize=["R", "parts"])
+def steps(updates, shapes, grams, squares, matrices, R, rows, parts, a, b, c, unit: tl.constexpr,
+          TALL: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
     """Newton-Schulz iteration on the Gram matrix alone: orthogonalize(U) = Q U / |U|, with Q in matrices[:, 2].
 
@@ -172,8 +172,8 @@ def steps(updates, shapes, grams, squares, matrices, R, rows, splits, parts, a, 
             i, j = (tile // tiles) * BK + tl.arange(0, BK), (tile % tiles) * BK + tl.arange(0, BK)
             lower, upper = tl.maximum(i[:, None], j[None, :]), tl.minimum(i[:, None], j[None, :])
             total = tl.zeros([BK, BK], tl.float32)
-            for split in range(splits):
-                total += tl.load(grams + (both * splits + split) * square + lower * rows + upper)
+            for split in tl.static_range(SPLITS):
+                total += tl.load(grams + (both * SPLITS + split) * square + lower * rows + upper)
             tl.store(g + i[:, None] * rows + j[None, :], (total / norm / norm).to(g.dtype.element_ty))
     tl.debug_barrier()
     for step in range(STEPS):
@@ -226,8 +226,9 @@ def sgd(weights, low, momenta, grads, head_grads, items, rates, row, losses, los
     g, has = tl.zeros([BLOCK], tl.float32), which == len(grads)
     if has:
         size = tl.load(items + 4 * tl.program_id(0) + 2)
-        for part in range(parts):
-            g += tl.load(head_grads + part * size + e, inside, 0.0)
+        for start in range(0, parts, 8):
+            for part in tl.static_range(8):  # loads that do not wait for each other
+                g += tl.load(head_grads + (start + part) * size + e, inside & (start + part < parts), 0.0)
     for i in tl.static_range(len(grads)):
         if grads[i] is not None:  # noqa: SIM102 -- decided when this is compiled
             if which == i:

@@ -42,6 +42,7 @@ TAKE = {
     "row": F32,
 }
 BLOCK = fused_update.BLOCK
+STEPS = {"SPLITS": 4, "STEPS": 3, "BLOCK": BLOCK}
 CASES: list[tuple[Any, str, dict[str, Any], dict[str, Any]]] = [
     (kernels, "take", TAKE, {"BLOCK": 2048}),
     (kernels, "prepare", MUON, {"unit": 8, "BLOCK": BLOCK}),
@@ -52,8 +53,8 @@ CASES: list[tuple[Any, str, dict[str, Any], dict[str, Any]]] = [
     *((kernels, name, MUON, {"unit": unit, "TALL": False, "TILE": tile, "BK": bk, **more})
       for name, unit, tile, bk, more in (
           ("gram", 16, 64, 64, {}), ("gram", 8, 16, 64, {}), ("gram", 1, 64, 64, {}),
-          ("steps", 16, 128, 64, {"STEPS": 3, "BLOCK": BLOCK}), ("steps", 8, 64, 64, {"STEPS": 3, "BLOCK": BLOCK}),
-          ("steps", 8, 16, 16, {"STEPS": 3, "BLOCK": BLOCK}),
+          ("steps", 16, 128, 64, STEPS), ("steps", 8, 64, 64, STEPS),
+          ("steps", 8, 16, 16, STEPS),
           *(("apply", unit, tile, tile, {"SLOT": 2, "COLUMNS": 128, "BLOCK": BLOCK})
             for unit, tile in ((16, 64), (8, 64), (1, 16))),
       )),
