@@ -3,8 +3,12 @@ PYTHON ?= python3
 DATA ?=
 ARGS ?=
 BIN := .venv/bin
+# LOCKED=1 installs what requirements-lock.txt pins, compared by SHA-256; otherwise the newest versions in the ranges.
+LOCKED ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCK := --require-hashes -r requirements-lock.txt
 
-.PHONY: train test lint full-test docs cuda-dry frontier gpu clean
+.PHONY: train test lint full-test mutants docs cuda-dry frontier gpu clean
 
 train: .venv/.train
 	$(BIN)/python train_fast.py --epochs 30 $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -19,6 +23,10 @@ lint: .venv/.dev
 
 full-test: .venv/.dev lint
 	FASTCIFAR_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -m "" --timeout 3600
+
+# Puts each fault of tests/mutants/faults into a copy of the tree: some test must see it. All take an hour of one core.
+mutants: .venv/.dev
+	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
 
 # The site in build/site, from these pages in the layout of the repository; any warning is an error.
 PAGES := $(wildcard *.md) LICENSE bench/README.md $(shell find docs -type f)
@@ -39,12 +47,12 @@ frontier: .venv/.train
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.train: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/.train: requirements.txt requirements-base.txt | .venv/bin/python
+	$(PIP) $(if $(LOCKED),$(LOCK),-r requirements.txt)
 	@touch $@
 
-.venv/.dev: requirements-dev.txt requirements-docs.txt .venv/.train
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/.dev: requirements-dev.txt requirements-docs.txt requirements-lock.txt .venv/.train
+	$(PIP) $(if $(LOCKED),$(LOCK),-r requirements-dev.txt)
 	@touch $@
 
 # On the machine with the card, without an environment of its own where there is none: make gpu OUT=DIR PYTHON=python3

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = replace(options, members=2, samples=2)
     try:
         runs = read_runs(options)
-        dataset = load_test_images(runs[0], options.data)
+        dataset = load_test_images(runs[0], options.data, cache_dir=None)
         measured: list[Outputs] = []
         with harness.interruptible() as interruption:
             for run in runs:

@@ -102,17 +102,18 @@ def plan(options: argparse.Namespace) -> list[Part]:
     if options.quick:
         parts.append(time_to_accuracy("swa30", 2, 200))
     else:
-        lengths = ["--processes", "0", "--vary", *(f"epochs={length}" for length in LENGTHS)]
+        at_once = ["--processes", "0", "--pause-s", "0"]  # accuracies
+        lengths = [*at_once, "--vary", *(f"epochs={length}" for length in LENGTHS)]
         parts += [
             time_to_accuracy("speedrun94", 10, 100),
             time_to_accuracy("speedrun94", 3, 80, *lengths, folder="lengths"),
-            time_to_accuracy("swa30", 3, 80, "--processes", "0"),
+            time_to_accuracy("swa30", 3, 80, *at_once),
         ]
     if options.peers:
         parts.append(bench("compare", 300, "--recipe", "swa30" if options.quick else "speedrun94", *peers))
     parts += [bench("step", 100, "--recipe", "speedrun94"), bench("compile", 150)]
     if not options.quick:
-        parts.append(time_to_accuracy("accurate96", 3, 150, "--processes", "0"))
+        parts.append(time_to_accuracy("accurate96", 3, 150, *at_once))
     recipes = ("swa30", "onecycle30") if options.quick else tuple(RECIPES)
     parts.append(bench("schedules", 600, "--runs", "1", *data, "--recipes", *recipes))
     return parts

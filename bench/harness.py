@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.run_clock import RunClock
 from fastcifar.cli import flags
 from fastcifar.cli.progress import Silent, shown
 from fastcifar.config import Config
@@ -29,7 +30,9 @@ from fastcifar.runs.observers import Result
 from fastcifar.settings import IneffectiveSetting, flat
 from fastcifar.training.hardware import choose_hardware, make_deterministic
 from fastcifar.training.loop import train
-from fastcifar.training.task import make_task
+from fastcifar.training.stopwatch import repeats_s
+from fastcifar.training.task import Task, make_task, plain_network
+from fastcifar.training.warm_up import prepare
 
 NOT_IN_STATE = ("seed", "runs", "out", "target", "debug")
 """Settings that a measurement does not depend on, or that are part of its key."""
@@ -45,14 +48,29 @@ def describe_environment(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train_once(config: Config, dataset: Dataset) -> Result:
-    """Trains one run. Prints nothing and writes no file."""
+def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> Result:
+    """Trains one run, on a card after a rest of `pause_s`. Prints nothing and writes no file.
+
+    The summary also has `joules` of the card (`bench.run_clock`), and `preparation_s`: seconds of whitening and
+    padding, which a CPU does once for all runs of a job; None on a card, where `time_s.train` has them.
+    """
     with deterministic_algorithms(config.machine.deterministic):
         task = make_task(config, dataset, choose_hardware(config))
         if task.hardware.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(task.hardware.device)  # else an earlier run could set the peak
+        clock = RunClock(task.hardware.device, pause_s)
         with shown(Silent()):
-            return train(task)
+            result = train(task, stopwatch=clock)
+        result.summary["joules"] = clock.joules()
+        result.summary["preparation_s"] = None
+        if task.hardware.device.type == "cpu":
+            (result.summary["preparation_s"],) = repeats_s(lambda: prepare_alike(task), task.hardware.device, repeats=1)
+        return result
+
+
+def prepare_alike(task: Task) -> None:
+    """What a run on a card does before its first step, on the images of a task and a network of its own."""
+    prepare(task, plain_network(task))
 
 
 @contextmanager

@@ -166,6 +166,14 @@ def refuse_ineffective(config: Config, names: Iterable[str]) -> None:
                 raise IneffectiveSetting(name, f"here: it belongs to {condition.belongs_to}")
 
 
+def as_flag(name: str, value: Any) -> list[str]:
+    """The words of a command line that give a setting this value."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, *map(str, value if isinstance(value, tuple) else [value])]
+
+
 def method_differences(saved: Config, now: Config) -> list[str]:
     """Settings that decide which weights are trained and differ, as `name: saved -> now`.
 

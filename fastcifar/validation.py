@@ -19,15 +19,23 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+LARGEST_COUNT = 1_000_000_000
+"""Of whatever a setting counts: more is a mistake, or a file that asks for all memory."""
 ABOVE_0 = Range("above 0", lambda v: v > 0)
 AT_LEAST_0 = Range("at least 0", lambda v: v >= 0)
 FRACTION = Range("in [0, 1)", lambda v: 0 <= v < 1)
 UP_TO_1 = Range("in (0, 1]", lambda v: 0 < v <= 1)
 
 
-def setting(default: Any = MISSING, within: Range | None = None, flag: str | None = None) -> Any:
-    """A dataclass field with a range, and with the name of its flag where that is not the name of the field."""
-    return field(default=default, metadata={"within": within, "flag": flag})
+def setting(
+    default: Any = MISSING, within: Range | None = None, flag: str | None = None, from_file: bool = True
+) -> Any:
+    """A dataclass field with a range, and with the name of its flag where that is not the name of the field.
+
+    from_file: False for what names a folder to write in, a program or a tracker. In a file that is a note, which
+    nothing reads back, because the file may be a stranger's: flags, environment and defaults alone set it.
+    """
+    return field(default=default, metadata={"within": within, "flag": flag, "from_file": from_file})
 
 
 def flag_of(name: str, metadata: Any) -> str:
@@ -61,6 +69,8 @@ def _check_type(flag: str, value: Any, hint: Any) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{flag} is {value}; it must be finite")
+    if isinstance(value, int) and flag != "seed" and value > LARGEST_COUNT:
+        raise ValueError(f"{flag} is {value}; it must be at most {LARGEST_COUNT:,}")
     if any(get_origin(option) is tuple for option in options):
         if not isinstance(value, tuple) or not all(_is_number(v) and math.isfinite(v) for v in value):
             raise ValueError(f"{flag} is {value!r}; it must be a list of numbers")

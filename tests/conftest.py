@@ -167,9 +167,10 @@ def deterministic():
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, tiny_network):
-    """Runs are made in a folder of their own, on one thread, and leave nothing behind in this process."""
+def here(tmp_path, tmp_path_factory, monkeypatch, tiny_network):
+    """Runs are made in a folder of their own, on one thread, and leave nothing behind in this process or the cache."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path_factory.getbasetemp() / "cache of decoded images"))
     monkeypatch.setattr("sys.argv", ["train_fast.py"])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -260,3 +260,15 @@ def test_the_source_s_experiment_reads_as_it_is_described():
     assert config.schedule == OneCycle(peak=0.1, rise=0.3, momentum_max=0.95, momentum_min=0.85, final_div_factor=1e4)
     assert config.tail == Tail(start=20 / 30, lr=0.01, every_steps=None) and config.epochs == 30
     assert config.epoch_of(config.tail.start) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("name", sorted(set(INTEGERS) - {"seed"}))
+def test_every_count_has_an_upper_bound(name):
+    with pytest.raises(ValueError, match=rf"{name} is 1000000000001; it must be (at most|from) "):
+        SETTINGS[name].owners[0](**{**needed(name), SETTINGS[name].field.name: 10**12 + 1})
+
+
+def needed(name: str) -> dict[str, Any]:
+    """What the class of a setting needs besides it."""
+    owner = SETTINGS[name].owners[0]
+    return {"batch_size": 1} if owner is Optimizer else {"peak": 0.1} if owner in SCHEDULES.values() else {}

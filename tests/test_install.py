@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -47,18 +48,49 @@ def summary_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_pip_install_then_the_command_in_another_folder(tmp_path):
-    project, bin_folder = copy_of_the_project(tmp_path / "project"), make_environment(tmp_path / "env")
-    installed = run(bin_folder / "python", "-m", "pip", "install", "--quiet", "--no-deps", project, cwd=tmp_path)
-    if installed.returncode and "setuptools" in installed.stderr:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The bin folder of an environment in which `pip install .` was called; DALI is not to be found there."""
+    folder = tmp_path_factory.mktemp("installed")
+    project, bin_folder = copy_of_the_project(folder / "project"), make_environment(folder / "env")
+    done = run(bin_folder / "python", "-m", "pip", "install", "--quiet", "--no-deps", project, cwd=folder)
+    if done.returncode and "setuptools" in done.stderr:
         pytest.skip("pip cannot fetch setuptools")
-    assert installed.returncode == 0, installed.stderr[-2000:]
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    done = run(bin_folder / "fastcifar", "train", "--smoke", "--data", "synthetic", "--device", "cpu", "--out", "r",
-               cwd=elsewhere)  # fmt: skip
-    assert summary_of(done)["n_train"] == 2000
-    assert (elsewhere / "r/model.safetensors").is_file()
+    assert done.returncode == 0, done.stderr[-2000:]
+    (packages,) = folder.glob("env/lib/python*/site-packages")
+    (packages / "without_dali.pth").write_text("import sys; sys.modules['nvidia.dali'] = None\n")
+    return bin_folder
+
+
+def test_pip_install_then_the_command_in_another_folder(installed, tmp_path):
+    done = run(installed / "fastcifar", "train", "--smoke", "--data", "synthetic", "--device", "cpu", "--out", "r",
+               cwd=tmp_path)  # fmt: skip
+    summary = summary_of(done)
+    assert summary["n_train"] == 2000 and summary["augment"] == "torch"
+    assert (tmp_path / "r/model.safetensors").is_file()
+
+
+def test_without_dali_only_its_flag_is_refused(installed, tmp_path):
+    done = run(installed / "fastcifar", "train", "--smoke", "--data", "synthetic", "--device", "cpu",
+               "--augment", "dali", cwd=tmp_path)  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "DALI does not run here" in line and "pip install nvidia-dali-cuda130" in line
+
+
+def test_the_package_needs_no_dali_and_has_it_as_an_extra(installed, tmp_path):
+    code = "import importlib.metadata as m; print(*m.requires('fastcifar'), sep='\\n')"
+    needs = run(installed / "python", "-c", code, cwd=tmp_path).stdout.splitlines()
+    always = {need.replace(" ", "") for need in needs if "extra ==" not in need}
+    base = (ROOT / "requirements-base.txt").read_text().splitlines()
+    assert always == {line for line in base if not line.startswith("#")} and not any("dali" in n for n in always)
+    (dali,) = (need for need in needs if "dali" in need)
+    assert dali.startswith("nvidia-dali-cuda130>=2.4") and "extra == 'dali'" in dali.replace('"', "'")
+
+
+def test_the_default_installation_is_the_package_with_dali():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dali"]
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ["-r requirements-base.txt", *extra]
 
 
 def test_uv_runs_the_script(tmp_path):

@@ -8,6 +8,10 @@ share crop and mirror are handed over as one sequence, layout FHWC: at most 2 (2
 number of images, and still every image has its own draw. The output lies in the order of the groups; a step finds its
 images by row. FHWC is also the more exact layout: DALI computes it in fp32 and rounds once, while it computes single
 images (HWC) to fp16 in fp16.
+
+On a card DALI (2.4) cuts a call into blocks of threads, of a size that belongs to the pipeline and only shrinks: each
+call adds up to one wave of blocks, whatever it has to do, and a small call after which the blocks are small leaves them
+small for ever (docs/dali-report.md). So a pipeline gets calls of one size, and not too many of them.
 """
 
 from __future__ import annotations
@@ -25,6 +29,11 @@ from fastcifar.augment.images import DeviceImages, upload
 from fastcifar.augment.plan import EpochPlan
 
 ADVICE = "pip install nvidia-dali-cuda130 (driver before 580: nvidia-dali-cuda120), or use --augment torch"
+MOST_CALLS = 32
+"""Calls of a pipeline on a card: the first whole epoch has 19,000 blocks on an H100, the last one about 50,000."""
+SIZES_OF_A_RUN = 3
+"""Calls of a run differ in size: whole epochs, the rest of the last one, images that refresh batch norms. A pipeline
+for each is built before the first step."""
 
 
 class DaliUnavailable(RuntimeError):
@@ -41,20 +50,37 @@ class DaliExecutor(Executor):
     def __init__(self, images: DeviceImages, cutout_px: int = 0, max_images: int | None = None) -> None:
         super().__init__(images, cutout_px, max_images)
         self.size = images.padded.shape[1] - 2 * images.pad_px
-        # DALI has no bf16: its fp32 is cast.
+        # DALI (2.4) writes FLOAT, FLOAT16, INT8 and UINT8 here and has no bf16 anywhere: for bf16 its fp32 is cast.
         self.output_dtype = torch.float16 if images.dtype == torch.float16 else torch.float32
         self.feed: dict[str, Any] = {}  # what DALI reads next; a dict, so that the pipeline need not refer to self
+        self.most_calls = MOST_CALLS if images.padded.is_cuda else None  # DALI's CPU operators know no such blocks
+        self.unused: list[Any] = []  # pipelines
+        self.used: dict[int, tuple[Any, int]] = {}
+        """A pipeline and the number of its calls, by the images of a call; the one used last comes last."""
         one = torch.zeros(1, 1, dtype=torch.int64)
         try:
-            self.pipe, self.copy_output = self._build()
+            from nvidia.dali.plugin.pytorch import feed_ndarray
+
+            self.copy_output = feed_ndarray
             for _ in self.blocks([(EpochPlan(one, one, one, one.bool(), one, one), 32)]):
                 pass  # driver trouble shows up to here, not in the first epoch
+            self.used.clear()  # this pipeline's blocks are small for ever
+            self.unused = [self._build() for _ in range(SIZES_OF_A_RUN)]
         except (ImportError, RuntimeError, AttributeError, TypeError) as error:  # the last two: a DALI too old for this
             raise DaliUnavailable(error) from error
 
-    def _build(self) -> tuple[Any, Any]:
+    def _pipeline_for(self, num_images: int) -> Any:
+        """A pipeline that had no call of another size, and fewer than `most_calls` of this one."""
+        pipe, calls = self.used.pop(num_images, (None, 0))
+        if pipe is None or calls == self.most_calls:
+            pipe, calls = self.unused.pop() if self.unused else self._build(), 0
+        if len(self.used) == SIZES_OF_A_RUN:
+            del self.used[next(iter(self.used))]
+        self.used[num_images] = pipe, calls + 1
+        return pipe
+
+    def _build(self) -> Any:
         from nvidia.dali import fn, pipeline_def, types
-        from nvidia.dali.plugin.pytorch import feed_ndarray
 
         images, feed = self.images, self.feed
         device = "gpu" if images.padded.is_cuda else "cpu"
@@ -87,7 +113,7 @@ class DaliExecutor(Executor):
 
         pipe = augment()
         pipe.build()
-        return pipe, feed_ndarray
+        return pipe
 
     def make(self, plan: EpochPlan, size_px: int) -> Block:
         """The block of all steps of a plan, its images in the order of the groups."""
@@ -100,7 +126,7 @@ class DaliExecutor(Executor):
         in_order = torch.from_numpy(order)
         index = upload(flat.index[in_order], device)
         self._set_feed(images.padded[index].split(np.diff(first, append=len(order)).tolist()), flat, order[first])
-        (output,) = self.pipe.run(self.stream)
+        (output,) = self._pipeline_for(len(order)).run(self.stream)
         # A copy rather than DLPack: DALI frees a DLPack tensor by cudaDeviceSynchronize in another thread, an error
         # that ends the process if a CUDA graph is being captured at that moment.
         pixels = (len(order), self.size, self.size, images.padded.shape[3])

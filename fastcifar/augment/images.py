@@ -56,18 +56,26 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _reflected(pixels: Tensor, pad_px: int) -> Tensor:
-    """[N, H, W, C] -> [N, H+2P, W+2P, C]. Strip by strip: gathering every pixel takes several times as long."""
+    """[N, H, W, C] -> [N, H+2P, W+2P, C]."""
     if not pad_px:
         return pixels
     num, height, width, channels = pixels.shape
     padded = pixels.new_empty(num, height + 2 * pad_px, width + 2 * pad_px, channels)
     padded[:, pad_px : pad_px + height, pad_px : pad_px + width] = pixels
-    for dim, size in ((1, height), (2, width)):
-        first, last = pad_px, pad_px + size - 1
+    reflect(padded, pad_px)
+    return padded
+
+
+def reflect(padded: Tensor, pad_px: int) -> None:
+    """Fills the borders of [N, H+2P, W+2P, C] from the images inside, in place.
+
+    Strip by strip: gathering every pixel takes several times as long.
+    """
+    for dim in (1, 2):
+        first, last = pad_px, padded.shape[dim] - pad_px - 1
         for i in range(1, pad_px + 1):
             padded.select(dim, first - i).copy_(padded.select(dim, first + i))
             padded.select(dim, last + i).copy_(padded.select(dim, last - i))
-    return padded
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -42,7 +42,7 @@ class Loader:
         cutout_px: size of the blanked square; 0: none.
         device: where the batches lie.
         dtype: precision of x.
-        executor: "torch", "dali", or "auto", which is the faster one: torch.
+        executor: "torch", "dali", or "auto": torch, the faster one wherever both were measured.
         mean: per channel in [0, 1]; by default that of the images.
         std: likewise.
         seed: of all draws. Equal seeds give equal epochs, with either executor.

@@ -15,8 +15,6 @@ from fastcifar.runs.comparison_plot import draw_comparison
 from fastcifar.runs.results import RunResults, read_results
 from fastcifar.settings import flat
 
-OF_THE_CALL = ("out", "resume", "debug", "dry_run", "plot_schedule")
-"""Settings that say nothing about the run."""
 LONGEST_CELL = 40
 
 
@@ -52,7 +50,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 def different_settings(runs: Sequence[RunResults]) -> list[list[str]]:
     """A row for each setting that is not the same in all runs, by its flag; `-` where a run does not have it."""
     settings = [{name: _text(value) for name, value in flat(run.config).items()} for run in runs]
-    names = dict.fromkeys(name for values in settings for name in values if name not in OF_THE_CALL)
+    names = dict.fromkeys(name for values in settings for name in values if name != "resume")
     rows = [["--" + name.replace("_", "-"), *(values.get(name, "-") for values in settings)] for name in names]
     return [row for row in rows if len(set(row[1:])) > 1]
 

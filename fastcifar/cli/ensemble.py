@@ -35,6 +35,7 @@ KINDS = {"raw": ("one model", "deep ensemble"), "swa": ("SWA", "Multi-SWA"), "sw
 """Kinds of weights, with their names for one run and for several."""
 SAMPLES = 30
 """Samples of each Gaussian, as in the SWAG paper."""
+MAX_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Options:
     """Samples of each run's Gaussian; with --swag 30."""
     data: str | None = None
     """Data set, as --data of the training; by default the one that the runs were trained on."""
+    cache_dir: str | None = None
+    """Where decoded data sets are kept, as --cache-dir of the training."""
     views: bool = True
     """Average the outputs of each member for an image and its mirror."""
     out: Path | None = None
@@ -59,15 +62,16 @@ def main(argv: Sequence[str]) -> int:
     """Prints a row per run and per kind of ensemble, and returns the exit code. ValueError for bad input."""
     options = parse_quietly(Options, argv, "fastcifar ensemble")
     samples = options.swag_samples if options.swag_samples is not None else SAMPLES if options.swag else 0
-    if samples < (options.swag or options.swag_samples is not None):
-        raise UsageError(f"--swag-samples is {samples}; it must be above 0")
+    if not (options.swag or options.swag_samples is not None) <= samples <= MAX_SAMPLES:
+        raise UsageError(f"--swag-samples is {samples}; it must be from 1 to {MAX_SAMPLES:,}")
     if len(options.runs) < (1 if samples else 2):
         raise UsageError("an ensemble has at least two members; name several runs, or one with --swag")
     members = [read_run(where) for where in options.runs]
+    check_named_once(members)
     check_members(members, options.data)
     for member in members if samples else []:  # before the work, which takes seconds for each sample
         load_swag(member.folder)
-    dataset = load_test_images(members[0], options.data)
+    dataset = load_test_images(members[0], options.data, options.cache_dir)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
     outputs, labels = [], torch.as_tensor(dataset.y_test)
@@ -149,6 +153,14 @@ def table_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             cells.append("" if added is None else f"{100 * added[name]:+z.2f}" if is_share else f"{added[name]:+z.4f}")
         table.append(cells)
     return table
+
+
+def check_named_once(members: Sequence[TrainedRun]) -> None:
+    """UsageError when one run is named twice, whatever its name: its mean with itself would say nothing."""
+    folders = [member.folder.resolve() for member in members]
+    for member, folder in zip(members, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError(f"{member.folder}: is named twice; an ensemble is of different runs")
 
 
 def check_members(members: Sequence[TrainedRun], data: str | None) -> None:

@@ -11,20 +11,29 @@ from fastcifar.training.state import Diverged
 DONE, FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 
 
-def message_and_code(error: Exception) -> tuple[str, int]:
-    """The line for an error, and the exit code. The line is empty for a bug in fastcifar."""
+def message_and_code(error: Exception, training: bool = True) -> tuple[str, int]:
+    """The line for an error, and the exit code. The line is empty for a bug in fastcifar.
+
+    training: False for a command that trains no run, so that none can be continued.
+    """
+    to_resume = " (continue {} with --resume)" if training else ""
     if isinstance(error, Diverged):
         return f"training diverged: {error}", DIVERGED
     if isinstance(error, BrokenPipeError):
-        return "the program that read this output has ended; write it to a file (continue with --resume)", BAD_INPUT
+        return (
+            f"the program that read this output has ended; write it to a file{to_resume.format('the run')}",
+            BAD_INPUT,
+        )
     if isinstance(error, OSError):
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        what = f"{where}: {error.strerror}" if where else str(error)
         remedy = "make room or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose"
-        return f"{what}; {remedy} another folder (continue a run with --resume)", BAD_INPUT
+        return f"{what}; {remedy} another {'folder' if training else 'place'}{to_resume.format('a run')}", BAD_INPUT
     if isinstance(error, (ValueError, DaliUnavailable)):  # usage, data, checkpoint, settings that do not fit together
         return str(error), BAD_INPUT
     if memory.ran_out(error):
-        return "out of memory before training began; close other programs or use a smaller --subset", BAD_INPUT
+        when, less = (" before training began", "a smaller --subset") if training else ("", "fewer images")
+        return f"out of memory{when}; close other programs or use {less}", BAD_INPUT
     if processes.lost_a_process(error):
         return "another process of this run has ended (its own message says why); continue with --resume", BAD_INPUT
     return "", FAILED

@@ -28,6 +28,8 @@ class Options:
     """Run folder (or its model.safetensors); in a folder of runs the newest is taken."""
     data: str | None = None
     """Data set, as --data of the training; by default the one that the run was trained on."""
+    cache_dir: str | None = None
+    """Where decoded data sets are kept, as --cache-dir of the training."""
     views: bool = True
     """Average the outputs for each image and its mirror."""
     out: Path | None = None
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the metrics, writes the files and returns the exit code. ValueError or OSError for bad input."""
     options = parse_quietly(Options, argv, "fastcifar evaluate")
     run = read_run(options.run)
-    dataset = load_test_images(run, options.data)
+    dataset = load_test_images(run, options.data, options.cache_dir)
     out = options.out or run.folder
     out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
     log_p, labels = log_probabilities(run.model, dataset, options.views)

@@ -6,20 +6,21 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from fastcifar.cli import flags
 from fastcifar.cli.options import parse_quietly
 from fastcifar.config import Config
+from fastcifar.data.files import require_writable
 from fastcifar.recipes import find_recipe, with_optimizer
 from fastcifar.runs import export
 from fastcifar.runs.classifier import find_model, load
 from fastcifar.runs.hub_folder import without_paths, write_hub_folder
 from fastcifar.runs.model_file import load_model
 from fastcifar.runs.results import read_results
-from fastcifar.settings import SETTINGS, flat, method_differences, with_settings
+from fastcifar.settings import SETTINGS, as_flag, flat, method_differences, with_settings
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ def main(argv: Sequence[str]) -> int:
     source = find_model(options.run)
     if options.format == "hub-folder":
         return export_hub_folder(source, options.out or source.with_name("hub"))
-    classifier = load(source)
     path = options.out or source.with_name("model" + export.SUFFIXES[options.format])
     if path.is_dir() or path.resolve() == source.resolve():
         raise ValueError(f"--out {path}: is a folder or the model itself; name another file")
+    classifier = load(source)
+    require_writable(path.parent)  # before the work, which takes half a minute
     difference = export.export(classifier, options.format, path)
     count = len(classifier.classes)
     print(f"{path}: images uint8 [N, 32, 32, 3] -> logits float32 [N, {count}], {path.stat().st_size / 1e6:.1f} MB")
@@ -78,7 +80,7 @@ def training_command(config: Config) -> str | None:
         for name, value in flat(config).items():
             part = SETTINGS[name].part if name in SETTINGS else "schedule"
             if name != "data" and (part != "run" or name == "smoke") and base.get(name, ...) != value:
-                words += _words("--" + name.replace("_", "-"), value)
+                words += as_flag(name, value)
         parsed = flags.parse(words)
     except ValueError:  # from Python: an unknown recipe, or a setting that has no effect
         return None
@@ -90,9 +92,3 @@ def training_command(config: Config) -> str | None:
     if config.run.extend_epochs:
         command += f"\nfastcifar train --resume RUN --extend-epochs {config.run.extend_epochs:g}"
     return command
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, *map(str, value if isinstance(value, tuple) else [value])]

@@ -41,7 +41,7 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
     if resumed is not None:
         folder = find_run(resumed)
         saved = load_config(folder / "config.json")
-        default = saved = replace(saved, run=replace(saved.run, resume=str(folder), out=None))
+        default = saved = replace(saved, run=replace(saved.run, resume=str(folder)))
         argv = _without(argv, "--resume")
     values = _parse_flags(argv, default, prog, description)
     config = with_settings(default, **{name: values[name] for name in _given(argv)})

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ import tyro
 from numpy.typing import NDArray
 
 from fastcifar.cli.options import UsageError, parse_quietly
+from fastcifar.data import limits
+from fastcifar.data.errors import DataError, printable
+from fastcifar.data.images import decode_image
 from fastcifar.runs.classifier import find_model, load
 
 RUNS = Path("runs")
@@ -46,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
     run, named = which_run(options)
     model = load(find_model(run))
     paths = [path for name in named for path in images_of(name)]
-    pixels = np.stack([read_image(path) for path in paths])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about odd files; the error message alone shall be printed
+        pixels = np.stack([read_image(path) for path in paths])
     best = model.logits(pixels, views=True).softmax(1).topk(min(options.top, len(model.classes)))
     for path, values, labels in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         print(line(str(path), [(model.classes[i], p) for p, i in zip(values, labels, strict=True)], options.json))
@@ -84,20 +90,21 @@ def images_of(path: Path) -> list[Path]:
 
 
 def line(path: str, best: list[tuple[str, float]], as_json: bool) -> str:
-    """The most probable classes of an image, as text or as a JSON object."""
+    """The most probable classes of an image, as text or as a JSON object.
+
+    Text has an escape for what cannot be printed in the path. JSON has its own, and one for bytes that are not UTF-8.
+    """
     if not as_json:
-        return f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best)
+        return f"{printable(path)}: " + ", ".join(f"{name} {p:.1%}" for name, p in best)
     classes: list[dict[str, Any]] = [{"class": name, "probability": round(p, 6)} for name, p in best]
+    path = path.encode(errors="backslashreplace").decode()  # a lone surrogate is no valid text
     return json.dumps({"path": path, **classes[0], "top": classes})
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image file as uint8 [32, 32, 3]. ValueError when it is no PNG, JPEG, WebP or BMP image."""
-    from PIL import Image
-
+    """An image file as uint8 [32, 32, 3]. DataError when it is no PNG, JPEG, WebP or BMP image, or too large."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-            pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX))
-    except Exception as e:  # PIL raises almost any exception on a damaged file
-        raise ValueError(f"{path}: cannot be read as an image ({e})") from e
-    return pixels
+        data = limits.read_limited(path, limits.MAX_PHOTO_BYTES)
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read as an image ({e.strerror}); give another one") from e
+    return decode_image(data, str(path), ("PNG", "JPEG", "WEBP", "BMP"), limits.MAX_PHOTO_PIXELS)

@@ -46,7 +46,9 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
         if kept:
             signals.phase = "finish"  # all is saved: from here on a signal ends the process
             folders = [str(kept / f"seed{s}") for s in sorted(row["seed"] for row in summaries)]
-            ensemble.main([*folders, "--out", str(out), *(["--swag"] if config.tail and config.tail.swag_rank else [])])
+            cache = ["--cache-dir", config.machine.cache_dir] if config.machine.cache_dir else []
+            swag = ["--swag"] if config.tail and config.tail.swag_rank else []
+            ensemble.main([*folders, "--out", str(out), *cache, *swag])
         print(record.to_json(summary), flush=True)
 
 

@@ -14,19 +14,20 @@ class Stopped(BaseException):
     """Raised by a signal while there is nothing to save. No Exception, so that no handler catches it by chance."""
 
     def __init__(self, number: int, message: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {message}")
+        super().__init__(f"stopped by {signal.Signals(number).name}{message}")
         self.number = number
 
 
 class Signals:
     """Notes the signal that arrived; calling the object returns its number, or None.
 
-    While the process imports, a signal ends it at once; while it prepares or finishes a run, a signal raises `Stopped`;
+    While the process imports, a signal ends it at once; while it prepares or finishes a run, and in a command that
+    trains none, a signal raises `Stopped`;
     while it trains, the signal is noted and the checkpoint observer ends the run after the current step. A second
     SIGINT ends the process at once in any phase. Handlers can be set by the main thread only.
     """
 
-    def __init__(self, phase: Literal["import", "prepare", "train", "finish"] = "import") -> None:
+    def __init__(self, phase: Literal["import", "command", "prepare", "train", "finish"] = "import") -> None:
         self.phase = phase
         self.number: int | None = None
         self._before: dict[int, Any] = {}
@@ -42,10 +43,12 @@ class Signals:
             os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
             os._exit(128 + number)
         self.number = number
+        if self.phase == "command":
+            raise Stopped(number, "; no file is left half written")
         if self.phase == "prepare":
-            raise Stopped(number, "before training began; nothing is lost")
+            raise Stopped(number, " before training began; nothing is lost")
         if self.phase == "finish":
-            raise Stopped(number, "after the last step, which is saved")
+            raise Stopped(number, " after the last step, which is saved")
 
     def restore(self) -> None:
         """Puts the earlier handlers back."""

@@ -16,6 +16,7 @@ from fastcifar.cli.schedule import preview
 from fastcifar.cli.seeds import train_seeds
 from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.config import Config
+from fastcifar.data.errors import printable
 from fastcifar.data.files import lock_folder
 from fastcifar.runs import folder, plots, profiling, record
 from fastcifar.runs.checkpoints import Interrupted
@@ -47,7 +48,7 @@ def main(argv: Sequence[str], signals: Signals | None = None, prog: str = "train
         message, code = message_and_code(e)
         if not message or "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {' '.join(message.split()) or repr(e)}", file=sys.stderr, flush=True)
+        print(f"error: {printable(' '.join(message.split())) or repr(e)}", file=sys.stderr, flush=True)
         return code
     finally:
         processes.leave_processes()
@@ -97,6 +98,8 @@ def train_and_report(
     try:
         if task.config.run.runs > 1:
             train_seeds(task, world, out, signals, progress)
+            if out:
+                folder.require_kept(out)
             return
         result = train(task, [progress, *run_observers(task, out, signals)], stopwatch)
         if out:
@@ -104,9 +107,10 @@ def train_and_report(
                 progress.say(table.read_text().rstrip())
             progress.say(f"results in {out}")
             print(record.to_json(result.summary), flush=True)
+            folder.require_kept(out)
     except (Interrupted, Stopped):
         if out:
-            command = folder.resume_command(out, world.size)
+            command = folder.resume_command(out, world.size, task.config)
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:

@@ -74,12 +74,13 @@ def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
         if name not in ("cifar10", "synthetic"):  # arrays from Python
             return None
         source = name
-    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke,
-            "cache_dir": config.machine.cache_dir}  # fmt: skip
+    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke}
 
 
-def load_test_images(run: TrainedRun, data: str | None) -> Dataset:
+def load_test_images(run: TrainedRun, data: str | None, cache_dir: str | None) -> Dataset:
     """The data set `data` (as --data of the training), or the one that the run was trained on.
+
+    cache_dir: as --cache-dir of the training; it is not what the run's config.json says, which may be a stranger's.
 
     ValueError when it cannot be read, has no test images or has other classes than the model.
     """
@@ -88,7 +89,7 @@ def load_test_images(run: TrainedRun, data: str | None) -> Dataset:
                          "--data")  # fmt: skip
     arguments: dict[str, Any] = {"source": data} if data is not None else run.data or {}
     try:
-        dataset = load(**arguments, progress=sys.stderr.isatty())
+        dataset = load(**arguments, cache_dir=cache_dir, progress=sys.stderr.isatty())
     except ValueError as e:
         raise ValueError(f"{e} (recorded in {run.folder}; --data names another)" if data is None else str(e)) from e
     if not len(dataset.y_test):

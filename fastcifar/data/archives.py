@@ -110,7 +110,7 @@ def _read_members(
             if len(outer_folders) > 1:
                 raise DataError(f"{path}: has train and test in more than one folder; remove all but one")
             yield "/".join(parts[split_at:]), data
-        elif len(parts) > 1 and parts[-2] in _FOLDERS and parts[-1] in _FOLDERS[parts[-2]].md5:
+        elif len(parts) > 1 and parts[-2] in _FOLDERS and parts[-1] in _FOLDERS[parts[-2]].files:
             batches.setdefault(parts[-2], {})[parts[-1]] = _read_member(path, tar, member, limits.MAX_BATCH_BYTES)
     raise DataError(f"{path}: more than {limits.MAX_FILES} files; make an archive of the data set alone")
 

@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
-import os
-import socket
-import sys
-import tempfile
 import threading
 import urllib.request
-from contextlib import nullcontext, redirect_stderr
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
 
+from fastcifar.data.files import write_atomically
 from fastcifar.data.official import OfficialSet
+from fastcifar.data.progress import progress_bar
 
+MIB = 1 << 20
 NETWORK_TIMEOUT_S = 10
 """The longest time without an answer before the network counts as absent."""
 
@@ -27,29 +28,36 @@ class DownloadError(Exception):
 
 
 def fetch(official: OfficialSet, target: Path, progress: bool) -> None:
-    """Downloads the archive to `target` and verifies its MD5; nothing is left there if that fails.
+    """Downloads the archive to `target` and verifies its size, SHA-256 and MD5; nothing is left there if that fails.
 
     Raises DownloadError, within seconds if there is no network.
     """
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    old_timeout = socket.getdefaulttimeout()
-    # torchvision draws a progress bar on stderr, which is of use only on a terminal
-    stderr = nullcontext() if progress and is_terminal else redirect_stderr(StringIO())
     try:
         _check_server_answers(official.url)
-        if progress and not is_terminal:
-            print(f"downloading {official.url} ({official.size}) to {target}", file=sys.stderr, flush=True)
-        from torchvision.datasets.utils import download_url  # imports torch, which nothing else here needs
-
-        target.parent.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-        with stderr, tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-            download_url(official.url, folder, official.archive, official.archive_md5)
-            os.replace(Path(folder) / official.archive, target)
-    except (OSError, RuntimeError, ImportError, ValueError, http.client.HTTPException) as error:
+        with (
+            urllib.request.urlopen(official.url, timeout=NETWORK_TIMEOUT_S) as response,
+            progress_bar(f"downloading {official.url} ({official.size}) to {target}", progress) as advance,
+        ):
+            if urlsplit(response.url).scheme != urlsplit(official.url).scheme:
+                raise ValueError(f"the server leads to {response.url}, without the encryption of https")
+            write_atomically(target, lambda file: _receive(response, file, official, advance))
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(str(error) or type(error).__name__) from error
-    finally:
-        socket.setdefaulttimeout(old_timeout)
+
+
+def _receive(response: IO[bytes], file: IO[bytes], official: OfficialSet, advance: Callable[[int], None]) -> None:
+    """Copies the archive. Raises ValueError when it is another one, before more bytes than it has are written."""
+    sha256, md5, left = hashlib.sha256(), hashlib.md5(usedforsecurity=False), official.archive_bytes
+    while chunk := response.read(min(MIB, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise ValueError(f"the server sends more than the {official.archive_bytes:,} bytes of the archive")
+        sha256.update(chunk)
+        md5.update(chunk)
+        file.write(chunk)
+        advance(1)
+    if (sha256.hexdigest(), md5.hexdigest()) != (official.archive_sha256, official.archive_md5):
+        raise ValueError("what the server sends is not the published archive (its checksums differ)")
 
 
 def _check_server_answers(url: str) -> None:

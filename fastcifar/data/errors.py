@@ -14,12 +14,20 @@ SUPPORTED_SOURCES = (
 """The end of each message about a source that is not of a supported kind."""
 
 
+def printable(text: str) -> str:
+    r"""The text with an escape for each character that cannot be printed: `\n`, `\x1b`, `\udcff` for the byte 0xff.
+
+    Names of files come from strangers: what they hold must neither reach the terminal nor add lines. A byte that is not
+    UTF-8 is a lone surrogate in Python, which no file of UTF-8 takes.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class DataError(ValueError):
     """Bad or missing data. The message is one printable line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        # File names come from untrusted archives: control characters must not reach the terminal.
-        super().__init__("".join(c if c.isprintable() else "?" for c in message))
+        super().__init__(printable(message))
 
 
 def print_warning(text: str) -> None:

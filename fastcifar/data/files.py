@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +39,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool =
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def require_writable(folder: Path) -> None:
+    """Makes a folder where it is missing, and tries to write in it. OSError, with the folder, if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
 
 
 def _sync_folder(folder: Path) -> None:

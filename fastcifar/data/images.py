@@ -1,7 +1,7 @@
-"""Reads data sets of encoded images: finds them in folders, decodes PNG and JPEG, and sorts them by class.
+"""Reads data sets of encoded images: finds them in folders, decodes them, and sorts them by class.
 
 An image belongs to a split and a class by its name, `train/<class>/<file>` or `test/<class>/<file>`. Tars of images
-are opened by `archives` and decoded here.
+are opened by `archives` and decoded here; `decode_image` decodes the images of `fastcifar predict`, too.
 
 Letters: N images of H = W = 32 pixels.
 """
@@ -15,16 +15,21 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastcifar.data import limits
-from fastcifar.data.errors import SUPPORTED_SOURCES, DataError
+from fastcifar.data.errors import SUPPORTED_SOURCES, DataError, printable
 from fastcifar.data.progress import progress_bar
 from fastcifar.data.raw import Images, RawData
 
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+DECODER = 2
+"""Of the pixels that `decode_image` returns; part of the cache key. Raise it with any change to them."""
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # Pillow's kinds of pixels with at most 8 bits in a channel
+_LEVEL_OF_16_BITS = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257, to the nearest
 _IMAGES_PER_TASK = 256  # decoded by a thread at a time: enough that starting the task costs nothing in comparison
 _MAX_PENDING_TASKS = 64  # bounds the memory of images that are read and not yet decoded
 
@@ -45,7 +50,7 @@ def _read_files(path: Path, class_folders: set[tuple[str, ...]]) -> Iterator[tup
         for folder in sorted(f for f in (path / split).glob("*") if f.is_dir() and not f.name.startswith(".")):
             class_folders.add((split, folder.name))
             for file in sorted(folder.iterdir()):
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file():
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
                     yield f"{split}/{folder.name}/{file.name}", limits.read_limited(file, limits.MAX_IMAGE_BYTES)
 
 
@@ -53,14 +58,14 @@ def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool
     """Returns the names of the files and their pixels as RGB, uint8 [N, 32, 32, 3], in the order of `files`.
 
     `files` yields (name, encoded image). Threads decode while the next files are still being read. Raises DataError
-    for a file that is not a PNG or JPEG of 32x32 pixels; `path` is the source named in messages.
+    for a file that is not a PNG or JPEG of 32x32 pixels, as `decode_image` does; `path` is the source in messages.
     """
     names: list[str] = []
     decoded: list[Images] = [np.empty((0, 32, 32, 3), np.uint8)]
     pending: deque[Future[Images]] = deque()
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress_bar(f"decoding the images of {path.name}", progress) as advance,
+        progress_bar(f"decoding the images of {printable(path.name)}", progress) as advance,
     ):
         while chunk := list(itertools.islice(files, _IMAGES_PER_TASK)):
             names += [name for name, _ in chunk]
@@ -73,19 +78,58 @@ def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool
 
 
 def _decode_chunk(path: Path, files: list[tuple[str, bytes]]) -> Images:
-    from PIL import Image  # imported here, so that a run from the cache does not wait for it
-
     pixels = np.empty((len(files), 32, 32, 3), np.uint8)
     for row, (name, data) in enumerate(files):
-        try:
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))  # reads only the header
-            if image.size == (32, 32):  # another size is never decoded: it may be a decompression bomb
-                pixels[row] = np.asarray(image.convert("RGB"))
-        except Exception as error:  # PIL raises almost any exception on a damaged file
-            raise DataError(f"{path}: {name} is not a readable PNG or JPEG ({error}); replace it") from error
-        if image.size != (32, 32):
-            raise DataError(f"{path}: {name} has {image.size[0]}x{image.size[1]} pixels; expected 32x32: resize it")
+        pixels[row] = decode_image(data, f"{path}: {name}", ("PNG", "JPEG"))
     return pixels
+
+
+def decode_image(data: bytes, where: str, formats: tuple[str, ...], max_pixels: int = 0) -> Images:
+    """Returns one encoded image as RGB, uint8 [32, 32, 3]: one rule for whatever reads images.
+
+    Grey of 16 bits is divided by 257. Transparent pixels lie on white. EXIF orientation turns the image upright. Of an
+    animation the first image counts. An image of another size than 32x32 is resized (Pillow's box filter) where it has
+    at most max_pixels.
+
+    formats: of Pillow. where: what the image is called in messages. Raises DataError for anything else, for pixels
+    whose range is not known, and for a size that is not allowed: that is read from the header, before decoding.
+    """
+    from PIL import Image, UnidentifiedImageError  # imported here, so that a run from the cache does not wait for it
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)  # reads only the header
+        width, height = image.size
+        if image.size != (32, 32) and width * height > max_pixels:
+            expected = f"at most {max_pixels:,}" if max_pixels else "32x32"
+            raise ValueError(f"{width}x{height} pixels; expected {expected}")
+        return _to_rgb_32(image)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: cannot be read as an image (no {' or '.join(formats)}); replace it") from error
+    except Exception as error:  # Pillow raises almost any exception on a damaged file
+        raise DataError(f"{where}: cannot be read as an image ({error}); replace it") from error
+
+
+def _to_rgb_32(image: Any) -> Images:
+    """The pixels of Pillow's image as `decode_image` returns them. ValueError for pixels whose range is not known."""
+    from PIL import Image, ImageOps
+
+    depth = image.tile[0][3] if image.tile else image.mode  # Pillow's name of how the file stores a pixel
+    if "transparency" in image.info and image.mode in ("L", "RGB", "I;16") and depth != image.mode:
+        raise ValueError("a transparent colour in an image of other than 8 bits")  # Pillow would compare unscaled
+    if image.mode == "I;16":
+        levels = Image.fromarray(_LEVEL_OF_16_BITS[np.asarray(image)])
+        levels.info, image = image.info, levels  # `info` holds the EXIF
+    elif image.mode not in _MODES:
+        raise ValueError(f"pixels of kind {image.mode}, whose range is not known")
+    kind = "RGBA" if image.has_transparency_data else "RGB"
+    if image.mode != kind:  # else Pillow makes a copy
+        image = image.convert(kind)
+    if image.size != (32, 32):  # first, so that what follows costs little memory
+        image = image.resize((32, 32), Image.Resampling.BOX)
+    ImageOps.exif_transpose(image, in_place=True)
+    if kind == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(image)
 
 
 def sort_by_class(path: Path, names: list[str], images: Images, class_folders: set[tuple[str, ...]]) -> RawData:

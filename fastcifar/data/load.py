@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcifar.data import cache, download, sources, synthetic
 from fastcifar.data.cifar10 import is_cifar10
 from fastcifar.data.dataset import Dataset, channel_mean_std, dataset_digest, largest_subset, take_subset
-from fastcifar.data.errors import DataError, print_warning
+from fastcifar.data.errors import DataError, print_warning, printable
 from fastcifar.data.official import CIFAR10, OFFICIAL_SETS, OfficialSet, find_official
 from fastcifar.data.progress import progress_bar
 from fastcifar.data.raw import RawData
@@ -75,6 +75,7 @@ def load(
 def _load_path(path: Path, cache_dir: str | None, progress: bool) -> Dataset:
     key = sources.fingerprint(path)[:32]
     name = re.sub(r"(\.tar)?\.(tar|gz|tgz|xz|txz|bz2|tbz2?|npz)$", "", path.resolve().name, flags=re.IGNORECASE)
+    name = printable(name)  # it is printed, and written to files of UTF-8
     if name in (*OFFICIAL_SETS, "synthetic"):
         name += "-custom"  # those names state what the content is
     dataset = cache.load_or_build(key, lambda: _make_dataset(sources.read_source(path, progress), name), cache_dir)
@@ -105,11 +106,11 @@ def _load_official(official: OfficialSet, cache_dir: str | None, progress: bool)
         if found is None:
             download.fetch(official, archive, progress)
         path = found or archive
-        raw = sources.read_source(path, progress)
-        if raw.published != official.name:
+        dataset = _make_dataset(sources.read_source(path, progress), f"{official.name}-custom")
+        if dataset.name != official.name:
             raise DataError(f"{path}: not the published {official.title} (its checksums differ); download "
                             f"{official.url} again, or use it as it is with --data {path}")  # fmt: skip
-        return _make_dataset(raw, official.name)
+        return dataset
 
     try:
         return cache.load_or_build(official.name, build, cache_dir)

@@ -20,7 +20,7 @@ from fastcifar.data.raw import Images, Labels, RawData
 
 
 class OfficialSet(NamedTuple):
-    """A published data set. File names map to the MD5 of their content, as torchvision.datasets has them, too."""
+    """A published data set."""
 
     name: str
     """Value of --data."""
@@ -28,6 +28,10 @@ class OfficialSet(NamedTuple):
     folder: str
     archive: str
     archive_md5: str
+    """As torchvision.datasets has it, too."""
+    archive_sha256: str
+    """As the checksums of TensorFlow Datasets and Keras have it, too."""
+    archive_bytes: int
     url: str
     size: str
     """Of the archive, for people."""
@@ -36,35 +40,34 @@ class OfficialSet(NamedTuple):
     meta: str
     labels_key: bytes
     names_key: bytes
-    md5: dict[str, str]
+    sha256: dict[str, str]
+    """Of each file's content; empty for a set that is recognised by its images (`fastcifar.data.cifar10`)."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that hold the set."""
+        return (*self.train, self.test, self.meta)
 
 
 CIFAR10 = OfficialSet(
     name="cifar10", title="CIFAR-10", folder="cifar-10-batches-py",
     archive="cifar-10-python.tar.gz", archive_md5="c58f30108f718f92721af3b95e74349a",
+    archive_sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce", archive_bytes=170_498_071,
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", size="170 MB",
     train=tuple(f"data_batch_{i}" for i in range(1, 6)), test="test_batch", meta="batches.meta",
-    labels_key=b"labels", names_key=b"label_names",
-    md5={
-        "data_batch_1": "c99cafc152244af753f735de768cd75f",
-        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-        "data_batch_4": "634d18415352ddfa80567beed471001a",
-        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        "test_batch": "40351d587109b95175f43aff81a1287e",
-        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-    },
+    labels_key=b"labels", names_key=b"label_names", sha256={},
 )  # fmt: skip
 CIFAR100 = OfficialSet(
     name="cifar100", title="CIFAR-100", folder="cifar-100-python",
     archive="cifar-100-python.tar.gz", archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+    archive_sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7", archive_bytes=169_001_437,
     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", size="169 MB",
     train=("train",), test="test", meta="meta",
     labels_key=b"fine_labels", names_key=b"fine_label_names",
-    md5={
-        "train": "16019d7e3df5f24257cddd939b257f8d",
-        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-        "meta": "7973b15100ade9c7d40fb424638fde48",
+    sha256={
+        "train": "735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b",
+        "test": "4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864",
+        "meta": "a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9",
     },
 )  # fmt: skip
 OFFICIAL_SETS = {official.name: official for official in (CIFAR10, CIFAR100)}
@@ -83,10 +86,10 @@ def find_official(path: Path) -> tuple[OfficialSet, Path] | None:
 def decode_official(where: Path, official: OfficialSet, files: dict[str, bytes]) -> RawData:
     """Returns the data set in the official files: images uint8 [N, 32, 32, 3], labels int64 [N].
 
-    `files` maps a file's name to its content. Any files of this format are accepted; `published` of the result says
-    whether they are the published ones. Raises DataError if one is missing or malformed.
+    `files` maps a file's name to its content. Any files of this format are accepted; `published` of the result names
+    the set whose known digests they have. Raises DataError if one is missing or malformed.
     """
-    missing = [name for name in official.md5 if name not in files]
+    missing = [name for name in official.files if name not in files]
     if missing:
         raise DataError(f"{where}: lacks {', '.join(missing)}; download the archive again")
     meta = f"{where}/{official.meta}"
@@ -95,16 +98,14 @@ def decode_official(where: Path, official: OfficialSet, files: dict[str, bytes])
         raise DataError(f"{meta}: {official.names_key.decode()} is not a list of names; download the archive again")
     train = [_decode_batch(f"{where}/{name}", files[name], official.labels_key) for name in official.train]
     x_test, y_test = _decode_batch(f"{where}/{official.test}", files[official.test], official.labels_key)
-    is_published = all(
-        hashlib.md5(files[name], usedforsecurity=False).hexdigest() == md5 for name, md5 in official.md5.items()
-    )
+    checked = [hashlib.sha256(files[name]).hexdigest() == digest for name, digest in official.sha256.items()]
     return RawData(
         tuple(name.decode() if isinstance(name, bytes) else name for name in names),
         np.concatenate([x for x, _ in train]),
         np.concatenate([y for _, y in train]),
         x_test,
         y_test,
-        official.name if is_published else None,
+        official.name if checked and all(checked) else None,
     )
 
 

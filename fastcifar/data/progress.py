@@ -1,4 +1,4 @@
-"""Shows on stderr how far slow work on a data set has come: decoding a source or drawing the synthetic set."""
+"""Shows on stderr how far slow work on a data set has come: download, decoding, or drawing the synthetic set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(text: str, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """Gives a function `advance(n)` that moves the bar forward by n images.
+    """Gives a function `advance(n)` that moves the bar forward by n images, or MiB of a download.
 
     On a terminal a bar is drawn while the context lasts; otherwise one line with `text` is printed at its start. With
     `enabled=False` nothing is printed.

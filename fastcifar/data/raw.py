@@ -28,7 +28,7 @@ class RawData(NamedTuple):
     x_test: Images
     y_test: Labels
     published: str | None = None
-    """cifar10 or cifar100 where the source is their published files, by their MD5 checksums."""
+    """cifar100 where the source is its published files, by their SHA-256; CIFAR-10 is known by its images instead."""
 
 
 def check_raw(path: Path, raw: RawData) -> RawData:

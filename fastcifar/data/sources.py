@@ -15,7 +15,7 @@ from typing import Literal
 from fastcifar.data import limits
 from fastcifar.data.archives import read_tar
 from fastcifar.data.errors import SUPPORTED_SOURCES, DataError
-from fastcifar.data.images import SPLITS, read_image_folder
+from fastcifar.data.images import DECODER, SPLITS, read_image_folder
 from fastcifar.data.npz import read_npz
 from fastcifar.data.official import decode_official, find_official
 from fastcifar.data.raw import RawData, check_raw
@@ -30,7 +30,7 @@ def read_source(path: Path, progress: bool = True) -> RawData:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about odd files; the error message alone shall be printed
             return check_raw(path, _read_unchecked(path, progress))
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # the parsers of four formats raise too many kinds of exception to list
         reason = str(error) or type(error).__name__
@@ -38,18 +38,19 @@ def read_source(path: Path, progress: bool = True) -> RawData:
 
 
 def fingerprint(path: Path) -> str:
-    """Returns a hexadecimal SHA-256 that changes with the data at `path`.
+    """Returns a hexadecimal SHA-256 that changes with the data at `path`, and with the way images are decoded.
 
     For a file it covers the content; for a folder the path and the names, sizes and modification times of the files
     below, which is much faster than reading them. Raises DataError if `path` is no data set or cannot be read.
     """
+    decoder = f"decoder {DECODER}\n".encode()
     try:
         if _source_kind(path) == "file":
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                return hashlib.file_digest(file, lambda: hashlib.sha256(decoder)).hexdigest()
         official = find_official(path)
         roots = [official[1]] if official else [path / split for split in SPLITS]
-        total = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape"))
+        total = hashlib.sha256(decoder + os.fsencode(path.resolve()))
         for root in roots:
             for folder, subfolders, names in os.walk(root):
                 subfolders.sort()  # in place: os.walk then visits them in this order on every machine
@@ -78,7 +79,7 @@ def _read_unchecked(path: Path, progress: bool) -> RawData:
         if not (found := find_official(path)):
             return read_image_folder(path, progress)
         official, root = found
-        existing = [name for name in official.md5 if (root / name).exists()]
+        existing = [name for name in official.files if (root / name).exists()]
         files = {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
         return decode_official(root, official, files)
     with path.open("rb") as file:

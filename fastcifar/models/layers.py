@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.models.cpu_conv import TapwiseConv2d
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
@@ -29,7 +31,9 @@ def conv(
     c_in: int, c_out: int, norm: str, kernel: int = 3, stride: int = 1, groups: int = 1, padding: int | None = None
 ) -> nn.Conv2d:
     """A convolution without bias; its default padding keeps H and W of an odd kernel (up to the stride)."""
-    kind = StandardizedConv2d if norm == "gn-ws" else nn.Conv2d
+    kind: type[nn.Conv2d] = StandardizedConv2d if norm == "gn-ws" else nn.Conv2d
+    if kind is nn.Conv2d and stride == groups == 1:
+        kind = TapwiseConv2d
     padding = kernel // 2 if padding is None else padding
     return kind(c_in, c_out, kernel, stride=stride, padding=padding, groups=groups, bias=False)
 

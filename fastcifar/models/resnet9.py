@@ -89,19 +89,19 @@ class ResNet9(nn.Module):
         return self.head(x).float() * self.logit_scale
 
     @torch.no_grad()
-    def whitening_filters(self, images: Tensor, eps: float = 5e-4) -> Tensor:
-        """Filters [C0, 3, 2, 2] f64 for the stem, from normalised images [N, 3, H, W] f32, computed where they lie:
-        the stem's outputs on 2x2 patches become uncorrelated.
+    def whitening_filters(self, images: Tensor, eps: float = 5e-4, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Filters [C0, 3, 2, 2] f64 for the stem, from normalised images [N, 3, H, W] f32: the stem's outputs on 2x2
+        patches become uncorrelated. The products are made where the images lie, in `dtype`.
 
         PCA whitening of patches as a first layer: Page 2019 ("How to train your ResNet 8"), both signs: airbench.
         """
-        products, count = torch.zeros(12, 12, dtype=torch.float64, device=images.device), 0
+        products, count = torch.zeros(12, 12, dtype=dtype, device=images.device), 0
         for part in images.split(20 if images.device.type == "cpu" else 500):  # of a size that fits a CPU's cache
-            views = part.double().unfold(2, 2, 1).unfold(3, 2, 1)  # [n, 3, H-1, W-1, 2, 2]
+            views = part.to(dtype).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, 3, H-1, W-1, 2, 2]
             patches = views.permute(0, 1, 4, 5, 2, 3).reshape(len(part), 12, -1)
             products += (patches @ patches.mT).sum(0)
             count += patches.shape[0] * patches.shape[2]
-        values, vectors = torch.linalg.eigh((products / count).cpu())
+        values, vectors = torch.linalg.eigh((products / count).cpu().double())
         strongest = (vectors.T / (values[:, None] + eps).sqrt())[-(len(self.stem.weight) // 2) :]  # eigh sorts upwards
         filters = strongest.view(-1, 3, 2, 2)
         return torch.cat([filters, -filters])

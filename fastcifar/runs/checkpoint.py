@@ -41,6 +41,8 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: there is no checkpoint to resume from; give another --resume folder") from e
+    except MemoryError:
+        raise
     except Exception as e:  # torch, zipfile and pickle raise many kinds on damaged or hostile files; none executes
         raise CheckpointError(f"{path}: damaged or not a fastcifar checkpoint; resume another run or start anew") from e
     schema = content.get("schema") if isinstance(content, dict) else None

@@ -72,7 +72,8 @@ def find_model(where: Path) -> Path:
     """The model file of a run folder, the newest one in a folder of runs, or the file itself. ValueError if none."""
     if where.is_file():
         return where
-    found = list(where.glob("model.safetensors")) or list(where.glob("*/model.safetensors"))
+    named = list(where.glob("model.safetensors")) or list(where.glob("*/model.safetensors"))
+    found = [path for path in named if path.is_file()]  # a pipe in its place would be waited for without an end
     if not found:
         raise ValueError(f"{where}: no model.safetensors in it; give the folder of a finished run")
     return max(found, key=lambda p: p.stat().st_mtime)

@@ -1,13 +1,14 @@
 """config.json of a run folder: a Config as plain containers, and back with every value checked.
 
 The same plain form stands in a checkpoint and in summary.json. A file may come from anywhere: a setting that is
-unknown or makes no sense ends in a ConfigFileError of one line.
+unknown or makes no sense ends in a ConfigFileError of one line, and what names a folder to write in, a program or a
+tracker (`from_file=False` at the field) keeps its default.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def config_from_plain(values: Any, where: str, own: Schedule | None = None) -> C
 
 def _part(kind: type[Part], values: Any, name: str) -> Any:
     _check_names(values, {f.name for f in fields(kind)}, name)
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    part = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return replace(part, **{f.name: f.default for f in fields(kind) if not f.metadata.get("from_file", True)})
 
 
 def _check_names(values: Any, known: set[str] | None, name: str) -> None:

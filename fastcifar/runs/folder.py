@@ -12,7 +12,7 @@ from typing import Any
 from fastcifar.config import Config
 from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp
-from fastcifar.settings import method_differences
+from fastcifar.settings import SETTINGS, as_flag, flat, method_differences
 
 RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors", "swag.safetensors")
 
@@ -45,6 +45,13 @@ def claim(out: Path, config: Config) -> None:
     for name in ("config.json", "curves.png", *RESULTS):
         for part in out.glob(f".{name}.*.part"):
             part.unlink(missing_ok=True)
+
+
+def require_kept(out: Path) -> None:
+    """ValueError when the folder was removed since `claim`. What was written later is there, in a new folder."""
+    if not (out / "config.json").is_file():
+        raise ValueError(f"{out}: was removed while the run trained; it has been made again, with the results but "
+                         "without config.json, so that nothing can continue the run")  # fmt: skip
 
 
 def _check_settings(path: Path, config: Config) -> None:
@@ -95,12 +102,20 @@ def finished_seeds(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def resume_command(out: Path, processes: int = 1) -> str:
-    """The command that continues a run, to be typed in the current folder."""
+def resume_command(out: Path, processes: int = 1, config: Config | None = None) -> str:
+    """The command that continues a run, to be typed in the current folder.
+
+    config: names what the run uses and config.json does not give back.
+    """
     program = sys.argv[0] if sys.argv[0].endswith(".py") else "train_fast.py"
+    words = [program, "--resume", str(out)]
+    for name, value in flat(config).items() if config else ():
+        field = SETTINGS[name].field if name in SETTINGS else None
+        if field and name != "out" and not field.metadata.get("from_file", True) and value != field.default:
+            words += as_flag(name, value)
     if processes > 1:
-        return shlex.join(["torchrun", f"--nproc-per-node={processes}", program, "--resume", str(out)])
+        return shlex.join(["torchrun", f"--nproc-per-node={processes}", *words])
     name = Path(sys.executable).name
     found = shutil.which(name)
     python = name if found and Path(found) == Path(sys.executable) else sys.executable
-    return shlex.join([python, program, "--resume", str(out)])
+    return shlex.join([python, *words])

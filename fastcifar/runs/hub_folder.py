@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -96,8 +97,8 @@ def without_paths(config: Config, facts: dict[str, Any]) -> Config:
     dataset = str(facts.get("dataset"))
     data = replace(config.data, source=dataset if dataset in ("cifar10", "synthetic") else "auto")
     model = replace(config.model, init=config.model.init and Path(config.model.init).name)
-    run = replace(config.run, out=None, resume=config.run.resume and Path(config.run.resume).name)
-    return replace(config, data=data, model=model, machine=replace(config.machine, cache_dir=None), run=run)
+    run = replace(config.run, resume=config.run.resume and Path(config.run.resume).name)
+    return replace(config, data=data, model=model, run=run)
 
 
 def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], command: str | None) -> str:
@@ -147,5 +148,5 @@ def _printable(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text of a run's files as text of a page: nothing in it becomes a link, a table or HTML."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#!" else c for c in _printable(text))
+    """Text of a run's files as text of a page: nothing in it becomes a link, a formula, a table or HTML."""
+    return re.sub(r"[\\`*_{}\[\]<>|#!$@]|:(?=//)|(?<=www)\.", r"\\\g<0>", _printable(text), flags=re.IGNORECASE)

@@ -81,12 +81,17 @@ def load_model(path: Path, flag: str = "--run") -> tuple[nn.Module, dict[str, An
 def load_swag(folder: Path) -> tuple[nn.Module, dict[str, Any], Gaussian]:
     """The averaged network of a run folder's swag.safetensors in eval mode, its facts, and the Gaussian around it.
 
-    ValueError when there is none or it is damaged.
+    ValueError when there is none, it is damaged, or its mean is not the run's model.
     """
     path = folder / SWAG_FILE
     if not path.is_file():
         raise ValueError(f"{path}: there is none; SWAG needs a run that was trained with --swag-rank")
-    return _load(path, "SWAG file ({}); train the run again", swag=True)
+    mean, facts, gaussian = _load(path, "SWAG file ({}); train the run again", swag=True)
+    model = load_model(path.with_name("model.safetensors"))[0].state_dict()
+    saved = mean.state_dict()
+    if model.keys() != saved.keys() or not all(torch.equal(value, saved[name]) for name, value in model.items()):
+        raise ValueError(f"{path}: is of another run than the model.safetensors beside it; put the right one back")
+    return mean, facts, gaussian
 
 
 def _load(path: Path, complaint: str, swag: bool) -> tuple[nn.Module, dict[str, Any], Gaussian]:

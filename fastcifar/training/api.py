@@ -111,6 +111,7 @@ def train(
         with lock_folder(path):
             folder.claim(path, config)
             result = train_loop(task, [*watching, *run_observers(task, path)], stopwatch)
+            folder.require_kept(path)
     return _result(result, dataset, path)
 
 

@@ -20,6 +20,12 @@ COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0), "cud
 """By class of device (`device_class`): seconds of a cold compile, and seconds that compiled code saves per PFLOP of
 training, which is negative where it is slower. Only what was measured (cpu: on a busy machine, so only the sign of the
 saving counts, records/2026-11-25_compile; cuda 9.0: beside the fused kernels, records/2026-11-26_h100)."""
+DALI_COSTS: dict[str, tuple[float, float]] = {"cuda 9.0": (0.27, 6.7)}
+"""By class of device: seconds that an epoch takes longer with DALI than with torch, and seconds of training per PFLOP
+with torch. Only what was measured: cuda 9.0 before DALI's blocks were mended (docs/dali-report.md), so its first number
+is too large now (records/2026-11-26_h100: `speedrun94`, 3.60 s of training against 1.60)."""
+DALI_MOST_SHARE = 0.03
+"""`--augment auto` takes DALI where the whole training takes at most this share longer than with torch."""
 PFLOP_PER_EPOCH = {"small": 0.0025, "full": 0.0354, "wide": 0.114}
 """Forward and backward of 50,000 images by resnet9, on average over its image sizes."""
 
@@ -82,8 +88,7 @@ def choose_hardware(config: Config, local_rank: int = 0) -> Hardware:
 
     executor: str = settings.executor
     if executor == "auto":
-        executor = "torch"
-        reasons["augment"] = "faster than DALI" if on_gpu else "CPU"
+        executor, reasons["augment"] = choose_executor(device_class(device), PFLOP_PER_EPOCH[scale])
     return Hardware(device, precision, compile_mode, executor, scale, reasons)
 
 
@@ -107,6 +112,21 @@ def choose_compile_mode(device: str, pflop: float) -> tuple[str, str]:
         return "off", f"compiled code is slower on {device}"
     mode = "default" if saved_s > compile_s else "off"
     return mode, f"saves {saved_s:.0f} s, compiling takes {compile_s:.0f} s"
+
+
+def choose_executor(device: str, pflop_per_epoch: float) -> tuple[str, str]:
+    """The executor, dali or torch, for epochs of so many PFLOP on a class of devices, and the reason."""
+    if not device.startswith("cuda"):
+        return "torch", "no CUDA card"
+    if device not in DALI_COSTS:
+        return "torch", f"DALI is not measured on {device}: python -m bench.loader does"
+    added_s, s_per_pflop = DALI_COSTS[device]
+    share = added_s / (s_per_pflop * pflop_per_epoch)
+    if share > DALI_MOST_SHARE:
+        return "torch", f"DALI made a run {share:.0%} longer when it was measured"
+    if not has_dali():
+        return "torch", "DALI is not installed"
+    return "dali", f"makes a run at most {DALI_MOST_SHARE:.0%} longer than torch"
 
 
 def resolve(config: Config, local_rank: int = 0) -> tuple[Config, Hardware]:

@@ -22,7 +22,7 @@ from fastcifar.training.step import autocast, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.summary import Accuracies, summarize
 from fastcifar.training.task import Task, start
-from fastcifar.training.warm_up import warm_up
+from fastcifar.training.warm_up import prepare, warm_up
 
 CHANCE_STEPS = 50
 """Steps of the first epoch after which an accuracy at chance means that the training has failed."""
@@ -41,6 +41,9 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
         accuracies = Evaluator(task, model, step.recorder)
 
+    if task.hardware.device.type == "cuda" and state.step == 0:
+        with stopwatch("train"):
+            prepare(task, model)
     blocks = task.executor.blocks(task.plans(state.step))
     while state.step < task.num_steps:
         model.train()

@@ -73,6 +73,11 @@ def repeats_s(work: Callable[[], object], device: torch.device, repeats: int, wa
     return taken[warm_ups:]
 
 
+def rest(seconds: float) -> None:
+    """Lets the device idle for so long."""
+    time.sleep(seconds)
+
+
 def matrix_flop_per_s(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
     """FLOP per second of a square matrix product, best of three: an upper bound for a network on this device.
 

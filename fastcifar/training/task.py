@@ -34,9 +34,7 @@ from fastcifar.training.processes import World
 from fastcifar.training.resume import resume
 from fastcifar.training.state import FIRST_LOSS_SCALE, State
 from fastcifar.training.stopwatch import Stopwatch
-
-WHITENING_IMAGES = 5000
-"""Training images that the fixed filters of the stem are made from."""
+from fastcifar.training.whitening import stem_filters
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,11 @@ def make_task(config: Config, dataset: Dataset, hardware: Hardware, world: World
     executor_class = DaliExecutor if hardware.executor == "dali" else TorchExecutor
     executor = executor_class(train_images, config.augment.cutout_px)
     model = _make_network(config, len(dataset.classes), world)
-    sample = _sample(dataset, hardware.device)
     return Task(
         config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
         test=test, watched=share(*held_out) if held_out else test, steps_per_epoch=num_train // batch,
         flop_per_image={size: train_flop(model, size) for size in {*config.augment.low_res_px, 32}},
-        stem_filters=model.whitening_filters(sample) if isinstance(model, ResNet9) else None,
+        stem_filters=stem_filters(model, dataset, train_images),
     )  # fmt: skip
 
 
@@ -153,15 +150,6 @@ def _make_network(config: Config, num_classes: int, world: World) -> nn.Module:
     if isinstance(model, ResNet9) and world.size == 1:
         model.stem_fixed_from_px = stem_fixed_from_px(config)
     return model
-
-
-def _sample(dataset: Dataset, device: torch.device) -> Tensor:
-    """Some normalised training images [N, 3, 32, 32] f32, of all classes, also where they lie sorted."""
-    num_train = len(dataset.y_train)
-    rows = torch.linspace(0, num_train - 1, min(WHITENING_IMAGES, num_train)).long()
-    images = torch.as_tensor(dataset.x_train[rows.numpy()]).to(device).float() / 255
-    mean, std = (torch.tensor(v, device=device) for v in (dataset.mean, dataset.std))
-    return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 def can_be_recorded(task: Task) -> bool:

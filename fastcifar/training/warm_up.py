@@ -9,12 +9,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from fastcifar.augment.images import reflect
 from fastcifar.models.fused import fuse
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
 from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
 from fastcifar.training.task import Task
+from fastcifar.training.whitening import filters_of_device_images
 
 log = logging.getLogger("fastcifar")
 
@@ -52,6 +54,21 @@ def warm_up(task: Task, model: nn.Module) -> Task:
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)
     return task
+
+
+@torch.no_grad()
+def prepare(task: Task, model: nn.Module) -> None:
+    """Reflects the images' borders and makes the stem's filters, in place: what other programs do in every run.
+
+    On a card it belongs to the timed part of a run, as in those programs. `make_task` has done both before, for all
+    runs of a job, and from the same images: the values do not change.
+    """
+    executor = task.executor
+    reflect(executor.images.padded, executor.images.pad_px)
+    if isinstance(model, ResNet9) and task.config.model.init is None:  # else the first network's filters stay
+        model.stem.weight.copy_(filters_of_device_images(model, executor.images))
+    if executor.stream is not None:
+        executor.stream.wait_stream(torch.cuda.current_stream(executor.images.padded.device))
 
 
 def _run_all_shapes(task: Task, model: nn.Module) -> None:

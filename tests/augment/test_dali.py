@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_config
 
-from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.dali import SIZES_OF_A_RUN, DaliExecutor, DaliUnavailable
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan
 from fastcifar.augment.torch_executor import TorchExecutor
@@ -108,9 +108,23 @@ def test_blocks_of_any_size_give_the_same_images(max_images, size_px):
 def test_dali_is_called_once_per_block(monkeypatch):
     _, reference = pair()
     dali, calls = DaliExecutor(reference.images, max_images=1_000), []
-    run = dali.pipe.run
-    monkeypatch.setattr(dali, "pipe", type("Pipe", (), {"run": lambda self, *a: calls.append(1) or run(*a)})())
-    assert len(list(dali.epoch(plan_of(0)))) > 1 and len(calls) == 1
+    pipeline_for = dali._pipeline_for
+    monkeypatch.setattr(dali, "_pipeline_for", lambda num: calls.append(num) or pipeline_for(num))
+    assert len(list(dali.epoch(plan_of(0)))) > 1 and calls == [400]
+
+
+@needs_dali
+def test_replaced_pipelines_give_the_same_images():
+    """A pipeline for each number of images, replaced after two calls, and no more than a few of them kept."""
+    _, reference = pair()
+    dali, seen = DaliExecutor(reference.images, max_images=1_000), set()
+    dali.most_calls = 2
+    for epoch, steps in enumerate((4, 4, 4, 1, 4, 2, 3, 1)):
+        plan = plan_of(epoch).steps(0, steps)
+        assert_same_epoch(list(dali.epoch(plan)), plan, reference)
+        seen |= {id(pipe) for pipe, _ in dali.used.values()}
+        assert len(dali.used) <= SIZES_OF_A_RUN and all(calls <= 2 for _, calls in dali.used.values())
+    assert len(seen) > SIZES_OF_A_RUN
 
 
 @needs_dali

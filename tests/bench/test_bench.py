@@ -17,6 +17,8 @@ from fastcifar.models.networks import make_model, train_flop
 from fastcifar.runs import environment, intervals
 from fastcifar.schedules import MultiStep, OneCycle
 from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import Task
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +130,12 @@ def test_train_once_prints_and_writes_nothing(
 
 def test_train_once_obeys_deterministic_and_restores_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(harness, "train", lambda task: seen.append(torch.are_deterministic_algorithms_enabled()))
+
+    def note(task: Task, stopwatch: Stopwatch) -> Namespace:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return Namespace(summary={})
+
+    monkeypatch.setattr(harness, "train", note)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored after the test
     for deterministic in (True, False):
         config = make_config(device="cpu", scale="small", deterministic=deterministic)
@@ -160,7 +167,7 @@ def test_floors_count_the_whole_step() -> None:
 def fake_run(accuracy: Callable[[Config], float]) -> Callable[..., Namespace]:
     """Stands in for harness.train_once: returns a summary at once."""
 
-    def train_once(config: Config, dataset: Dataset) -> Namespace:
+    def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> Namespace:
         times = {"train": 1.0 + config.seed, "swa": 0.25, "eval_final": 0.5, "compile": 0.0}
         summary = {
             "accuracy": accuracy(config), "accuracy_raw": 0.5, "accuracy_swa": None, "accuracy_tta": None,
@@ -168,6 +175,7 @@ def fake_run(accuracy: Callable[[Config], float]) -> Callable[..., Namespace]:
             "recipe": config.run.recipe, "scale": "small", "epochs": 1.0, "num_steps": 2, "train_pflop": 0.1,
             "device": "d", "precision": "fp32", "compile": "off", "augment": "torch", "versions": {},
             "peak_mem_mib": {"host": 10.0, "device": None}, "commit": None, "dirty": None,
+            "preparation_s": 0.125, "joules": None if config.seed == 1 else 800.0,
         }  # fmt: skip
         return Namespace(summary=summary, history=[])
 
@@ -178,7 +186,7 @@ def test_time_to_accuracy_pairs_variants_by_seed(tmp_path: Path, monkeypatch: py
     real = fake_run(lambda c: 0.9 + 0.01 * c.seed + (0.005 if c.schedule.peak == 0.5 else 0.0))
     count = [0]
 
-    def interrupted_once(config: Config, dataset: Dataset) -> Namespace:
+    def interrupted_once(config: Config, dataset: Dataset, pause_s: float) -> Namespace:
         count[0] += 1
         if count[0] == 4:
             raise KeyboardInterrupt
@@ -198,6 +206,8 @@ def test_time_to_accuracy_pairs_variants_by_seed(tmp_path: Path, monkeypatch: py
     assert varied["difference"]["mean"] == pytest.approx(0.005)
     assert varied["difference"]["std"] < 1e-9 < base["accuracy"]["std"]
     assert base["time_to_accuracy_s"]["mean"] == pytest.approx(1 + 1 + 0.25 + 0.5)
+    assert base["peer_clock_s"]["mean"] == pytest.approx(2.75 + 0.125)
+    assert (base["joules"]["n"], base["joules"]["mean"]) == (2, 800.0)  # of the seeds that have them
     assert base["share_reached"] == pytest.approx(1 / 3)
     assert (table["process_s"]["cold"]["mean"], table["process_s"]["warm"]["mean"]) == (30.0, 20.0)
 

@@ -49,7 +49,8 @@ def test_the_ensemble_is_the_mean_of_the_probabilities(runs, data, capsys, tmp_p
 
 def test_equal_members_are_an_ensemble_like_each(runs, capsys):
     before = {p: p.read_bytes() for p in runs[0].iterdir()}
-    assert cli.main(["ensemble", str(runs[0]), str(runs[0])]) == 0
+    twin = shutil.copytree(runs[0], runs[0].with_name("twin"))
+    assert cli.main(["ensemble", str(runs[0]), str(twin)]) == 0
     *rows, together = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert all(row[-4:] == rows[0][-4:] for row in rows) and together[-8::2] == rows[0][-4:]
     assert {word[1:] for word in together[-7::2]} == {"0.00", "0.0000"}
@@ -69,7 +70,11 @@ def test_equal_members_are_an_ensemble_like_each(runs, capsys):
         (("r0", "r1", "--out", "x.npz"), "x.npz"),
         (("r0", "r1", "--top", "3"), "--top"),
         (("r0", "--swag"), "r0/swag.safetensors: there is none; SWAG needs a run that was trained with --swag-rank"),
-        (("r0", "r1", "--swag-samples", "0"), "--swag-samples is 0; it must be above 0"),
+        (("r0", "r1", "--swag-samples", "0"), "--swag-samples is 0; it must be from 1 to 10,000"),
+        (("r0", "--swag-samples", "10001"), "--swag-samples is 10001; it must be from 1 to 10,000"),
+        (("r0", "r1", "r0"), "r0: is named twice"),
+        (("r0", "r1", "r1/model.safetensors"), "r1: is named twice"),
+        (("r0", "../{tmp_path.name}/r0"), "r0: is named twice"),
         (("r0", "r1", "--swag", "--swag-samples", "-1"), "--swag-samples is -1"),
     ],
 )
@@ -78,7 +83,7 @@ def test_bad_input_is_told_in_one_line(runs, data, tmp_path, capfd, words, told)
     make_run(tmp_path / "two", data, classes=("cat", "dog"))
     make_run(tmp_path / "part", data, subset=20)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert_refused(capfd, told, "ensemble", *words)
+    assert_refused(capfd, told, "ensemble", *(word.format(tmp_path=tmp_path) for word in words))
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".cache"}
 
 
@@ -164,3 +169,13 @@ def test_a_damaged_file_of_a_run_is_told_in_one_line(trained, data, tmp_path, ca
     (tmp_path / "t" / name).write_bytes(content[: len(content) // 2])
     words = ["--swag-samples", 1, "--data", data]
     assert_refused(capfd, told, "ensemble", tmp_path / "t", *words)
+
+
+def test_the_gaussian_of_another_run_is_refused(trained, data, tmp_path, capfd):
+    """Its mean would be measured as if it were this run's."""
+    shutil.copytree(trained[0], tmp_path / "t")
+    shutil.copy(trained[1] / "swag.safetensors", tmp_path / "t")
+    told = "t/swag.safetensors: is of another run than the model.safetensors beside it"
+    assert_refused(capfd, told, "ensemble", tmp_path / "t", "--swag", "--data", data)
+    with pytest.raises(ValueError, match="is of another run"):
+        next(fastcifar.swag_models(tmp_path / "t", 1))

@@ -1,15 +1,18 @@
 """The command line as a person meets it: run folders, last lines, exit codes."""
 
 import json
+import shutil
 import signal
 
 import pytest
 from commands import stop_at
 
+from fastcifar.cli import main as fastcifar
 from fastcifar.cli import train as command
 from fastcifar.data.files import lock_folder
 from fastcifar.runs.checkpoint import load
 from fastcifar.runs.checkpoints import Checkpoints, Interrupted
+from fastcifar.runs.plots import Curves
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -76,6 +79,30 @@ def test_a_dry_run_writes_nothing(call, base, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_figures_are_kept_where_the_picture_fails(call, base, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device", "r/curves.png")
+
+    monkeypatch.setattr(Curves, "on_end", fail)
+    code, _, err = call(*base, "--out", "r")
+    assert code == 2 and "r/curves.png: No space left" in err[0]
+    assert json.loads((tmp_path / "r/summary.json").read_text())["num_steps"] == 16
+
+
+@pytest.mark.parametrize("flags", [[], ["--runs", "2"]], ids=["a run", "two seeds"])
+def test_a_folder_that_is_removed_while_it_trains_is_an_error(call, base, tmp_path, monkeypatch, flags):
+    first = []
+
+    def remove(self, run, row):
+        if not first:
+            first.append(shutil.rmtree(tmp_path / "r"))
+
+    monkeypatch.setattr(Checkpoints, "on_epoch", remove)
+    code, _, err = call(*base, *flags, "--out", "r")
+    assert code == 2 and len(err) == 1 and "r: was removed while the run trained" in err[0]
+    assert (tmp_path / "r/summary.json").exists()  # hours of training are not thrown away
+
+
 # Exit codes
 
 
@@ -95,3 +122,10 @@ def test_a_mistake_of_the_program_shows_its_traceback(call, base, monkeypatch):
     monkeypatch.setattr(command, "banner", lambda task: 1 / 0)
     code, _, err = call(*base, "--out", "r")
     assert code == 1 and err[0].startswith("Traceback") and "ZeroDivisionError" in err[-1]
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["trian"], 2), (["--help"], 0)])
+def test_a_command_that_does_not_exist(words, code, capfd):
+    assert fastcifar.main(words) == code
+    said = capfd.readouterr()
+    assert (said.out or said.err).startswith("usage: fastcifar {train,") and bool(said.err) == (code == 2)

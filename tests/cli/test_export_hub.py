@@ -138,6 +138,14 @@ def test_names_of_a_run_do_not_become_markup(run):
     assert card.text.count("http") == 4 and not re.search(r"(?<!\\)(\]\(|<b)", card.text)
 
 
+def test_addresses_and_formulas_of_a_run_stay_text(run):
+    odd = "http://a.b/c HTTPS://d www.e.f ftp://g a@b.c $x^2$"
+    card = ModelCard(hub_folder.make_card("a", {"accuracy": 0.5, "device": odd}, facts_of(run), "c"))
+    (row,) = (line for line in card.text.splitlines() if line.startswith("| machine"))
+    assert not re.search(r"(?i)(?<!\\)(://|[$@])|www\.", row)
+    assert row.replace("\\", "").split(" | ")[1].removesuffix(" |") == odd
+
+
 def refused(run, capfd, told):
     assert_refused(capfd, told, "export", run, "--format", "hub-folder")
     assert not [p for p in run.iterdir() if p.name.startswith(".")]

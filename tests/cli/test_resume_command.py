@@ -69,7 +69,7 @@ def test_the_printed_command_goes_on_with_the_run(call, base, monkeypatch):
     said, _, command = out[-1].partition(": ")
     assert said == "interrupted and saved; continue with"
     python, program, *flags = shlex.split(command)
-    assert program == "train_fast.py" and "python" in python and flags == ["--resume", "it's a run"]
+    assert program == "train_fast.py" and "python" in python and flags[:2] == ["--resume", "it's a run"]
     assert call(*flags)[0] == 0
 
 

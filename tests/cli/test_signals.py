@@ -12,7 +12,7 @@ from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.signals import NUMBERS, Signals, Stopped
 from fastcifar.runs.checkpoint import load
-from fastcifar.runs.plots import Curves
+from fastcifar.runs.model_file import ModelFile
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -82,11 +82,11 @@ def test_after_the_last_epoch_a_signal_ends_the_run_at_once(handlers):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_while_it_finishes_goes_on_by_resume(call, base, monkeypatch, tmp_path, number, code):
     with monkeypatch.context() as patched:
-        patched.setattr(Curves, "on_end", lambda *args: os.kill(os.getpid(), number))
+        patched.setattr(ModelFile, "on_end", lambda *args: os.kill(os.getpid(), number))
         found, out, err = call(*base, "--out", "r")
     name = signal.Signals(number).name
     assert (found, err) == (code, [f"stopped by {name} after the last step, which is saved"])
-    assert out[-1].startswith("interrupted and saved; continue with: ") and out[-1].endswith("--resume r")
+    assert out[-1].startswith("interrupted and saved; continue with: ") and "--resume r --compile off" in out[-1]
     assert load(tmp_path / "r/checkpoint.pt")["state"]["step"] == 16 and not (tmp_path / "r/summary.json").exists()
     assert call("--resume", "r")[0] == 0 and (tmp_path / "r/summary.json").exists()
 

@@ -174,6 +174,7 @@ cudaError_t submit(cudaStream_t stream, const char *what, enum counter counter, 
         } else {
             count(counter);
             order_work(order_of(stream));
+            order_memory(order_of(stream), &work);
             run(&work);
         }
     }
@@ -276,8 +277,20 @@ static cudaError_t use_event(cudaEvent_t event, const char *what) {
     return error;
 }
 
+// A switch: an event is not done before the host has waited for it in some way. Else every event is done at once.
+static int events_are_late;
+
+EXPORT void stub_events_are_late(int on) {
+    events_are_late = on;
+}
+
 EXPORT cudaError_t cudaEventQuery(cudaEvent_t event) {
-    return use_event(event, "cudaEventQuery");
+    cudaError_t error = use_event(event, "cudaEventQuery");
+    if (!error && events_are_late && !order_host_knows(event->order)) {
+        return result(cudaErrorNotReady);
+    }
+    order_host_waits_for(event->order); // it is told "done", and so knows it
+    return error;
 }
 
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event) {
@@ -445,7 +458,13 @@ EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t made, cudaStream_t stream) {
     order_work(order_of(stream));
     struct graph *graph = (struct graph *)made;
     for (size_t i = 0; i < graph->length; i++) {
-        run(&graph->work[i]);
+        const struct work *work = &graph->work[i];
+        if (was_freed(work->to) || was_freed(work->from)) {
+            count(FREED);
+            continue;
+        }
+        order_memory(order_of(stream), work);
+        run(work);
     }
     return cudaSuccess;
 }

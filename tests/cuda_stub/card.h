@@ -23,6 +23,8 @@ enum counter {
     OUTSIDE,           // work put on a stream that is not captured, by a thread that captures
     ILLEGAL,           // calls that a capture forbids
     UNORDERED,         // work on a stream while another has work that it was not made to wait for (order.c)
+    REUSED,            // memory that a stream writes while another one may still be reading it (order.c)
+    FREED,             // memory that a replay asks for after it was freed: left alone
     NUM_COUNTERS
 };
 void count(enum counter which);
@@ -30,6 +32,7 @@ void count(enum counter which);
 // runtime.c: keeps an error for cudaGetLastError, and hands it on.
 cudaError_t result(cudaError_t error);
 bool is_on_device(const void *address);
+bool was_freed(const void *address);
 
 // A piece of work whose effect is known. Recorded in a graph, it is done at every replay.
 struct work {
@@ -53,9 +56,11 @@ bool allocations_fail(void);
 struct order;
 struct order *new_order(void);
 void order_work(struct order *stream);
+void order_memory(struct order *stream, const struct work *work);
 void order_event(struct order *event, struct order *stream);
 void order_wait(struct order *stream, const struct order *event);
 void order_host_waits_for(struct order *stream_or_event);
 void order_host_waits_for_all(void);
 void order_run_beside(struct order *stream, bool beside);
+bool order_host_knows(const struct order *event);
 bool order_knows(struct order *stream, const struct order *other);

@@ -10,7 +10,7 @@ MOST_TO_AVERAGE = 2
 """Launches after a step whose weights go into the average."""
 MOST_FOR_SWAG = 6
 """The same where their spread and deviations are kept, too."""
-NEVER = ("illegal", "outside", "unordered")
+NEVER = ("illegal", "outside", "unordered", "reused", "freed")
 NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees")
 NEVER_IN_A_BLOCK = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")
 MOST_PLAN_COPIES = 6
@@ -28,6 +28,8 @@ MOST_WAITS_OF_AN_EVALUATION = 3
 def complaints_about_run(run: dict[str, Any], most_to_average: int = MOST_TO_AVERAGE) -> list[str]:
     found = [f"{run['all'][name]} x {name}" for name in NEVER if run["all"].get(name)]
     found += [f"{n} x the update or the step does not wait" for n in [run.get("missing_waits")] if n]
+    if run["lost"]:
+        found.append(f"graphs read {run['lost']} buffers that are no more")
     if run["recorded"] != run["may_be_recorded"]:
         found.append(f"recorded: {run['recorded']}, while that it can be is {run['may_be_recorded']}: {run['said']}")
     num_steps = sum(len(block["steps"]) for block in run["blocks"])

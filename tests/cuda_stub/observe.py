@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import subject
 import torch
 from stub import Card
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 card = Card()
@@ -77,6 +78,8 @@ class Watch:
     sync_is_error: bool = False
     """Every wait that torch knows of is an error from the first step of a block to the end of its last."""
     average: subject.RunningMean | None = None
+    lost: int = 0
+    """Most buffers that a replayed graph reads or writes and that were no more."""
     blocks: list[dict[str, Any]] = field(default_factory=list)
     span: dict[str, Any] = field(default_factory=dict)
     before: dict[str, int] = field(default_factory=dict)
@@ -178,22 +181,44 @@ class WatchedStep:
         self.inner(i)
 
 
+def buffers(work: Any) -> list[Tensor]:
+    """What recorded work reads and writes again at each replay: the tensors of its object, weights and momenta."""
+    owner = getattr(work, "func", work).__self__
+    state, model = vars(owner).get("state"), vars(owner).get("model")
+    own = [value for value in vars(owner).values() if isinstance(value, Tensor)]
+    if state is None:
+        return [*own, *model.state_dict().values()]
+    momenta = [kept["momentum_buffer"] for o in state.optimizers for kept in o.state.values()]
+    return [*own, *momenta, *state.model.state_dict().values(), state.loss_sum]
+
+
 @contextmanager
 def watching(watch: Watch) -> Iterator[list[subject.Step]]:
-    """Steps that the training loop makes are watched; the list gets them."""
+    """Steps that the training loop makes are watched, and what graphs read; the list gets the steps."""
     made: list[subject.Step] = []
-    before = subject.loop.make_step
+    before, record = subject.loop.make_step, subject.CudaGraphs.__call__
 
     def make(task: subject.Task, state: subject.State, forward: Any) -> WatchedStep:
         made.append(before(task, state, forward))
         return WatchedStep(made[-1], watch)
 
+    def record_and_look(self: subject.CudaGraphs, work: Callable[[], None]) -> Callable[[], None]:
+        replay, kept = record(self, work), [StorageWeakRef(t.untyped_storage()) for t in buffers(work)]
+
+        def replay_and_look() -> None:
+            watch.lost = max(watch.lost, sum(storage.expired() for storage in kept))
+            replay()
+
+        return replay_and_look
+
     subject.loop.make_step = make
+    subject.CudaGraphs.__call__ = record_and_look  # type: ignore[method-assign]
     try:
         yield made
     finally:
         torch.cuda.set_sync_debug_mode("default")
         subject.loop.make_step = before
+        subject.CudaGraphs.__call__ = record  # type: ignore[method-assign]
 
 
 def watch_run(
@@ -219,6 +244,7 @@ def watch_run(
         "blocks": [block for block in watch.blocks if block["trains"]],
         "refresh": [block for block in watch.blocks if not block["trains"]],
         "all": all_in_all,
+        "lost": watch.lost,
         "said": said,
         "swa_recorded": result.summary["swa_recorded"],
         "precision": result.summary["precision"],

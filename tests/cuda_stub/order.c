@@ -1,14 +1,17 @@
 // Which work comes after which. Streams run side by side unless an event, or a wait of the host, puts them in order; here
 // everything is done at once, so a missing order would not show. It is looked for instead: work on a stream counts as
-// unordered when another stream has work that it was not made to wait for. (Whether both touch the same memory is not
-// looked at.) A stream that is meant to run beside all others, as the executor's, can be left out of this, and asked for by
-// itself: does one stream know all work of another?
+// unordered when another stream has work that it was not made to wait for, whatever memory both touch. A stream that is
+// meant to run beside all others, as the executor's, can be left out of this, and asked for by itself: does one stream know
+// all work of another?
+//
+// Of every stream it is kept which memory of the card it last read by a copy. A write to such memory counts as reused when
+// the reader may not be done: so does a block that went back to the allocator before the training had read it.
 #include "card.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { MOST_STREAMS = 64 };
+enum { MOST_STREAMS = 64, MOST_READS = 512 };
 
 // How much of each stream's work is known to be done, by the stream's slot.
 struct order {
@@ -17,6 +20,15 @@ struct order {
     long done[MOST_STREAMS];
 };
 
+struct read {
+    const char *from;
+    size_t bytes;
+    int slot;  // of the stream that read it
+    long work; // the number of that stream's work
+};
+
+static struct read reads[MOST_READS]; // the last ones, one for each beginning and stream
+static long num_reads;
 static long work_of[MOST_STREAMS];
 static struct order *stream_of[MOST_STREAMS];
 static int num_slots;
@@ -64,6 +76,39 @@ void order_work(struct order *stream) {
     pthread_mutex_unlock(&lock);
 }
 
+static void keep_read(int slot, const char *from, size_t bytes) {
+    long at = 0;
+    while (at < num_reads && at < MOST_READS && (reads[at].from != from || reads[at].slot != slot)) {
+        at++;
+    }
+    if (at == num_reads || at == MOST_READS) {
+        at = num_reads++ % MOST_READS;
+    }
+    reads[at] = (struct read){from, bytes, slot, work_of[slot - 1]};
+}
+
+// After order_work: the work is the stream's last.
+void order_memory(struct order *stream, const struct work *work) {
+    stream = of(stream);
+    size_t bytes = work->bytes * (work->kind == FILL || work->kind == ADD ? work->values : 1);
+    const char *to = work->to, *from = work->from;
+    if (work->kind == NOTHING || !stream->slot) {
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    for (long i = 0; i < num_reads && i < MOST_READS; i++) {
+        const struct read *read = &reads[i];
+        bool overlaps = to < read->from + read->bytes && read->from < to + bytes;
+        if (overlaps && read->slot != stream->slot && read->work > stream->done[read->slot - 1]) {
+            count(REUSED);
+        }
+    }
+    if ((work->kind == COPY || work->kind == ADD) && is_on_device(from)) {
+        keep_read(stream->slot, from, bytes);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 void order_event(struct order *event, struct order *stream) {
     stream = of(stream);
     pthread_mutex_lock(&lock);
@@ -98,6 +143,16 @@ void order_run_beside(struct order *stream, bool beside) {
     pthread_mutex_lock(&lock);
     of(stream)->beside = beside;
     pthread_mutex_unlock(&lock);
+}
+
+bool order_host_knows(const struct order *event) {
+    pthread_mutex_lock(&lock);
+    bool knows = true;
+    for (int i = 0; i < MOST_STREAMS; i++) {
+        knows &= event->done[i] <= host.done[i];
+    }
+    pthread_mutex_unlock(&lock);
+    return knows;
 }
 
 bool order_knows(struct order *stream, const struct order *other) {

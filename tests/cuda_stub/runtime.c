@@ -8,9 +8,11 @@
 // - A few kernels (kernels.c): filling with a constant, and adding a constant to integers. All others do nothing.
 // - cuBLAS, cuBLASLt and cuDNN (libraries.c): torch's host code in front of them runs, they do nothing.
 // - Reading one byte back to the host, which is how torch asks "are all finite?", answers 1: yes.
-// - The order of streams (order.c): work that nothing makes wait for another stream's work is counted.
-// Not simulated: values, so nothing that was computed on the card means anything; time, so nothing is ever late; memory
-// that is used again too early; DALI; torch.compile; more than one card. A free of memory, which on a card waits, is counted as a free.
+// - The order of streams (order.c): work that nothing makes wait for another stream's work is counted, and so is memory
+//   that is written while another stream may still be copying from it.
+// Not simulated: values, so nothing that was computed on the card means anything; time, so nothing is late, unless
+// events are told to be; DALI; torch.compile; more than one card. A free of memory, which on a card waits, is counted as
+// a free.
 #define _GNU_SOURCE
 #include "card.h"
 
@@ -160,10 +162,11 @@ EXPORT cudaError_t cudaDeviceSynchronize(void) {
 }
 
 // ---- memory: two ranges of addresses, of the card and of pinned host memory. A range is handed out front to back, and
-// what was freed is never used again: touching it ends the process, as it should.
+// what was freed is never used again: touching it ends the process, as it should, but for a graph, which counts it.
 
 struct range {
     char *begin;
+    bool *freed; // for each page
     size_t used;
     size_t held;
     pthread_mutex_t lock;
@@ -182,6 +185,8 @@ static void *take(struct range *range, size_t bytes) {
     pthread_mutex_lock(&range->lock);
     if (!range->begin) {
         range->begin = mmap(NULL, RANGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        range->freed = mmap(NULL, RANGE_BYTES / PAGE, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
     char *block = range->begin + range->used;
     size_t whole = pages(bytes) + PAGE;
@@ -204,6 +209,7 @@ static void give_back(struct range *range, void *address) {
     size_t bytes = *(size_t *)block;
     range->held -= bytes;
     mmap(block, pages(bytes) + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    memset(range->freed + (block - range->begin) / PAGE, true, pages(bytes) / PAGE + 1);
     pthread_mutex_unlock(&range->lock);
 }
 
@@ -213,6 +219,10 @@ static bool lies_in(const struct range *range, const void *address) {
 
 bool is_on_device(const void *address) {
     return lies_in(&card_memory, address);
+}
+
+bool was_freed(const void *address) {
+    return is_on_device(address) && card_memory.freed[((char *)address - card_memory.begin) / PAGE];
 }
 
 EXPORT cudaError_t cudaMemGetInfo(size_t *left, size_t *all) {

@@ -24,6 +24,7 @@ ROOT = HERE.parents[1]
 COUNTERS = (
     "launches", "library_calls", "copies_to_device", "copies_to_host", "copies_on_device", "pageable_copies",
     "memsets", "waits", "replays", "captured", "allocations", "frees", "outside", "illegal", "unordered",
+    "reused", "freed",
 )  # fmt: skip
 """In the order of `enum counter` in card.h."""
 
@@ -153,6 +154,15 @@ class Card:
     def fail_allocations(self, on: bool) -> None:
         """The card has no memory left to give, or has again."""
         self.library.stub_fail_allocations(int(on))
+
+    @contextmanager
+    def late(self) -> Iterator[None]:
+        """Asked whether an event is done, the card says no until the host has waited for it: the slowest card."""
+        self.library.stub_events_are_late(1)
+        try:
+            yield
+        finally:
+            self.library.stub_events_are_late(0)
 
     @contextmanager
     def running_beside(self, stream: Any) -> Iterator[None]:

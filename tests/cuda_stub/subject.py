@@ -21,17 +21,17 @@ from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
 from fastcifar.training.state import State
-from fastcifar.training.step import GraphedStep, Step, autocast, make_step
+from fastcifar.training.step import CudaGraphs, GraphedStep, Step, autocast, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, can_be_recorded, make_task, plain_network, start
 from fastcifar.training.warm_up import warm_up
 
 __all__ = [
-    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "Dataset", "EpochPlan", "Evaluator", "Executor",
-    "GraphedStep", "Interrupted", "Lines", "Observer", "RunningMean", "State", "Step", "Task", "TorchExecutor",
-    "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "fused_update", "loop",
-    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state", "train",
-    "warm_up", "with_optimizer", "with_settings",
+    "RECIPES", "Block", "Blocks", "Checkpoints", "Config", "CudaGraphs", "Dataset", "EpochPlan", "Evaluator",
+    "Executor", "GraphedStep", "Interrupted", "Lines", "Observer", "RunningMean", "State", "Step", "Task",
+    "TorchExecutor", "autocast", "can_be_recorded", "choose_hardware", "command_line", "fused", "fused_update", "loop",
+    "make_optimizers", "make_step", "make_task", "plain_network", "set_row", "shown", "start_state",
+    "train", "warm_up", "with_optimizer", "with_settings",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ FOR_A_CARD = (
     "test_train_gpu.py::test_a_block_is_the_whole_epoch_where_memory_allows",
     "test_train_gpu.py::test_a_step_is_recorded_and_not_given_up[muon-bf16]",
     "test_train_gpu.py::test_a_step_is_recorded_and_not_given_up[sgd-fp16]",
+    "test_preparation_gpu.py::test_every_run_of_a_job_prepares_in_its_timed_part",
     "test_dali_gpu.py::test_a_block_does_not_make_the_host_wait[TorchExecutor]",
 )
 """Of the tests of a card those that look at the host's side."""

@@ -53,14 +53,17 @@ def test_a_folder_and_an_archive_give_the_fine_labels_and_their_names(tmp_path):
         assert dataset.name != "cifar100"  # these are not the published files
 
 
-def test_the_published_files_are_found_named_and_cached(tmp_path, published, monkeypatch):
+def test_the_published_files_are_found_and_named_and_verified_each_time(tmp_path, published, monkeypatch):
     (tmp_path / "d").mkdir()
     write_tar(tmp_path / "d" / CIFAR100.archive, in_folder(published), "w:gz")
     monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "d"))
     first = load("cifar100", progress=False)
     assert first.name == "cifar100" == load_path(tmp_path / "d" / CIFAR100.archive).name
-    monkeypatch.delenv("FASTCIFAR_DATA")
     assert load("cifar100", progress=False).digest == first.digest
+    assert not list((tmp_path / "cache").glob("*"))  # decoded images could not be told from others
+    monkeypatch.delenv("FASTCIFAR_DATA")
+    with pytest.raises(DataError, match="CIFAR-100 was not found"):
+        load("cifar100", progress=False)
 
 
 def test_each_set_is_found_where_both_lie_in_one_folder(published, monkeypatch):
@@ -112,9 +115,9 @@ def test_digests_and_addresses_are_those_of_torchvision():
         (CIFAR10, torchvision.datasets.CIFAR10),
         (CIFAR100, torchvision.datasets.CIFAR100),
     ):
-        md5 = dict([*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])])
+        files = (*(name for name, _ in [*theirs.train_list, *theirs.test_list]), theirs.meta["filename"])
         assert (ours.url, ours.archive, ours.archive_md5) == (theirs.url, theirs.filename, theirs.tgz_md5)
-        assert (ours.folder, ours.md5, ours.names_key.decode()) == (theirs.base_folder, md5, theirs.meta["key"])
+        assert (ours.folder, ours.files, ours.names_key.decode()) == (theirs.base_folder, files, theirs.meta["key"])
 
 
 def test_an_epoch_on_100_classes_from_the_command_line_and_from_python(published, tiny_network, capfd):

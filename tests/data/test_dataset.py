@@ -7,7 +7,7 @@ import pytest
 from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
 from tiny_sets import load_path, make_arrays, write_npz
 
-from fastcifar.data.dataset import Dataset, hold_out, take_subset
+from fastcifar.data.dataset import Dataset, dataset_digest, hold_out, take_subset
 from fastcifar.data.errors import DataError
 
 
@@ -42,6 +42,18 @@ def test_hold_out_is_stratified_disjoint_and_seeded():
     assert not np.array_equal(x_val, hold_out(whole, 0.2, seed=4)[1])
     with pytest.raises(DataError, match="val_split"):
         hold_out(whole, 0.01, seed=0)
+
+
+@pytest.mark.parametrize("part", ["x_train", "y_train", "x_test", "y_test", "classes"])
+def test_the_digest_knows_every_array_and_the_names(part):
+    arrays, names = make_arrays(100, 30, 5), tuple("abcde")
+    before = dataset_digest(names, tuple(arrays.values()))
+    assert before == dataset_digest(names, tuple(array.copy() for array in arrays.values()))
+    if part == "classes":
+        names = tuple("abcdf")
+    else:
+        arrays[part].flat[-1] ^= 1
+    assert dataset_digest(names, tuple(arrays.values())) != before
 
 
 def test_mean_and_std_are_those_of_the_training_images(tmp_path):

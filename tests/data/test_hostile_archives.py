@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import pytest
 from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
-from tiny_sets import assert_refused, encode_image, make_image_files, random_images, write_folder, write_npz, write_tar
+from tiny_sets import (
+    assert_refused,
+    encode_image,
+    in_official_folder,
+    load_path,
+    make_image_files,
+    make_official_files,
+    make_png,
+    random_images,
+    write_folder,
+    write_npz,
+    write_tar,
+)
 
 from fastcifar.data import limits
+from fastcifar.data.errors import DataError
 
 
 @pytest.mark.parametrize("name", ["../x.png", "train/cat/../../../x.png", "/tmp/fastcifar-x.png", "a/../../etc/passwd"])
@@ -75,16 +88,6 @@ def test_a_file_beyond_the_limit_in_a_folder(tmp_path):
     )
 
 
-def make_png(width: int, height: int) -> bytes:
-    """A PNG whose header claims this size, with few pixels behind it."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize("size", [(100_000, 100_000), (11_000, 11_000), (2**31 - 1, 2**31 - 1), (0, 0)])
 def test_a_decompression_bomb_in_a_png_header(tmp_path, size, capfd):
     assert_refused(
@@ -92,6 +95,15 @@ def test_a_decompression_bomb_in_a_png_header(tmp_path, size, capfd):
         "train/cat/bomb.png",
     )
     assert capfd.readouterr().err == ""  # PIL's own warning would be a second line
+
+
+@pytest.mark.parametrize("size", [(33, 32), (100, 100), (9_000, 9_000)])
+def test_the_size_is_looked_at_before_the_pixels(tmp_path, size):
+    """The pixels are cut off, which only decoding would notice."""
+    files = make_image_files() | {"train/cat/cut.png": make_png(*size)}
+    told = ("train/cat/cut.png", f"{size[0]}x{size[1]} pixels; expected 32x32")
+    assert_refused(write_folder(tmp_path / "toy", files), *told)
+    assert_refused(write_tar(tmp_path / "toy.tar", files), *told)
 
 
 def test_an_npz_that_claims_a_huge_array(tmp_path):
@@ -104,4 +116,39 @@ def test_an_npz_that_claims_a_huge_array(tmp_path):
 
 def test_names_cannot_reach_the_terminal_or_add_lines(tmp_path):
     bad = "train/cat/\x1b[2J\nerror: fake.png"
-    assert_refused(write_tar(tmp_path / "a.tar", make_image_files() | {bad: b"x"}), "?[2J?error")
+    assert_refused(write_tar(tmp_path / "a.tar", make_image_files() | {bad: b"x"}), r"\x1b[2J\nerror")
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_refused_in_a_folder(tmp_path, make):
+    """A named pipe would be waited for without an end, /dev/zero be read without one."""
+    images = write_folder(tmp_path / "toy", make_image_files())
+    make(images / "train/cat/99.png")
+    assert_refused(images, "train/cat/99.png", "not a file but a folder, pipe or device")
+    files = make_official_files(2)
+    del files["data_batch_3"]
+    official = write_folder(tmp_path / "set", in_official_folder(files))
+    make(official / "cifar-10-batches-py/data_batch_3")
+    assert_refused(official, "data_batch_3", "not a file but a folder, pipe or device")
+
+
+def test_any_name_of_a_file_is_read(tmp_path):
+    """A line break, an escape and a byte that is not UTF-8 are names as any other; messages have them as escapes."""
+    plain, odd = make_image_files(), "train/cat/\udce9\n\x1b[2J.png"
+    names = dict(zip(plain, [odd, *list(plain)[1:]], strict=True))
+    files = {names[name]: content for name, content in plain.items()}
+    digests = {load_path(write_folder(tmp_path / "odd", files)).digest,
+               load_path(write_tar(tmp_path / "odd.tar", files)).digest}  # fmt: skip
+    assert len(digests) == 1
+    for path in (write_folder(tmp_path / "bad", files | {odd: b"x"}),
+                 write_tar(tmp_path / "bad.tar", files | {odd: b"x"})):  # fmt: skip
+        with pytest.raises(DataError, match=r"cat/\\udce9\\n\\x1b\[2J\.png: cannot be read as an image"):
+            load_path(path)
+
+
+def test_the_name_of_a_set_is_printable_text(tmp_path):
+    """It goes into the record, the picture of the curves and the model file, all of them in UTF-8."""
+    assert load_path(write_folder(tmp_path / "\udce9\n\x1b", make_image_files())).name == r"\udce9\n\x1b"

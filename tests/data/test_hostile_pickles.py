@@ -13,6 +13,7 @@ from isolation import isolated  # noqa: F401  autouse: hides the user's cache, d
 from tiny_sets import assert_refused, in_official_folder, make_official_files, write_folder, write_tar
 
 from fastcifar.data import pickles
+from fastcifar.data.errors import DataError
 
 
 class Calls:
@@ -72,6 +73,46 @@ def test_a_malicious_pickle_is_not_executed(tmp_path, protocol, call):
 def test_malformed_pickles_end_in_one_line_and_little_memory(tmp_path, batch):
     assert_refused(write_set_with_batch(tmp_path, batch), "data_batch_1")
     assert not Path("mark").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 4, 5])
+def test_instructions_that_the_published_files_do_not_use_are_refused(tmp_path, protocol):
+    """The batch is whole and harmless: the list of instructions alone refuses it, as the message says."""
+    whole = make_official_files(2)["data_batch_1"]
+    assert pickles.unpickle_dict("x", whole)[b"labels"] == [0, 1]
+    again = pickle.dumps(pickle.loads(whole), protocol)
+    assert pickle.loads(again).keys() == pickle.loads(whole).keys()
+    assert_refused(write_set_with_batch(tmp_path, again), "data_batch_1", "holds the pickle instruction")
+
+
+@pytest.mark.parametrize(
+    ("batch", "instruction"),
+    [
+        (b"\x80\x05\x96\x00\x00\x00\x00\x00\x00\x00\x00.", "BYTEARRAY8"),
+        (b"\x80\x02}0].", "POP"),
+        (b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "STACK_GLOBAL"),
+        (b"(S'x'\nios\nsystem\n.", "STRING"),
+        (b"\x80\x02}P1\n.", "PERSID"),
+        (b"\x80\x02)\x81.", "NEWOBJ"),
+        (b"\x80\x02\x82\x01.", "EXT1"),
+    ],
+)
+def test_an_instruction_is_named_before_anything_is_loaded(monkeypatch, batch, instruction):
+    monkeypatch.setattr(pickles, "_RestrictedUnpickler", lambda *_, **__: pytest.fail("the pickle is loaded"))
+    with pytest.raises(DataError, match=f"holds the pickle instruction {instruction}, which"):
+        pickles.unpickle_dict("x", batch)
+
+
+def test_a_memo_has_a_limit():
+    """pickle allocates the memo up to its largest index, 16 bytes for each: a few bytes of file could take 64 GiB."""
+
+    def dictionary_at(index: int) -> bytes:
+        return b"\x80\x02}r" + index.to_bytes(4, "little") + b"."
+
+    assert pickles.unpickle_dict("x", dictionary_at(1 << 20)) == {}
+    for index in ((1 << 20) + 1, 1 << 22):
+        with pytest.raises(DataError, match="holds the pickle instruction LONG_BINPUT"):
+            pickles.unpickle_dict("x", dictionary_at(index))
 
 
 def test_the_names_that_a_pickle_may_ask_for():

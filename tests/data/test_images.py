@@ -57,8 +57,8 @@ def test_bad_image_is_named(tmp_path):
         encode_image(random_images(1)[0], "GIF"),
     ):
         files = make_image_files() | {"test/dog/01.png": bad}
-        assert_refused(write_folder(tmp_path / "toy", files), "test/dog/01.png", "not a readable PNG or JPEG")
-        assert_refused(write_tar(tmp_path / "toy.tar", files), "test/dog/01.png", "not a readable PNG or JPEG")
+        assert_refused(write_folder(tmp_path / "toy", files), "test/dog/01.png", "cannot be read as an image")
+        assert_refused(write_tar(tmp_path / "toy.tar", files), "test/dog/01.png", "cannot be read as an image")
 
 
 def test_image_of_another_size_is_named_with_what_was_expected(tmp_path):

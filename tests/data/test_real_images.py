@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from real_images import REAL, needs_real_images
 from tiny_sets import CIFAR10_CLASSES
 
+from fastcifar.data import cifar10
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 
@@ -52,3 +54,12 @@ def test_one_changed_image_is_not_cifar10(real: Dataset, tmp_path: Path, change:
     np.savez(tmp_path / "set.npz", **arrays)
     dataset = load(str(tmp_path / "set.npz"), cache_dir=str(tmp_path / "cache"), progress=False)
     assert dataset.name == "set"
+
+
+def test_a_cache_of_the_real_images_is_known_without_and_with_a_look_at_each(real: Dataset, monkeypatch) -> None:
+    assert real.digest == cifar10.CIFAR10_IN_FOLDERS and cifar10.is_known_by_content(real)
+    monkeypatch.setattr(cifar10, "CIFAR10_IN_FOLDERS", "another order")
+    assert cifar10.is_known_by_content(real)
+    labels = real.y_test.copy()
+    labels[[0, -1]] = labels[[-1, 0]]
+    assert not cifar10.is_known_by_content(replace(real, y_test=labels))

@@ -6,6 +6,7 @@ import torch
 from conftest import make_config
 
 from fastcifar.augment.dali import DaliExecutor
+from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
 from fastcifar.augment.torch_executor import TorchExecutor
@@ -124,6 +125,31 @@ def test_a_graph_can_be_captured_between_epochs():
             doubled = static * 2
         graph.replay()
         assert torch.equal(doubled, static * 2)
+
+
+def test_a_small_call_makes_a_pipeline_slow(capsys):
+    """Why a probe has a pipeline of its own: after a call with one image DALI's blocks have 3 elements (2.4)."""
+    executor, reference = DaliExecutor(on_card(50_000, 2)), TorchExecutor(on_card(50_000, 2))
+    plan = plan_of(0, 50_000, 500)
+
+    def epoch_ms(executor: Executor) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in executor.blocks([(plan, 32)]):
+            pass
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    as_it_is, torch_ms = (min(epoch_ms(e) for _ in range(4)) for e in (executor, reference))
+    executor.used = {1: (executor._build(), 0)}
+    for _ in executor.blocks([(plan.map(lambda draws: draws[:1, :1]), 32)]):
+        pass
+    executor.used = {50_000: executor.used[1]}
+    spoiled = min(epoch_ms(executor) for _ in range(2))
+    with capsys.disabled():
+        print(f"\nDALI {as_it_is:.1f} ms an epoch, after a small call {spoiled:.1f} ms; torch {torch_ms:.1f} ms")
+    assert spoiled > 3 * as_it_is
 
 
 @pytest.mark.parametrize("batch_size", [500, 2000])

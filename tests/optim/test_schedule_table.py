@@ -131,7 +131,17 @@ def test_no_row_is_negative_infinite_or_above_the_peak(
 
 @pytest.mark.parametrize(
     ("epochs", "steps_per_epoch", "steps"),
-    [(30, 97, 2910), (30, 98, 2940), (1, 1, 1), (0.5, 97, 48), (0.001, 5, 1), (2.5, 4, 10), (1 / 3, 3, 1)],
+    [
+        (30, 97, 2910),
+        (30, 98, 2940),
+        (1, 1, 1),
+        (0.5, 97, 48),
+        (0.001, 5, 1),
+        (2.5, 4, 10),
+        (1 / 3, 3, 1),
+        (0.29, 100, 29),
+        (1.79, 97, 174),
+    ],  # 28.999999999999996 and 173.63
 )
 def test_one_converter_from_epochs_to_steps(epochs, steps_per_epoch, steps):
     assert count_steps(epochs, steps_per_epoch) == steps

@@ -96,6 +96,16 @@ def test_extending_keeps_all_rows_and_repeats_the_last():
     assert (long.table[30:] == rows[-1]).all()
 
 
+@pytest.mark.parametrize(("swa_anneal", "last_lr"), [(1.5, 0.2), (4, 0.6)])
+def test_extending_a_tail_that_annealed_repeats_its_last_row_not_its_first(swa_anneal, last_lr):
+    config = make_config(epochs=6, schedule="constant", lr_peak=1.0, swa_start=4, swa_lr=0.2, swa_anneal=swa_anneal,
+                         resume="run", extend_epochs=8)  # fmt: skip
+    short = make_schedule_table(config, 5)
+    assert short.table[short.tail_step, 0] > short.table[-1, 0] + 0.1
+    long = extend(short, config, 5).table
+    assert len(long) == 40 and long[29:, 0].tolist() == pytest.approx([last_lr] * 11)
+
+
 def test_without_extend_epochs_nothing_changes():
     schedule = make_schedule_table(make_config(epochs=6), 5)
     assert extend(schedule, make_config(epochs=6), 5) is schedule and len(schedule.table) == 30

@@ -14,7 +14,7 @@ from fastcifar.schedules import SCHEDULES, PerEpoch, PerStep
 OTHERS = {
     "without a tail": {"swa_start": None},
     "milestones": {"schedule": "multistep", "milestones": (0.25, 0.75), "target": 0.94},
-    "every kind of value": {"runs": 3, "seed": 2**40, "subset": 500, "tta": "flip", "tta_share": 0.5, "out": "a b",
+    "every kind of value": {"runs": 3, "seed": 2**40, "subset": 500, "tta": "flip", "tta_share": 0.5,
                             "deterministic": True, "cuda_graph": False, "checkpoint_every": 0},
     "plateau": {"schedule": "plateau", "val_split": 0.1},
 }  # fmt: skip

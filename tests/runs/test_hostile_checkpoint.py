@@ -9,6 +9,8 @@ import pytest
 import torch
 from commands import assert_refused, interrupted_run
 
+from fastcifar.runs import checkpoint
+
 pytestmark = pytest.mark.usefixtures("here")
 
 NAN = float("nan")
@@ -78,13 +80,21 @@ def test_a_flipped_bit_in_a_weight(call, run):
     assert_refused(call, run, "damaged")
 
 
-def test_a_file_that_unpacks_to_more_than_it_is(call, run):
-    path = run / "checkpoint.pt"
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(run / "new", "w", zipfile.ZIP_DEFLATED) as new:
+def test_a_compressed_file_is_not_unpacked(call, run):
+    """torch would load it: a file of a megabyte could take a gigabyte."""
+    path, packed = run / "checkpoint.pt", io.BytesIO()
+    content = torch.load(path, weights_only=True)
+    content["state"]["more"] = torch.zeros(10**6)
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
-            new.writestr(name, old.read(name) + b"\0" * 10**6)
-    os.replace(run / "new", path)
-    assert_refused(call, run, "damaged")
+            new.writestr(name, old.read(name))
+    path.write_bytes(packed.getvalue())
+    assert torch.load(path, weights_only=True)["state"]["more"].shape == (10**6,)
+    assert_refused(call, run, "checkpoint.pt: damaged or not a fastcifar checkpoint")
+    with pytest.raises(checkpoint.CheckpointError) as refusal:
+        checkpoint.load(path)
+    assert str(refusal.value.__cause__) == "compressed"  # and not what would be found in it
 
 
 def test_a_huge_tensor_declared(call, run):

@@ -11,7 +11,7 @@ import fastcifar
 from fastcifar.cli import lr_find
 from fastcifar.runs.profiling import RECORDED_STEPS, TABLE, TRACE
 from fastcifar.training.loop import train
-from fastcifar.training.run_files import run_observers
+from fastcifar.training.run_files import profile_of, run_observers
 
 
 def trace_of(folder):
@@ -45,6 +45,21 @@ def test_a_short_run_has_fewer_steps_or_a_warning(make_quick_task, tmp_path, sai
         assert len(steps_in(trace_of(tmp_path))) == recorded
     assert (tmp_path / TABLE).exists() == bool(recorded)
     assert said == ([] if recorded else ["warning: --profile: 3 steps are too few, 4 are needed"])
+
+
+@pytest.mark.parametrize(("settings", "after_step", "size_px"), [
+    ({}, 0, 32),
+    ({"low_res_px": 16, "low_res_until": 0.34}, 8, 32),  # one epoch of three
+    ({"low_res_px": 16, "low_res_until": 0.67}, 0, 16),  # two of three
+    ({"low_res_px": 16, "low_res_until": 0.5, "epochs": 4.0}, 16, 32),  # two of four: the larger size
+])  # fmt: skip
+def test_the_profile_is_of_the_size_of_most_epochs(make_quick_task, tmp_path, settings, after_step, size_px):
+    task = make_quick_task(**{"epochs": 3.0, "profile": True, **settings})
+    assert profile_of(task, tmp_path).after_step == after_step
+    train(task, run_observers(task, tmp_path))
+    heading, _, header, *rows = (tmp_path / TABLE).read_text().splitlines()
+    assert heading == f"{RECORDED_STEPS} steps, 32 images of {size_px} pixels, fp32, CPU"
+    assert header.endswith("group") and any(row.endswith("convolution, forward") for row in rows)
 
 
 @pytest.mark.usefixtures("here")

@@ -131,7 +131,7 @@ def test_a_resumed_run_goes_on_in_the_same_log(call, base, tmp_path, monkeypatch
         stop_after(patched, last)
         assert call(*base, "--out", "r", "--log", fake.name)[0] == 143
     (tmp_path / "r/checkpoint.pt").unlink()
-    assert len(fake.rows) == last // 8 and call("--resume", "r")[0] == 0
+    assert len(fake.rows) == last // 8 and call("--resume", "r", "--log", fake.name)[0] == 0
     (_, first, _, _), (_, second, _, _) = fake.started
     assert first == second
     assert [step for step, values in fake.rows if "loss_train" in values] == [8, 16]

@@ -9,8 +9,10 @@ from fastcifar.training.metrics import per_class, quality
 
 @pytest.fixture
 def case():
+    """Labels as likely as the probabilities say: then some bins of the calibration are too sure, others not enough."""
     random = torch.Generator().manual_seed(0)
-    return (3 * torch.randn(500, 4, generator=random)).log_softmax(1), torch.randint(4, (500,), generator=random)
+    log_p = (3 * torch.randn(500, 4, generator=random)).log_softmax(1)
+    return log_p, log_p.exp().multinomial(1, generator=random)[:, 0]
 
 
 def test_the_metrics_are_their_formulas(case):

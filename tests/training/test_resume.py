@@ -16,6 +16,8 @@ from bench import processes
 from fastcifar.runs import checkpoint
 from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.schedules import PerEpoch
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import start
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24  # 3 epochs of 8 steps; the tail begins at step 16
@@ -122,6 +124,16 @@ def test_a_checkpoint_holds_everything(make_quick_task, tmp_path):
                                      "history", "time_s"}  # fmt: skip
     assert content["state"]["mean"]["count"] == 1 and len(content["state"]["history"]) == 3
     assert all(isinstance(m, torch.Tensor) for momenta in content["state"]["optimizers"] for m in momenta)
+
+
+def test_the_loss_scale_goes_on(make_quick_task):
+    task = make_quick_task()
+    task = replace(task, hardware=replace(task.hardware, precision="fp16"))
+    state, resumed = (start(task, Stopwatch()) for _ in range(2))
+    state.scaler.scale(torch.ones(()))
+    state.scaler.update(1024.0)
+    resumed.load(state.tree(), task.num_steps)
+    assert resumed.scaler.get_scale() == resumed.scaler.scale(torch.ones(())).item() == 1024
 
 
 def test_times_go_on(make_quick_task, tmp_path):

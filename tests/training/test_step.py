@@ -7,13 +7,17 @@ import pytest
 import torch
 from comparison import stop_at_step
 from conftest import Recorder, train_in_folder
+from replays import same_addresses
 
 from fastcifar.augment.block import Block
+from fastcifar.augment.dali import DaliExecutor
+from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.optim.optimizers import Muon, set_row
 from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.training import loop, step
 from fastcifar.training import state as state_module
 from fastcifar.training import task as task_module
+from fastcifar.training.hardware import has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.state import FIRST_LOSS_SCALE
 from fastcifar.training.step import GraphedStep, Step, make_step
@@ -24,6 +28,8 @@ NO_TAIL = {"optimizer": "muon", "lr_peak": 0.1, "bias_lr_scale": 5.0, "head_lr_s
            "low_res_until": 0.4, "swa_start": None}  # fmt: skip
 MUON = NO_TAIL | {"swa_start": 2 / 3, "swa_lr": 0.02}
 
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
+
 
 def again(work):
     return work
@@ -31,20 +37,26 @@ def again(work):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Runs take the recorded step, on the CPU; the list gets one entry per recording."""
+    """Runs take the recorded step, on the CPU; the list gets one entry per recording.
+
+    A replay fails where it finds a buffer elsewhere than the recording did: a CUDA graph would not follow it.
+    """
     recordings = []
 
     def recorder(work):
         recordings.append(work)
-        return work
+        return same_addresses(work)
 
-    def make_step(task, state, forward):
-        graphed = GraphedStep(task, state, forward, recorder)
-        graphed.table = graphed.table.double()  # so that rates are not rounded, which a plain step does not do
-        return graphed
-
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(loop, "make_step", lambda task, state, forward: ExactRates(task, state, forward, recorder))
     return recordings
+
+
+class ExactRates(GraphedStep):
+    """Does not round the rates, as a plain step does not."""
+
+    def _rehearse(self):
+        self.table = self.table.double()
+        super()._rehearse()
 
 
 def assert_same(a, b):
@@ -66,6 +78,38 @@ def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recor
     plain = train(make_quick_task(**settings))
     assert len(recorded) == 3  # one per image size, not one per step, and the evaluation
     assert_same(fast, plain)
+
+
+def test_the_loss_is_the_smoothed_cross_entropy(make_quick_task):
+    task = make_quick_task(label_smoothing=0.2)
+    state, logits = start(task, Stopwatch()), []
+    plain = Step(task, state, lambda x: logits.append(state.model(x)) or logits[-1])
+    y = torch.arange(10).repeat(2)
+    plain.update(torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), y)
+    log_p = logits[0].detach().double().log_softmax(1)
+    expected = -(0.8 * log_p[torch.arange(20), y] + 0.2 * log_p.mean(1)).mean()
+    assert state.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+class OutOfOrder(TorchExecutor):
+    """Its blocks lie in an order of their own, another one in each block, as DALI's do."""
+
+    def make(self, plan, size_px):
+        block = super().make(plan, size_px)
+        order = torch.randperm(len(block.labels), generator=torch.Generator().manual_seed(int(plan.index.sum())))
+        rows = order.argsort().view(plan.index.shape)
+        return Block(block.images[order], block.labels[order], rows, block.num_steps)
+
+
+@pytest.mark.parametrize("kind", [OutOfOrder, pytest.param(DaliExecutor, marks=needs_dali)])
+def test_a_recorded_step_finds_its_images_in_any_order(make_quick_task, deterministic, recorded, monkeypatch, kind):
+    def run():
+        task = make_quick_task(**NO_TAIL)
+        return train(replace(task, executor=kind(task.executor.images, max_images=3 * 32)))
+
+    fast = run()
+    monkeypatch.setattr(loop, "make_step", Step)
+    assert_same(fast, run())
 
 
 def test_fp16_is_recorded_with_its_loss_scale(make_quick_task, deterministic, recorded, monkeypatch):
@@ -127,6 +171,20 @@ def test_rates_are_read_where_the_run_goes_on(make_quick_task):
     graphed(0)
     graphed(1)
     assert seen == pytest.approx([state.schedule.table[5, 0].item(), 0.0123])
+
+
+def test_rates_are_read_anew_with_each_block(make_quick_task):
+    """Also in the second block: the plateau rule rewrites the table after every epoch."""
+    task = make_quick_task(**MUON)
+    state = start(task, Stopwatch())
+    graphed, seen = GraphedStep(task, state, state.model, again), []
+    graphed.update = lambda x, y: seen.append(float(state.optimizers[0].param_groups[0]["lr"]))  # type: ignore[method-assign]
+    for lr in (0.01, 0.02, 0.03):
+        state.schedule.table[state.step, 0] = lr
+        graphed.begin(Block(torch.zeros(32, 24, 24, 3), torch.zeros(32, dtype=torch.long), rows=None, num_steps=1))
+        graphed(0)
+        state.step += 1
+    assert seen == pytest.approx([0.01, 0.02, 0.03])
 
 
 def test_what_cannot_be_recorded_is_not(make_quick_task):

@@ -1,0 +1,64 @@
+"""model.safetensors: what is read back are the weights that were written, and weights that lie are refused."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from fastcifar.config import Model
+from fastcifar.models.networks import make_model
+from fastcifar.runs.model_file import load_model, write_model
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
+FACTS = {"classes": ["cat", "dog"], "mean": [0.5] * 3, "std": [0.25] * 3, "network": "resnet9", "scale": "small",
+         "norm": "bn", "activation": "relu"}  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    return make_model(Model(scale="small"), 2, seed=0)
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    write_model(tmp_path / "model.safetensors", model, FACTS)
+    return tmp_path / "model.safetensors"
+
+
+def rewrite(path, change):
+    """The file with its tensors changed by `change(tensors)`."""
+    with safe_open(path, framework="pt") as f:
+        head, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
+    change(tensors)
+    path.write_bytes(save(tensors, head))
+
+
+def test_every_weight_is_read_back_bit_for_bit(path, model):
+    found, facts = load_model(path)
+    assert facts == FACTS and not found.training
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+LIES = {
+    "not a number": (lambda t: t["head.weight"][0].fill_(float("nan")), "weights.head.weight is not finite"),
+    "infinite": (lambda t: t["stages.0.conv1.weight"].view(-1)[-1:].fill_(float("inf")), "conv1.weight is not finite"),
+    "an infinite statistic": (
+        lambda t: t["stages.0.norm1.running_var"][0].fill_(float("inf")),
+        "running_var is not fi",
+    ),
+    "half precision": (lambda t: t.update({"head.weight": t["head.weight"].half()}), "float16 [2, 8] instead of"),
+    "another shape": (lambda t: t.update({"head.weight": torch.zeros(2, 9)}), "float32 [2, 9] instead of float32"),
+    "one too few": (lambda t: t.pop("stem.bias"), "has other entries than this run: {'stem.bias'}"),
+    "one too many": (lambda t: t.update({"more": torch.zeros(1)}), "has other entries than this run: {'more'}"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_weights_that_lie_are_refused(path, lie):
+    change, told = LIES[lie]
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole fastcifar model") as refusal:
+        load_model(path)
+    assert told in str(refusal.value)
