@@ -86,11 +86,16 @@ class ResNet9(nn.Module):
         stage: Any = self.stages[0]
         return border_activation(stage.norm1, x, self.activation, stage.stage.kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """x [B, 3, S, S] -> [B, C, H, W], what the classifier takes the largest pixels of; 3x3 for S = 32."""
         x = self.stem_map(x) if x.shape[1] == 3 else x  # a map may come ready made (`fastcifar.augment.stem`)
         stages: list[Any] = list(self.stages)
         for stage, border in zip(stages, [*(stage.stage.kernel for stage in stages[1:]), 0], strict=True):
-            x = stage(x, border)  # [B, C, 3, 3] in the end, for S = 32
+            x = stage(x, border)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
         # The gradient of amax divides by the number of pixels equal to the maximum. Compiled code computes the pixels
         # again, less rounded: then none is equal, and the gradient is NaN. The gradient of max goes by an index.
         compiled = torch.compiler.is_dynamo_compiling()

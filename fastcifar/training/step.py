@@ -20,6 +20,9 @@ from torch import Tensor
 from fastcifar.augment.block import Block, Draws
 from fastcifar.augment.images import pinned
 from fastcifar.augment.stem import stem, works
+from fastcifar.models.head_loss import head_loss
+from fastcifar.models.resnet9 import ResNet9
+from fastcifar.optim.fused_update import FusedUpdate, fused_update
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
@@ -91,18 +94,21 @@ class GraphedStep(Step):
 
     A step is one replay and nothing else. A block is copied into the buffers once, as a graph reads fixed addresses.
     `recorder` makes the replay. Rehearsal and recording restore the state in the end, also when they raise.
+    With a fused update the loss and the update are a few kernels, and the forward pass takes weights in bf16.
     """
 
-    def __init__(self, task: Task, state: State, forward: Forward, recorder: Recorder) -> None:
+    def __init__(
+        self, task: Task, state: State, forward: Forward, recorder: Recorder, fused: FusedUpdate | None = None
+    ) -> None:
         super().__init__(task, state, forward)
-        self.recorder = recorder
+        self.recorder, self.fused = recorder, fused
         device, batch = task.hardware.device, task.batch_size
         steps = min(task.steps_per_epoch, max(1, task.executor.max_images // batch))
         self.draws_from_px = makes_images_from_px(task, state)
         largest = max(size for size in task.image_sizes if not self.takes_draws(size))
         self.table = torch.zeros(task.num_steps, 2, device=device)
-        self.next = torch.zeros(1, dtype=torch.long, device=device)  # row of the table
-        self.position = torch.zeros(1, dtype=torch.long, device=device)  # step of the block
+        self.counters = torch.zeros(2, dtype=torch.long, device=device)
+        self.next, self.position = self.counters.split(1)  # row of the table, step of the block
         self.pixels = torch.zeros(steps * batch * 3 * largest**2, dtype=task.hardware.dtype, device=device)
         self.labels = torch.zeros(steps * batch, dtype=torch.long, device=device)
         self.rows = torch.arange(steps * batch, device=device).view(steps, batch)
@@ -127,6 +133,8 @@ class GraphedStep(Step):
         self.table.copy_(pinned(table, self.table.device), non_blocking=True)
         self.next.fill_(self.state.step)
         self.position.zero_()
+        if self.fused:
+            self.fused.arena.refresh()  # the weights may be those of a checkpoint, or from before the rehearsal
         self.replay = self.replays[size]
 
     def __call__(self, i: int) -> None:
@@ -141,12 +149,27 @@ class GraphedStep(Step):
 
     def at_next_row(self, size_px: int) -> None:
         """A step on the rows at `position`. Selecting does not make the host wait, indexing would."""
+        if self.fused:
+            taken = self.fused.take(self.images(size_px), self.labels, self.rows, self.table, self.counters)
+            self._update_fused(self.fused, self.input_of(taken[0]), taken[1])
+            return
         lr, momentum = self.table.index_select(0, self.next)[0].unbind()
         set_row(self.state.optimizers, lr, momentum)
         rows = self.rows.index_select(0, self.position)[0]
         self.update(self.input_of(self.images(size_px).index_select(0, rows)), self.labels.index_select(0, rows))
-        self.next += 1
-        self.position += 1
+        self.counters += 1
+
+    def _update_fused(self, fused: FusedUpdate, x: Tensor, y: Tensor) -> None:
+        """`update`, with the sum of the loss and the counters."""
+        model = self.state.model
+        assert isinstance(model, ResNet9)
+        with autocast(self.task.hardware), fused.arena.lent():
+            features = model.features(x)
+        smoothing = self.task.config.optimizer.label_smoothing
+        loss = head_loss(features.detach(), model.head.weight, y, model.logit_scale, smoothing)
+        if features.requires_grad:  # not where the classifier alone is trained
+            features.backward(loss.d_features)
+        fused.finish(loss, self.state.loss_sum, self.counters)
 
     def takes_draws(self, size_px: int) -> bool:
         """Whether the images of this size come as draws, and one kernel makes the stem's output of them."""
@@ -234,5 +257,14 @@ def make_step(task: Task, state: State, forward: Forward) -> Step:
             log.warning("the %s from Python cannot be part of a CUDA graph: the step is launched without one", host)
             return Step(task, state, forward)
         with may_fail("the step", task.hardware.device):
-            return GraphedStep(task, state, forward, CudaGraphs())
+            return GraphedStep(task, state, forward, CudaGraphs(), _fused_update(task, state, forward))
     return Step(task, state, forward)
+
+
+def _fused_update(task: Task, state: State, forward: Forward) -> FusedUpdate | None:
+    """The update by kernels where the batch norms use theirs, in bf16: in fp16 the loss scale wants the plain one."""
+    model, hardware = state.model, task.hardware
+    own = task.parts.names or forward is not model  # a loss from Python, several processes
+    if own or not (hardware.fused and hardware.precision == "bf16" and isinstance(model, ResNet9)):
+        return None
+    return fused_update(model, state.optimizers, task.config, hardware.dtype)

@@ -241,7 +241,8 @@ def watch_run(
     return {
         "may_be_recorded": subject.can_be_recorded(task),
         "recorded": isinstance(step, subject.GraphedStep),
-        "place": step.next.item() if isinstance(step, subject.GraphedStep) else None,
+        "fused_update": isinstance(step, subject.GraphedStep) and step.fused is not None,
+        "place": step.next.item() if isinstance(step, subject.GraphedStep) and not step.fused else None,
         "num_steps": task.num_steps,
         "sizes": task.image_sizes,
         "blocks": [block for block in watch.blocks if block["trains"]],

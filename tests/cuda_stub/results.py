@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import stub
 
-GROUPS = ("basics", "runs", "fakes", "failures", "command_runs", "memory")
+GROUPS = ("basics", "runs", "fused_runs", "fakes", "failures", "command_runs", "memory")
 """Of scenarios: they share a process under the stub, as importing torch takes seconds."""
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import subject
 import torch
+from agreeing_kernels import agreeing_kernels
 from observe import Layouts, Watch, Watched, WatchedStep, card, make_task, watch_run
 from torch import Tensor
 
@@ -43,16 +43,17 @@ def with_layouts(**settings: Any) -> dict[str, Any]:
     return {**run, "layouts": layouts.seen}
 
 
-def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
+def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settings: Any) -> dict[str, Any]:
     """The least microseconds of the host per step and per block, and what they ask of the card, by image size.
 
     Also what a recording holds, what one update by each optimizer asks for, and what averaging the weights does.
     """
-    task = make_task(recipe, cuda_graph=recorded, epochs=8.0, **settings)
+    task = make_task(recipe, cuda_graph=recorded, fused_kernels=fused_kernels, epochs=8.0, **settings)
     state = subject.start_state(task)
-    task = subject.warm_up(task, state.model)
-    with card.counting() as recording:
-        step = subject.make_step(task, state, state.model)
+    with agreeing_kernels() if fused_kernels else nullcontext():
+        task = subject.warm_up(task, state.model)
+        with card.counting() as recording:
+            step = subject.make_step(task, state, state.model)
     state.model.train()
     torch.cuda.empty_cache()
     with card.running_beside(task.executor.stream), card.without_effects():
@@ -62,7 +63,8 @@ def host_time(recipe: str, recorded: bool, **settings: Any) -> dict[str, Any]:
             with timed() as average:
                 state.average.record(state.model)
         average_us = average.pop("us")
-    return {"recorded": isinstance(step, subject.GraphedStep), "captured": recording.get("captured", 0),
+    return {"recorded": isinstance(step, subject.GraphedStep), "fused": task.hardware.fused,
+            "captured": recording.get("captured", 0),
             "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
 
@@ -140,47 +142,6 @@ def count_update(state: subject.State, optimizer: torch.optim.Optimizer) -> dict
         state.scaler.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return {"name": type(optimizer).__name__, "counted": counted}
-
-
-@contextmanager
-def fused_kernels(conv_kernels: bool = False) -> Iterator[None]:
-    """Triton's host code loads and launches the kernels, which do nothing: what the checks before a run find is left
-    out, and of their timings, which are no time here, the last is the best, or the first.
-    """
-    checked = (subject.fused, subject.stem, subject.conv_choice)
-    before = [module.largest_difference for module in checked]
-    timer, timed = subject.warming_up.recorded_ms, itertools.count(0, -1 if conv_kernels else 1)
-
-    def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
-        check(*arguments)
-        return 0.0
-
-    def run_and_count(work: Callable[[], object]) -> float:
-        timer(work)
-        return next(timed)
-
-    for module, check in zip(checked, before, strict=True):
-        module.largest_difference = partial(load_and_agree, check)  # type: ignore[assignment]
-    subject.warming_up.recorded_ms = run_and_count
-    try:
-        yield
-    finally:
-        subject.warming_up.recorded_ms = timer
-        for module, check in zip(checked, before, strict=True):
-            module.largest_difference = check
-
-
-def with_fused_kernels(conv_kernels: bool = False, **settings: Any) -> dict[str, Any]:
-    """Launches are by kernel."""
-    card.forget_kernels()
-    with fused_kernels(conv_kernels):
-        run = watch_run(make_task(fused_kernels=True, **settings))
-    return {**run, "kernels": card.kernels()}
-
-
-def evaluation_with_fused_kernels() -> dict[str, Any]:
-    with fused_kernels():
-        return evaluation("speedrun94", True, fused_kernels=True)
 
 
 def executor_waits() -> bool:
@@ -285,13 +246,6 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
         "evaluation, recorded": partial(evaluation, "speedrun94", True),
         "evaluation, plain": partial(evaluation, "speedrun94", False),
-        "evaluation, fused kernels": evaluation_with_fused_kernels,
-        "fused kernels": with_fused_kernels,
-        "fused kernels, plain": partial(with_fused_kernels, cuda_graph=False),
-        "fused kernels, stem fixed": partial(with_fused_kernels, train_stem="low-res"),
-        "fused kernels, stem fixed and cutout": partial(with_fused_kernels, train_stem="low-res", cutout_px=8),
-        "fused kernels, convolutions": partial(with_fused_kernels, conv_kernels=True),
-        "fused kernels, convolutions, plain": partial(with_fused_kernels, conv_kernels=True, cuda_graph=False),
         "executor waits": executor_waits,
     }
 

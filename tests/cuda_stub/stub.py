@@ -167,14 +167,17 @@ class Card:
     @contextmanager
     def running_beside(self, stream: Any) -> Iterator[None]:
         """A stream of torch (or None) is meant to run beside all others: what it does is not counted as unordered."""
-        handle = ctypes.c_void_p(stream.cuda_stream if stream else None)
         if stream:
-            self.library.stub_run_beside(handle, 1)
+            self.run_beside(stream, True)
         try:
             yield
         finally:
             if stream:
-                self.library.stub_run_beside(handle, 0)
+                self.run_beside(stream, False)
+
+    def run_beside(self, stream: Any, beside: bool) -> None:
+        """From now on a stream of torch is, or is not, meant to run beside all others."""
+        self.library.stub_run_beside(ctypes.c_void_p(stream.cuda_stream), int(beside))
 
     def knows(self, stream: Any, other: Any) -> bool:
         """Whether a stream of torch was made to wait for all that another was given so far."""

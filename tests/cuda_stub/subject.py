@@ -10,6 +10,7 @@ from fastcifar.cli.progress import Lines, shown
 from fastcifar.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.models import conv_choice, fused
+from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.recipes import RECIPES, with_optimizer
@@ -56,6 +57,7 @@ __all__ = [
     "command_line",
     "conv_choice",
     "fused",
+    "fused_update",
     "loop",
     "make_optimizers",
     "make_step",

@@ -1,4 +1,4 @@
-"""Prints what each recipe asks of the card and of the host: .venv/bin/python tests/cuda_stub/table.py
+"""Prints what each recipe asks of the card and of the host: .venv/bin/python tests/cuda_stub/table.py [RECIPE ...]
 
 With the batch size of the recipe and 50,000 images of noise. On the CUDA stub: launches, copies, memsets and waits are
 those of a real card, save inside cuDNN and cuBLAS, of which each call counts as one launch. Host time is CPU time on
@@ -12,6 +12,7 @@ import itertools
 import json
 import platform
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import stub
@@ -26,17 +27,20 @@ EVALUATIONS = ("recipe", "step", *(f"{part}: launches, copies, waits, replays" f
 UPDATES = ("recipe", "step", "optimizer: launches, copies, memsets", "averaging: launches, copies, memsets",
            "host us")  # fmt: skip
 IMAGES, TEST_IMAGES = 50_000, 10_000
+KINDS = ((True, True), (True, False), (False, False))
+"""Whether the step is recorded, and whether it has the fused kernels."""
 
 
 def main() -> int:
     if "--under-the-stub" in sys.argv:
-        print(json.dumps(measure()))
+        print(json.dumps(measure(sys.argv[2:])))
         return 0
-    run = stub.run_python([__file__, "--under-the-stub"], timeout_s=1800)
+    run = stub.run_python([__file__, "--under-the-stub", *sys.argv[1:]], timeout_s=1800)
     if run.returncode:
         print(run.stdout, run.stderr, file=sys.stderr)
         return 1
-    print(f"`.venv/bin/python tests/cuda_stub/table.py`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
+    command = " ".join([".venv/bin/python tests/cuda_stub/table.py", *sys.argv[1:]])
+    print(f"`{command}`, {IMAGES:,} images, {platform.machine()}, {stub.cpu_name()}\n")
     titles = ("A step", "A block and the end of an epoch", "Inside a step, of the full or wide network",
               f"Evaluations of {TEST_IMAGES:,} images, the average of the weights and the refresh")  # fmt: skip
     heads = (STEPS, BLOCKS, UPDATES, EVALUATIONS)
@@ -48,20 +52,25 @@ def main() -> int:
     return 0
 
 
-def measure() -> tuple[list[list[Any]], ...]:
-    """Rows of the four tables."""
+def measure(names: list[str]) -> tuple[list[list[Any]], ...]:
+    """Rows of the four tables, of the recipes of those names or of all."""
+    from agreeing_kernels import agreeing_kernels
     from observe import make_task, watch_run
     from runs import evaluation, host_time
     from subject import RECIPES
 
     steps, blocks, updates, evaluations = [], [], [], []
     for precision, recipes in (("bf16", RECIPES), ("fp16", ("speedrun94", "onecycle30"))):
-        for recipe, recorded in itertools.product(recipes, (True, False)):
-            settings: dict[str, Any] = {"precision": precision}
+        for recipe, (recorded, fused) in itertools.product(recipes, KINDS):
+            if names and recipe not in names:
+                continue
+            settings: dict[str, Any] = {"precision": precision, "fused_kernels": fused}
             batch = RECIPES[recipe].optimizer.batch_size
             told = host_time(recipe, recorded, images=IMAGES, batch_size=batch, **settings)
-            kind = ("recorded" if told["recorded"] else "plain") + (", fp16" if precision == "fp16" else "")
-            run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99, **settings))
+            kind = ("recorded" if told["recorded"] else "plain") + (", fused kernels" if told["fused"] else "")
+            kind += ", fp16" if precision == "fp16" else ""
+            with agreeing_kernels() if fused else nullcontext():
+                run = watch_run(make_task(recipe, cuda_graph=recorded, eval_every=99, **settings))
             end = triple(run["blocks"][0]["end"]["counted"], "waits")
             for size, found in told["sizes"].items():
                 step, block = found["step"], found["block"]
@@ -75,6 +84,8 @@ def measure() -> tuple[list[list[Any]], ...]:
             by_optimizer = [f"{update['name']} {triple(update['counted'], 'memsets')}" for update in told["updates"]]
             updates.append([recipe, kind, "; ".join(by_optimizer), triple(told["average"], "memsets"),
                             f"{told['average_us']:,.0f}"])  # fmt: skip
+            if fused:
+                continue
             told = evaluation(recipe, recorded, TEST_IMAGES, images=IMAGES, batch_size=batch, **settings)
             row = [recipe, kind]
             row += [f"{triple(told[part], 'waits')}, {told[part].get('replays', 0)}" for part in PARTS]

@@ -55,3 +55,12 @@ def test_a_block_that_is_not_waited_for_is_found() -> None:
 
 def test_work_outside_the_recorded_stream_is_found() -> None:
     assert ask("failures", "launches outside")["while_recording"]["outside"] == 2  # one per image size
+
+
+def test_an_update_that_does_not_wait_for_its_gradients_is_found() -> None:
+    run = ask("fused_runs", "fault: the update does not wait")
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    complaints = complaints_about_run(run)
+    assert run["missing_waits"] and any("does not wait" in line for line in complaints)
+    assert any("outside" in line for line in complaints)

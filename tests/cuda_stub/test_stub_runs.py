@@ -1,5 +1,6 @@
 """Whole runs without a card: set-up, warm-up, recording, steps, averaging, refresh, evaluation."""
 
+import fused_runs
 import pytest
 import runs
 from checks import MOST_FOR_SWAG, MOST_TO_AVERAGE, complaints_about_run
@@ -10,9 +11,9 @@ pytestmark = marks
 
 ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor")
 WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
-PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
-         "fused kernels, plain", "fused kernels, convolutions, plain"}  # fmt: skip
+PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain"}
 """They were told not to record."""
+FUSED = [name for name in fused_runs.CASES if not name.startswith(("fault", "host time", "evaluation"))]
 
 
 @pytest.mark.parametrize("name", WATCHED)
@@ -27,22 +28,32 @@ def test_every_recipe_is_among_them() -> None:
     assert {f"recipe {name}" for name in RECIPES} <= set(WATCHED)
 
 
-@pytest.mark.parametrize("name", [name for name in WATCHED if name.startswith("fused")])
-def test_fused_kernels_are_launched(name: str) -> None:
-    run = ask("runs", name)
+@pytest.mark.parametrize("name", FUSED)
+def test_a_run_with_fused_kernels_is_recorded_and_never_waits(name: str) -> None:
+    run = ask("fused_runs", name)
     if not run["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
-    assert {"statistics", "normalize", "gradient_sums", "input_gradient", "activate", "activation_gradient"} <= {
+    assert complaints_about_run(run) == []
+    assert run["recorded"] == (not name.endswith("plain"))
+    assert {"statistics", "gradient_sums", "input_gradient", "activation_gradient"} <= {
         *run["kernels"]
-    }
-    chosen = "forward and backward" if "convolutions" in name else "none"
-    sizes = {f"stages.{i}.conv1 {s}x{s}": chosen for i, both in enumerate(((22, 32), (12, 16), (6, 8))) for s in both}
-    assert run["conv_kernels"] == sizes
+    } or name == "head alone"
+    assert {"normalize"} <= {*run["kernels"]}
+    assert run["conv_kernels"] == chosen(name)
+    assert run["fused_update"] == (not name.endswith("plain") and name != "fp16")
+    wanted = {"muon": {"prepare", "gram", "steps", "apply", "sgd"}, "sgd": {"sgd"}, "fp16": set()}.get(name, set())
+    assert wanted <= set(run["kernels"])
+
+
+def chosen(name: str) -> dict[str, str]:
+    """What is chosen for each convolution before a pool and each size."""
+    choice = "forward and backward" if "convolutions" in name else "none"
+    return {f"stages.{i}.conv1 {s}x{s}": choice for i, both in enumerate(((22, 32), (12, 16), (6, 8))) for s in both}
 
 
 def test_kernels_for_convolutions_take_the_place_of_cudnns() -> None:
     """In each plain step: three convolutions, and their gradients of weights and inputs."""
-    with_them, without = (ask("runs", f"fused kernels, {kind}plain") for kind in ("convolutions, ", ""))
+    with_them, without = (ask("fused_runs", f"{kind}plain") for kind in ("convolutions, ", ""))
     if not with_them["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {with_them['said']}")
     calls = [run["blocks"][-1]["steps"][-1]["counted"]["library_calls"] for run in (with_them, without)]
@@ -51,10 +62,10 @@ def test_kernels_for_convolutions_take_the_place_of_cudnns() -> None:
     assert set(own) <= set(with_them["kernels"])
 
 
-@pytest.mark.parametrize("name", ["fused kernels, stem fixed", "fused kernels, stem fixed and cutout"])
+@pytest.mark.parametrize("name", ["stem fixed", "stem fixed and cutout"])
 def test_a_fixed_stem_reads_the_images_as_they_lie(name: str) -> None:
     """At 32 pixels a block is a table of draws: two launches and a copy, and the step has one kernel for the stem."""
-    run = ask("runs", name)
+    run = ask("fused_runs", name)
     if not run["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
     assert [(block["size"], block["drawn"]) for block in run["blocks"]] == [(22, False), *[(32, True)] * 3]
@@ -62,6 +73,14 @@ def test_a_fixed_stem_reads_the_images_as_they_lie(name: str) -> None:
     for block in run["blocks"][:-1]:
         assert block["ahead"]["counted"]["copies_to_device"] == 1
         assert block["ahead"]["counted"]["launches"] <= 2
+
+
+def test_large_filters_are_updated_beside_the_backward_pass_and_in_order() -> None:
+    run = ask("fused_runs", "muon")
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    assert run["beside_backward"] == 4  # one of two groups, in the rehearsal and the recording of two image sizes
+    assert run["missing_waits"] == 0
 
 
 def test_both_image_sizes_are_trained() -> None:

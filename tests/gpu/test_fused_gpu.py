@@ -9,6 +9,8 @@ import torch
 from conftest import make_config, make_dataset
 from fused_cases import KINDS, compare
 
+from fastcifar.models.networks import make_model
+from fastcifar.optim import fused_update
 from fastcifar.runs.observers import Result
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
@@ -81,4 +83,15 @@ def test_the_step_with_the_kernels_is_recorded(caplog):
     task = make_task(config, DATASET, choose_hardware(config))
     state = start(task, Stopwatch(task.hardware.device))
     task = warm_up(task, state.model)
-    assert task.hardware.fused and type(make_step(task, state, state.model)) is GraphedStep, caplog.messages
+    step = make_step(task, state, state.model)
+    assert task.hardware.fused and isinstance(step, GraphedStep) and step.fused, caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("scale", "optimizer"), [("full", "muon"), ("full", "sgd"), ("wide", "muon"), ("small", "muon")]
+)
+def test_the_fused_update_takes_the_optimizers_steps(scale, optimizer):
+    """Both in bf16: each is about 1% off."""
+    config = make_config(device="cuda", scale=scale, optimizer=optimizer)
+    model = make_model(config.model, 10, 0).cuda()
+    assert fused_update.largest_difference(model, config, torch.bfloat16) < 0.03
