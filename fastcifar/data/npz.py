@@ -32,7 +32,11 @@ def read_npz(path: Path) -> RawData:
         if missing:
             call = f"np.savez(path, {', '.join(f'{name}={name}' for name in _REQUIRED)})"
             raise DataError(f"{path}: lacks {', '.join(missing)}; save it with {call}")
-        arrays = {name: file[name] for name in (*_REQUIRED, "classes") if name in file.files}
+        try:
+            arrays = {name: file[name] for name in (*_REQUIRED, "classes") if name in file.files}
+        except MemoryError:  # the header of an array may claim any size
+            raise DataError(f"{path}: an array needs more memory than there is; close other programs, or save it "
+                            "again") from None  # fmt: skip
     y_train, y_test = (_check_labels(path, name, arrays[name]) for name in ("y_train", "y_test"))
     num_classes = 1 + int(y_train.max(initial=0))
     if num_classes > max(1, len(y_train)):  # checked before a name is made for each class

@@ -61,7 +61,7 @@ def test_views_data_and_folder_are_chosen_by_flags(run, tmp_path):
 
 def test_the_mistakes_come_surest_first(run):
     made = read_run(run)
-    dataset = load_test_images(made, None)
+    dataset = load_test_images(made, None, None)
     log_p, labels = log_probabilities(made.model, dataset, True)
     mistakes = most_confident_mistakes(dataset, log_p, labels)
     assert len(mistakes) == min(40, int((log_p.argmax(1) != labels).sum())) > 1

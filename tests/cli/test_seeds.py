@@ -25,7 +25,7 @@ def test_several_seeds_go_on_where_they_were_stopped(call, base, tmp_path, monke
     with monkeypatch.context() as patched:
         stop_at(patched, signal.SIGTERM, calls=2)
         code, out, _ = call(*runs, "--out", "cut")
-    assert code == 143 and out[-1].endswith("--resume cut")
+    assert code == 143 and "--resume cut" in out[-1]
     assert list(seeds_of(tmp_path / "cut/runs.jsonl")) == [5]
     begun, go = [], seeds._train_seed
     monkeypatch.setattr(seeds, "_train_seed", lambda task, seed, *more: begun.append(seed) or go(task, seed, *more))
@@ -66,7 +66,7 @@ def test_every_seed_can_be_kept_and_goes_on_where_it_was_stopped(call, base, tmp
     with monkeypatch.context() as patched:
         patched.setattr(record.Summary, "on_step", stop_in_the_tail)
         code, out, _ = call(*flags, "--out", "cut")
-    assert code == 143 and out[-1].endswith("--resume cut") and (tmp_path / "cut/seed5/checkpoint.pt").exists()
+    assert code == 143 and "--resume cut" in out[-1] and (tmp_path / "cut/seed5/checkpoint.pt").exists()
     begun, go = [], loop.start
     monkeypatch.setattr(loop, "start", lambda *args: (state := go(*args), begun.append(state.step))[0])
     said = call("--resume", "cut")
