@@ -82,8 +82,9 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
 def plan(options: argparse.Namespace) -> list[Part]:
     """All parts, the most important first. The limits of those before the peers fit the default budget together.
 
-    The limits leave room over what an H100 needs. A peer that lets torch choose among kernels (`max-autotune`) compiles
-    for minutes, so the comparison comes later.
+    Tests; what a step costs beside its images (batch 16) and at the batches of the recipes; a profile; two batch sizes
+    by their accuracy; the screening for 94%; quiet runs. The limits leave room over what an H100 needs. A peer that
+    lets torch choose among kernels (`max-autotune`) compiles for minutes, so the comparison comes later.
     """
     quick = ["--quick"] if options.quick else []
     data = ["--data", "synthetic" if options.quick and options.data == "auto" else options.data]
@@ -96,8 +97,31 @@ def plan(options: argparse.Namespace) -> list[Part]:
         arguments = ["--recipe", recipe, "--runs", str(runs), "--first-seed", "100", *data, *more]
         return bench("time_to_accuracy", most_s, *arguments, folder=folder or recipe)
 
+    def screening(design: str, runs: int, most_s: float) -> list[Part]:
+        """A design is written, its runs are trained side by side on held-out images, and its effects are printed."""
+        folder = options.out.absolute() / design
+        rows, path = str(folder / "runs.jsonl"), str(folder / "list.jsonl")
+        at_once = ["--hold-out", "5000", "--processes", "6", "--budget-s", str(most_s - 15), "--out", str(folder)]
+        words = ["--design", design, "--runs", str(runs), "--list", path]
+        return [
+            Part(f"{design}-list", ["-m", "bench.design", *words], 20),
+            Part(design, ["-m", "bench.sweep", "--list", path, *data, *at_once], most_s),
+            Part(f"{design}-effects", ["-m", "bench.design", "--rows", rows], 20),
+        ]
+
+    def profile(most_s: float) -> Part:
+        settings = ["--recipe", "speedrun94", "--batch-size", "1000", "--epochs", "3", "--profile", "--tta", "none"]
+        out = options.out.absolute() / "profile"
+        return Part("profile", ["train_fast.py", *settings, *data, "--out", str(out)], most_s)
+
     tests = ["-m", "pytest", "tests/gpu", "-m", "", "-p", "no:cacheprovider"]
-    parts = [Part("tests", tests, 150, needs=("pytest",)), bench("loader", 40, "--batches", "500", "2000")]
+    parts = [Part("tests", tests, 120, needs=("pytest",))]
+    if not options.quick:
+        for batch in ("16", "500", "1000", "2000"):
+            words = ("--recipe", "speedrun94", "--scale", "full", "--variants", "bf16-fused", "--steps", "50")
+            parts.append(bench("step", 25, *words, "--batch", batch, "--repeats", "3", folder=f"step-{batch}"))
+        parts += [profile(30), *screening("batches", 20, 60), *screening("94", 128, 180)]
+    parts.append(bench("loader", 40, "--batches", "500", "2000"))
     peers = ["--peer", *options.peers, "--rounds", "1", "--networks", "5", *data]
     if options.quick:
         parts.append(time_to_accuracy("swa30", 2, 200))
@@ -108,6 +132,8 @@ def plan(options: argparse.Namespace) -> list[Part]:
             time_to_accuracy("speedrun94", 10, 100),
             time_to_accuracy("speedrun94", 3, 80, *lengths, folder="lengths"),
             time_to_accuracy("swa30", 3, 80, *at_once),
+            *screening("networks", 28, 80),
+            *screening("95", 32, 120),
         ]
     if options.peers:
         parts.append(bench("compare", 300, "--recipe", "swa30" if options.quick else "speedrun94", *peers))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
 
-from bench import compare, compile, gpu, loader, schedules, step, time_to_accuracy
+from bench import compare, compile, design, gpu, loader, schedules, step, sweep, time_to_accuracy
 from fastcifar.recipes import RECIPES
 from fastcifar.training.hardware import cpu_multiplies_bf16
 
@@ -52,8 +52,19 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
         assert read.quick and read.out == tmp_path / part.name
     options.quick = False
     order = [part.name for part in gpu.plan(options)]
-    assert order[:6] == ["tests", "loader", "speedrun94", "lengths", "swa30", "compare"]
-    assert sum(part.most_s for part in gpu.plan(options)[:5]) <= 540 - 5 * 5
+    steps = [f"step-{batch}" for batch in (16, 500, 1000, 2000)]
+    screening = [f"{name}{kind}" for name in ("batches", "94") for kind in ("-list", "", "-effects")]
+    assert order[: 7 + len(screening)] == ["tests", *steps, "profile", *screening, "loader"]
+    assert order.index("speedrun94") < order.index("compare")
+    assert sum(part.most_s for part in gpu.plan(options)[:12]) <= 540 + 40  # lists and effects take a second or two
+    for part in gpu.plan(options):
+        if part.arguments[1] == "bench.step":
+            tyro.cli(step.Options, args=part.arguments[2:])
+        if part.arguments[1] == "bench.design" and part.name.endswith("-list"):
+            assert design.main(part.arguments[2:]) == 0
+        if part.arguments[1] == "bench.sweep":
+            read = tyro.cli(sweep.Options, args=part.arguments[2:])
+            assert read.list and len(sweep.read_list(read.list)) >= 20
     recipes = {"speedrun94", "swa30", "accurate96"}
     assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
 
