@@ -17,7 +17,7 @@ MOST_PLAN_COPIES = 1
 """A plan goes to the card with its block: one table, from pinned memory."""
 MOST_TO_BEGIN = {"launches": 2, "copies_on_device": 3, "copies_to_device": 1}
 """A recorded step takes a block by copies of images, labels and rows, and of the schedule's table; it sets two rows."""
-MOST_TO_MAKE = {"launches": 30, "copies_on_device": 1}
+MOST_TO_MAKE = {"launches": 30, "copies_on_device": 1, "allocations": 1}
 """Who takes a batch of a block of draws, as the refresh does, makes its images then; with cutout."""
 MOST_WAITS_AT_AN_END = 3
 """The clock stops, the loss is read, the clock goes on."""

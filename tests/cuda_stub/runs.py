@@ -26,13 +26,17 @@ def watched(
 
 
 def deterministic(recipe: str) -> dict[str, Any]:
-    """torch refuses every operation of which it knows no deterministic way."""
+    """torch refuses every operation of which it knows no deterministic way. It would fill memory with NaN, and the
+    kernels that write over it do nothing here.
+    """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         return watch_run(make_task(recipe, deterministic=True))
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def with_layouts(**settings: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from results import ask, marks
 
 pytestmark = marks
 
-EVALUATIONS = 2
-"""Replays for the accuracy of the last epoch and the final one: the test images are one batch."""
+BESIDE_STEPS = 3
+"""Replays for the accuracy of the last epoch, the refresh of the batch norms, and the final accuracy."""
 
 
 @pytest.mark.parametrize("name", ["one run", "one run, sgd"])
@@ -15,14 +15,14 @@ def test_a_run_leaves_its_folder(name: str) -> None:
     told = ask("command_runs", name)
     assert told["code"] == 0, told["stderr"]
     assert {"checkpoint.pt", "model.safetensors", "metrics.jsonl", "summary.json", "curves.png"} <= set(told["files"])
-    assert told["last"]["num_steps"] == 12 and told["counted"]["replays"] == 12 + EVALUATIONS
+    assert told["last"]["num_steps"] == 12 and told["counted"]["replays"] == 12 + BESIDE_STEPS
     assert told["last"]["device"] == "Stub card" and told["last"]["precision"] == "bf16"
 
 
 def test_several_seeds() -> None:
     told = ask("command_runs", "two seeds")
     assert told["code"] == 0 and told["last"]["seeds"] == [0, 1], told["stderr"]
-    assert told["counted"]["replays"] == 2 * (12 + EVALUATIONS)  # each seed records anew
+    assert told["counted"]["replays"] == 2 * (12 + BESIDE_STEPS)  # each seed records anew
     assert {"runs.jsonl", "summary.json", "model.safetensors"} <= set(told["files"])
 
 
@@ -33,7 +33,7 @@ def test_an_interrupted_run_goes_on(name: str) -> None:
     assert first["code"] == 128 + 15 and "continue with" in first["stdout"][-1]
     assert second["code"] == 0 and second["last"]["num_steps"] == 12, second["stderr"]
     replays = first["counted"].get("replays", 0) + second["counted"].get("replays", 0)
-    assert replays == (0 if "plain" in name else 12 + EVALUATIONS)
+    assert replays == (0 if "plain" in name else 12 + BESIDE_STEPS)
 
 
 @pytest.mark.parametrize("name", ["resumed", "resumed, sgd", "resumed, plain"])

@@ -99,7 +99,7 @@ def test_a_replay_costs_the_host_next_to_nothing(optimizer: str) -> None:
 
 def test_cutout_and_the_wide_network_stay_within_their_launches() -> None:
     run = ask("runs", "recipe accurate96")
-    assert run["all"]["captured"] <= 2 * 345 + 415  # a step per image size, and the evaluation
+    assert run["all"]["captured"] <= 2 * 345 + 560  # a step per image size, evaluation, refresh
     assert max(block["ahead"]["counted"].get("launches", 0) for block in run["blocks"]) <= 40
 
 
@@ -127,7 +127,7 @@ def test_the_end_of_an_epoch_waits_three_times(name: str) -> None:
 def test_a_recorded_evaluation_is_one_replay(name: str, most: int) -> None:
     """2,500 images, so two batches; the final one has five further views of a quarter of them, in one batch."""
     recorded, plain = (ask("runs", f"evaluation, {kind}")[name] for kind in ("recorded", "plain"))
-    reading = {"copies_to_host": 1, "pageable_copies": 1, "waits": 1, "copies_on_device": 1}
+    reading = {"copies_to_host": 1, "pageable_copies": 1, "waits": 1}
     assert recorded == {**reading, "replays": 1}
     assert most / 2 < plain["launches"] <= most and plain["waits"] == 1
 
@@ -143,7 +143,7 @@ def test_to_record_the_evaluation_costs_no_more_than_a_plain_one() -> None:
     """Each runs once, and is recorded."""
     recorded, plain = (ask("runs", f"evaluation, {kind}") for kind in ("recorded", "plain"))
     launches = plain["epoch"]["launches"] + plain["final"]["launches"]
-    assert recorded["recording"]["launches"] <= launches and recorded["recording"]["captured"] <= launches + 5
+    assert recorded["recording"]["launches"] <= launches + 10 and recorded["recording"]["captured"] <= launches + 10
 
 
 def test_an_evaluation_with_fused_kernels_has_fewer_operations() -> None:
