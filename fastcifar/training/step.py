@@ -263,8 +263,10 @@ def make_step(task: Task, state: State, forward: Forward) -> Step:
 
 def _fused_update(task: Task, state: State, forward: Forward) -> FusedUpdate | None:
     """The update by kernels where the batch norms use theirs, in bf16: in fp16 the loss scale wants the plain one."""
-    model, hardware = state.model, task.hardware
-    own = task.parts.names or forward is not model  # a loss from Python, several processes
-    if own or not (hardware.fused and hardware.precision == "bf16" and isinstance(model, ResNet9)):
+    hardware = task.hardware
+    if task.parts.names or not hardware.fused or hardware.precision != "bf16":  # the parts may have a loss of their own
+        return None
+    model = state.model
+    if not isinstance(model, ResNet9) or forward is not model:
         return None
     return fused_update(model, state.optimizers, task.config, hardware.dtype)

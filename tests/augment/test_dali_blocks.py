@@ -19,7 +19,7 @@ from fastcifar.augment.dali import MOST_CALLS, DaliExecutor
 from fastcifar.recipes import RECIPES
 from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware, has_dali
-from fastcifar.training.loop import refresh_batches
+from fastcifar.training.refresh import refresh_batches
 from fastcifar.training.task import make_task
 
 H100_WAVE = 132 * 8

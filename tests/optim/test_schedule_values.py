@@ -45,7 +45,8 @@ OF_YOUR_OWN = (PerStep, PerEpoch)
 def all_kinds(of: type[Schedule] = Schedule) -> list[type[Schedule]]:
     """Every schedule that can be made, which no abstract one can, in the order of the file."""
     kinds = {kind for sub in of.__subclasses__() for kind in (sub, *all_kinds(sub))}
-    return sorted((k for k in kinds if not inspect.isabstract(k)), key=lambda k: inspect.getsourcelines(k)[1])
+    ours = (k for k in kinds if not inspect.isabstract(k) and k.__module__ == Schedule.__module__)
+    return sorted(ours, key=lambda k: inspect.getsourcelines(k)[1])
 
 
 def make(kind: type[Schedule], **settings: Any) -> Schedule:

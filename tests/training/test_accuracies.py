@@ -67,13 +67,13 @@ def test_the_figures_of_a_run_are_of_the_test_images(make_quick_task, disagreein
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Evaluations give these figures (plain, with views), one after the other; the list gets (network, images)."""
+    """Evaluations give these figures (plain, with views), one after the other; the list gets (classifier, images)."""
 
     def script(*figures):
         asked, left = [], iter(figures)
 
-        def evaluate(self, model, images, *views):
-            asked.append((model, images))
+        def evaluate(self, images, *views):
+            asked.append((self.model.head.weight.detach().clone(), images))
             return next(left)
 
         monkeypatch.setattr(loop.Evaluator, "__call__", evaluate)
@@ -103,12 +103,13 @@ def test_the_raw_figure_is_of_the_last_epoch_and_the_final_one_not_the_largest(
 
 def test_with_held_out_images_epochs_are_measured_on_those_and_the_end_on_the_test_images(make_quick_task, scripted):
     task = make_quick_task(epochs=3, val_split=0.25, tta="flip")
-    asked = scripted((0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.4, 0.3), (0.5, 0.5))
+    asked = scripted((0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.5, 0.5), (0.4, 0.3))
     result = train(task)
     assert tuple(result.summary[name] for name in FIGURES) == (0.3, 0.5, 0.4, 0.3)
     assert [images is task.watched for _, images in asked] == [True, True, True, False, False]
     assert all(images is task.test for _, images in asked[3:])
-    assert asked[3][0] is result.model is not asked[4][0] is asked[0][0]
+    last, raw, final = (weights for weights, _ in asked[2:])
+    assert torch.equal(raw, last) and torch.equal(final, result.model.head.weight) and not torch.equal(final, raw)
     assert [row["accuracy_val"] for row in result.history] == [0.9, 0.8, 0.7]
 
 

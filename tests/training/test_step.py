@@ -11,7 +11,6 @@ from replays import same_addresses
 
 from fastcifar.augment.block import Block
 from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.stem import plain_stem
 from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.optim.optimizers import Muon, set_row
 from fastcifar.runs.checkpoints import Interrupted
@@ -112,41 +111,6 @@ def test_a_recorded_step_finds_its_images_in_any_order(make_quick_task, determin
     fast = run()
     monkeypatch.setattr(loop, "make_step", Step)
     assert_same(fast, run())
-
-
-def test_a_recorded_run_on_draws_equals_one_on_images(make_quick_task, deterministic, recorded, monkeypatch):
-    """Where the stem is not trained, a block at 32 pixels holds what is drawn, and the step makes the stem's output."""
-    settings = MUON | {"train_stem": "low-res", "cutout_px": 8, "crop_pad_px": 2}
-    with monkeypatch.context() as patch:
-        kernel_calls = []
-
-        def by_plain_torch(draws, *arguments):
-            kernel_calls.append(draws.table.shape)
-            return plain_stem(draws, *arguments)
-
-        patch.setattr(step, "makes_images_from_px", lambda task, state: 32)
-        patch.setattr(step, "stem", by_plain_torch)
-        task = make_quick_task(**settings)
-        task.executor.max_images = 3 * 32
-        drawn = train(task)
-    assert task.executor.draws_from_px == 32 and set(kernel_calls) == {(32, 6)}
-    assert len(kernel_calls) == 2 + 16  # the rehearsal, the recording, and two of three epochs
-    monkeypatch.setattr(loop, "make_step", Step)
-    assert_same(drawn, train(make_quick_task(**settings)))
-
-
-def test_draws_are_for_a_fixed_stem_with_kernels_and_torch_alone(make_quick_task, monkeypatch):
-    monkeypatch.setattr(step, "works", lambda *arguments: True)
-
-    def from_px(fused=True, executor="torch", **settings):
-        task = make_quick_task(**NO_TAIL | settings)
-        task = replace(task, hardware=replace(task.hardware, fused=fused, executor=executor))
-        return step.makes_images_from_px(task, start(task, Stopwatch()))
-
-    assert from_px(train_stem="low-res") == 32
-    assert from_px() is None  # the stem's biases are trained
-    assert from_px(train_stem="low-res", fused=False) is None
-    assert from_px(train_stem="low-res", executor="dali") is None
 
 
 def test_fp16_is_recorded_with_its_loss_scale(make_quick_task, deterministic, recorded, monkeypatch):
