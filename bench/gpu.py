@@ -97,30 +97,16 @@ def plan(options: argparse.Namespace) -> list[Part]:
         arguments = ["--recipe", recipe, "--runs", str(runs), "--first-seed", "100", *data, *more]
         return bench("time_to_accuracy", most_s, *arguments, folder=folder or recipe)
 
-    def screening(design: str, runs: int, most_s: float) -> list[Part]:
-        """A design is written, its runs are trained side by side on held-out images, and its effects are printed."""
-        folder = options.out.absolute() / design
-        rows, path = str(folder / "runs.jsonl"), str(folder / "list.jsonl")
-        at_once = ["--hold-out", "5000", "--processes", "6", "--budget-s", str(most_s - 15), "--out", str(folder)]
-        words = ["--design", design, "--runs", str(runs), "--list", path]
-        return [
-            Part(f"{design}-list", ["-m", "bench.design", *words], 20),
-            Part(design, ["-m", "bench.sweep", "--list", path, *data, *at_once], most_s),
-            Part(f"{design}-effects", ["-m", "bench.design", "--rows", rows], 20),
-        ]
-
-    def profile(most_s: float) -> Part:
-        settings = ["--recipe", "speedrun94", "--batch-size", "1000", "--epochs", "3", "--profile", "--tta", "none"]
-        out = options.out.absolute() / "profile"
-        return Part("profile", ["train_fast.py", *settings, *data, "--out", str(out)], most_s)
-
     tests = ["-m", "pytest", "tests/gpu", "-m", "", "-p", "no:cacheprovider"]
     parts = [Part("tests", tests, 120, needs=("pytest",))]
     if not options.quick:
         for batch in ("16", "500", "1000", "2000"):
             words = ("--recipe", "speedrun94", "--scale", "full", "--variants", "bf16-fused", "--steps", "50")
             parts.append(bench("step", 25, *words, "--batch", batch, "--repeats", "3", folder=f"step-{batch}"))
-        parts += [profile(30), *screening("batches", 20, 60), *screening("94", 128, 180)]
+        settings = ["--recipe", "speedrun94", "--batch-size", "1000", "--epochs", "3", "--profile", "--tta", "none"]
+        out = ["--out", str(options.out.absolute() / "profile")]
+        parts.append(Part("profile", ["train_fast.py", *settings, *data, *out], 30))
+        parts += [*screening(options, data, "batches", 20, 60), *screening(options, data, "94", 128, 180)]
     parts.append(bench("loader", 40, "--batches", "500", "2000"))
     peers = ["--peer", *options.peers, "--rounds", "1", "--networks", "5", *data]
     if options.quick:
@@ -132,8 +118,8 @@ def plan(options: argparse.Namespace) -> list[Part]:
             time_to_accuracy("speedrun94", 10, 100),
             time_to_accuracy("speedrun94", 3, 80, *lengths, folder="lengths"),
             time_to_accuracy("swa30", 3, 80, *at_once),
-            *screening("networks", 28, 80),
-            *screening("95", 32, 120),
+            *screening(options, data, "networks", 28, 80),
+            *screening(options, data, "95", 32, 120),
         ]
     if options.peers:
         parts.append(bench("compare", 300, "--recipe", "swa30" if options.quick else "speedrun94", *peers))
@@ -143,6 +129,19 @@ def plan(options: argparse.Namespace) -> list[Part]:
     recipes = ("swa30", "onecycle30") if options.quick else tuple(RECIPES)
     parts.append(bench("schedules", 600, "--runs", "1", *data, "--recipes", *recipes))
     return parts
+
+
+def screening(options: argparse.Namespace, data: list[str], design: str, runs: int, most_s: float) -> list[Part]:
+    """A design is written, its runs are trained side by side on held-out images, and its effects are printed."""
+    folder = options.out.absolute() / design
+    rows, path = str(folder / "runs.jsonl"), str(folder / "list.jsonl")
+    at_once = ["--hold-out", "5000", "--processes", "6", "--budget-s", str(most_s - 15), "--out", str(folder)]
+    words = ["--design", design, "--runs", str(runs), "--list", path]
+    return [
+        Part(f"{design}-list", ["-m", "bench.design", *words], 20),
+        Part(design, ["-m", "bench.sweep", "--list", path, *data, *at_once], most_s),
+        Part(f"{design}-effects", ["-m", "bench.design", "--rows", rows], 20),
+    ]
 
 
 def run_part(part: Part, remaining_s: float, out: Path) -> None:

@@ -78,7 +78,8 @@ def recorded(monkeypatch):
 
     monkeypatch.setattr(DaliExecutor, "_build", lambda executor: Pipeline(executor))
     monkeypatch.setattr("nvidia.dali.plugin.pytorch.feed_ndarray", lambda *_, **__: None)
-    monkeypatch.setattr(dali, "finish", lambda x, *_: x)
+    monkeypatch.setattr(dali, "shrink", lambda x, _: x)
+    monkeypatch.setattr(dali, "blank", lambda x, *_: x)
     return calls
 
 

@@ -102,7 +102,7 @@ def test_the_raw_figure_is_of_the_last_epoch_and_the_final_one_not_the_largest(
 
 
 def test_with_held_out_images_epochs_are_measured_on_those_and_the_end_on_the_test_images(make_quick_task, scripted):
-    task = make_quick_task(epochs=3, val_split=0.25, tta="flip")
+    task = make_quick_task(epochs=3, val_split=0.25, tta="flip", swa_every=2)
     asked = scripted((0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.5, 0.5), (0.4, 0.3))
     result = train(task)
     assert tuple(result.summary[name] for name in FIGURES) == (0.3, 0.5, 0.4, 0.3)

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from test_step import MUON, NO_TAIL, assert_same, recorded  # noqa: F401 (a fixture)
+import pytest
+from test_step import MUON, NO_TAIL, assert_same
 
 from fastcifar.augment.stem import plain_stem
 from fastcifar.training import loop, step
@@ -12,7 +13,8 @@ from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import start
 
 
-def test_a_recorded_run_on_draws_equals_one_on_images(make_quick_task, deterministic, recorded, monkeypatch):
+@pytest.mark.usefixtures("recorded")
+def test_a_recorded_run_on_draws_equals_one_on_images(make_quick_task, deterministic, monkeypatch):
     """Where the stem is not trained, a block at 32 pixels holds what is drawn, and the step makes the stem's output."""
     settings = MUON | {"train_stem": "low-res", "cutout_px": 8, "crop_pad_px": 2}
     with monkeypatch.context() as patch:
