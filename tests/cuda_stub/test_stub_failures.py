@@ -37,7 +37,7 @@ def test_a_run_whose_evaluation_is_not_recorded_keeps_the_recorded_step() -> Non
     run = ask("failures", "run, evaluation fails")
     (line,) = run["said"]
     assert run["recorded"] and line.startswith("recording the evaluation as a CUDA graph failed")
-    assert run["all"]["replays"] == run["num_steps"] + 2  # the refresh and the evaluation of an epoch; not the final one
+    assert run["all"]["replays"] == run["num_steps"] + 2  # the refresh, and an epoch's evaluation; not the final one
     assert complaints_about_run(run) == []
 
 
