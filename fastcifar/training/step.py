@@ -235,7 +235,9 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
         yield
     except RuntimeError as e:
         if stream:
-            torch.cuda.set_stream(stream)  # torch leaves the capture's stream current when a capture fails
+            failed = torch.cuda.current_stream(device)  # torch leaves the capture's stream current when a capture fails
+            torch.cuda.set_stream(stream)
+            stream.wait_stream(failed)  # where the state was put back
         reason = " ".join(str(e).split())[:150]
         log.warning("recording %s as a CUDA graph failed (%s); going on without it", what, reason)
 

@@ -45,6 +45,9 @@ def agreeing_kernels(conv_kernels: bool = False) -> Iterator[None]:
         for module, check in zip(checked, before, strict=True):
             module.largest_difference = check
         subject.fused_update.FusedUpdate = update  # type: ignore[misc]
+        for stream in WatchedUpdate.streams:  # torch hands them out again, to work that must be in order
+            card.run_beside(stream, False)
+        WatchedUpdate.streams.clear()
 
 
 class WatchedUpdate(subject.fused_update.FusedUpdate):
@@ -54,11 +57,13 @@ class WatchedUpdate(subject.fused_update.FusedUpdate):
     waits: ClassVar[bool] = True
     beside_backward: ClassVar[int] = 0
     missing_waits: ClassVar[int] = 0
+    streams: ClassVar[list[torch.cuda.Stream]] = []
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         if self.beside:
             card.run_beside(self.beside, True)
+            self.streams.append(self.beside)
 
     def _arrived(self, group: Any, p: Tensor) -> None:
         with nullcontext() if self.waits else mock.patch.object(torch.cuda.Stream, "wait_stream"):

@@ -144,10 +144,12 @@ def ends_on_another_stream(x: Tensor) -> None:
 
 
 def launches_outside(x: Tensor) -> None:
-    """Work on the default stream in the middle of a capture: it is not part of the graph."""
+    """Work on the default stream in the middle of a capture: it is not part of the graph. In place, as a capture
+    forbids the allocation that another tensor may need.
+    """
     if torch.cuda.is_current_stream_capturing():
         with torch.cuda.stream(torch.cuda.default_stream()):
-            x.add(1)
+            x.add_(1)
 
 
 # ---- a whole run

@@ -125,7 +125,8 @@ class Watched(subject.Executor):
         self.inner, self.watch = inner, watch
 
     def make(self, plan: subject.EpochPlan, size_px: int) -> subject.Block:
-        return type(self.inner).make(self, plan, size_px)  # by the settings of this one
+        self.inner.draws_from_px = self.draws_from_px  # which the recorded step sets on this one
+        return self.inner.make(plan, size_px)
 
     def blocks(self, plans: Iterable[tuple[subject.EpochPlan, int]]) -> WatchedBlocks:
         return WatchedBlocks(super().blocks(plans), self.watch)
