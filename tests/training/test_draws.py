@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_step import MUON, NO_TAIL, assert_same
+from test_step import MUON, NO_TAIL, assert_same, recorded  # noqa: F401 (a fixture)
 
 from fastcifar.augment.stem import plain_stem
 from fastcifar.training import loop, step
