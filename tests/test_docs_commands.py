@@ -76,7 +76,8 @@ def run(words: list[str]) -> None:
     small = SMALL.split() if not resumed else []
     if "photos.tar.xz" in shown:
         small = small[4:]
-    assert command.main([*shown, *small, *([] if resumed or "--smoke" in shown else ["--epochs", "1"])]) == 0, words
+    epochs = "2" if "--stop-at" in shown else "1"
+    assert command.main([*shown, *small, *([] if resumed or "--smoke" in shown else ["--epochs", epochs])]) == 0, words
 
 
 def check(words: list[str]) -> None:
