@@ -1,7 +1,7 @@
 """A convolution whose weight gradient is made of matrix products, where a CPU's own kernel for it is slower.
 
 oneDNN's weight gradients reach 20 to 25 GFLOP/s on maps of a few pixels where its forward pass and a matrix product
-reach 40 (AVX2, fp32). One product for each tap of the filter needs 0.23 to 0.78 times the seconds (docs/log).
+reach 40 (AVX2, fp32). One product for each tap of the filter needs 0.23 to 0.80 times the seconds (docs/log).
 
 Shapes: B images, C channels, H W pixels; all activations are channels_last.
 """
