@@ -23,7 +23,7 @@ import tyro
 
 from bench import harness
 from bench.peers import ROOT, Peer, PeerTable, find_peer, peer_command, prepare_images, read_summary, run_until
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
 from fastcifar.training.task import load_data

@@ -25,7 +25,7 @@ import tyro
 from bench import harness
 from bench.compare import CODE_CACHES
 from bench.processes import ROOT, write_images
-from fastcifar.config import Machine
+from fastcifar.config.config import Machine
 from fastcifar.runs import record
 
 MODES = tuple(mode for mode in get_args(get_type_hints(Machine)["compile"]) if mode not in ("auto", "off"))

@@ -24,8 +24,8 @@ import numpy as np
 import tyro
 
 from bench import harness
+from fastcifar.config.shapes import SHAPES, Shape, Stage
 from fastcifar.runs import intervals, record
-from fastcifar.shapes import SHAPES, Shape, Stage
 
 POINTS_PER_PERCENT = 0.019
 """Accuracy in points that one percent more arithmetic gives by more epochs: the fit of 4 to 10 passes in RECORDS.md."""

@@ -27,13 +27,13 @@ from torch import Tensor
 import fastcifar
 from bench import harness
 from fastcifar.cli.ensemble import KINDS, METRICS, check_members, mean_probabilities, outputs_of
-from fastcifar.cli.trained_run import TrainedRun, load_test_images, read_run
-from fastcifar.config import Config, Machine
+from fastcifar.config.config import Config, Machine
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.files import write_atomically
+from fastcifar.files import write_atomically
+from fastcifar.inference.metrics import quality
+from fastcifar.inference.trained_run import TrainedRun, load_test_images, read_run
 from fastcifar.runs import intervals, record
 from fastcifar.training.hardware import choose_hardware
-from fastcifar.training.metrics import quality
 from fastcifar.training.step import autocast
 
 MAX_ENSEMBLES = 2_000

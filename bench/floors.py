@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import orthogonalize
 from fastcifar.training.hardware import Hardware, with_hardware

@@ -23,10 +23,10 @@ import torch
 import tyro
 
 from bench.work import flop_per_image
-from fastcifar.data.files import write_atomically
+from fastcifar.config.shapes import SHAPES
+from fastcifar.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
 from fastcifar.runs import intervals, plots
-from fastcifar.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
 

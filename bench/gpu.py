@@ -25,7 +25,7 @@ import torch
 
 from bench import harness
 from bench.peers import GRACE_S, ROOT, end_group
-from fastcifar.recipes import RECIPES
+from fastcifar.config.recipes import RECIPES
 from fastcifar.runs import environment, record
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
 

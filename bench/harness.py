@@ -22,14 +22,14 @@ import torch
 from bench.run_clock import RunClock
 from fastcifar.cli import flags
 from fastcifar.cli.progress import Silent, shown
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.settings import IneffectiveSetting, flat
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.files import write_atomically
+from fastcifar.files import write_atomically
 from fastcifar.runs import environment, intervals, record
-from fastcifar.runs.observers import Result
-from fastcifar.settings import IneffectiveSetting, flat
 from fastcifar.training.hardware import choose_hardware, make_deterministic
 from fastcifar.training.loop import train
+from fastcifar.training.observer import RunOutcome
 from fastcifar.training.stopwatch import repeats_s
 from fastcifar.training.task import Task, make_task, plain_network
 from fastcifar.training.warm_up import prepare
@@ -48,7 +48,7 @@ def describe_environment(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> Result:
+def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> RunOutcome:
     """Trains one run, on a card after a rest of `pause_s`. Prints nothing and writes no file.
 
     The summary also has `joules` of the card (`bench.run_clock`), and `preparation_s`: seconds of whitening and

@@ -33,11 +33,11 @@ from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
+from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
-from fastcifar.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.runs import intervals, record
-from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.stopwatch import Stopwatch, repeats_s
 

@@ -28,12 +28,12 @@ from torch import nn
 from bench import harness, launch
 from bench.operators import Op, trace
 from fastcifar.augment.plan import image_size
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import find_recipe
 from fastcifar.models.fused import use_kernels
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import CapturableSGD, Muon, parameter_groups
 from fastcifar.optim.schedule_table import count_steps
-from fastcifar.recipes import find_recipe
 from fastcifar.runs import record
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fastcifar.cli import train
-from fastcifar.shapes import SHAPES, Shape
+from fastcifar.config.shapes import SHAPES, Shape
 
 ROOT = Path(__file__).parent.parent
 TINY = Shape.of({"stem": 24, "stages": [{"width": 8}, {"width": 8}, {"width": 8, "then": (3, 3), "residual": True}]})

@@ -18,11 +18,11 @@ import tyro
 
 from bench import harness
 from fastcifar.cli.schedule import preview
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import RECIPES, find_recipe
+from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
-from fastcifar.recipes import RECIPES, find_recipe
 from fastcifar.runs import intervals, plots, record
-from fastcifar.settings import with_settings
 from fastcifar.training.task import load_data
 
 

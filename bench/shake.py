@@ -22,13 +22,13 @@ import tyro
 from torch import Tensor, nn
 
 from bench import harness
+from fastcifar.config.recipes import find_recipe
+from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
 from fastcifar.models.shakedrop import ShakeDrop
 from fastcifar.models.shakeshake import ShakeShake
-from fastcifar.recipes import find_recipe
 from fastcifar.runs import environment, intervals, record
-from fastcifar.settings import with_settings
 from fastcifar.training.task import load_data
 
 

@@ -21,9 +21,9 @@ import tyro
 from bench import harness
 from bench.floors import PARTS, Floors
 from bench.timed_step import FixedBlocks, time_parts, time_step
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.settings import with_settings
 from fastcifar.runs import intervals, record
-from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
 from fastcifar.training.task import Task, make_task

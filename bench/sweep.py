@@ -26,7 +26,7 @@ import tyro
 
 from bench import harness
 from bench.time_to_accuracy import BASE
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.errors import DataError
 from fastcifar.runs import record

@@ -25,7 +25,7 @@ from typing import Any
 import tyro
 
 from bench import harness
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
 from fastcifar.training.stopwatch import Stopwatch

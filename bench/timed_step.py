@@ -99,7 +99,7 @@ def time_parts(task: Task, nchw: bool) -> dict[str, float]:
             step(i)
             state.step += 1
             with part("averaging"):
-                state.average.record(state.model)
+                state.average.add(state.model)
             steps_s.append({**part.time_s, "augment": making_s + part.time_s["augment"]})
         part.time_s.clear()
     timed = steps_s[count_untimed(task) :]

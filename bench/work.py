@@ -21,10 +21,10 @@ import tyro
 
 from bench import harness
 from fastcifar.augment.plan import image_size
-from fastcifar.config import Config
-from fastcifar.recipes import RECIPES
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.shapes import SHAPES, Shape, Stage
 from fastcifar.runs import record
-from fastcifar.shapes import SHAPES, Shape, Stage
 
 IMAGES = 50_000
 AIRBENCH = Shape(stem=24, stages=(Stage(width=64), Stage(width=256), Stage(width=256)))

@@ -15,7 +15,7 @@ import torch
 
 import fastcifar
 from fastcifar.data.load import load
-from fastcifar.runs.export import export
+from fastcifar.inference.export import export
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="synthetic", help="synthetic, cifar10 or a path, as --data of the training")

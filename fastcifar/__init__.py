@@ -13,15 +13,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcifar.api import Result, evaluate, fit, train
     from fastcifar.augment.loader import Loader
-    from fastcifar.config import Config
+    from fastcifar.config.config import Config
+    from fastcifar.config.recipes import RECIPES
     from fastcifar.data.dataset import Dataset
-    from fastcifar.recipes import RECIPES
-    from fastcifar.runs.classifier import Classifier, load
-    from fastcifar.runs.export import export
-    from fastcifar.runs.observers import Observer, Stop
-    from fastcifar.training.api import Result, evaluate, fit, train
-    from fastcifar.training.posterior import swag_models
+    from fastcifar.inference.classifier import Classifier, load
+    from fastcifar.inference.export import export
+    from fastcifar.inference.swag_models import swag_models
+    from fastcifar.training.observer import Observer, Stop
     from fastcifar.training.state import Diverged
 
 __version__ = "0.2.0"
@@ -30,10 +30,11 @@ __all__ = [
     "export", "fit", "load", "swag_models", "train",
 ]  # fmt: skip
 _HOMES = {
-    "Classifier": "runs.classifier", "Config": "config", "Dataset": "data.dataset", "Diverged": "training.state",
-    "Loader": "augment.loader", "Observer": "runs.observers", "RECIPES": "recipes", "Result": "training.api",
-    "Stop": "runs.observers", "evaluate": "training.api", "export": "runs.export", "fit": "training.api",
-    "load": "runs.classifier", "swag_models": "training.posterior", "train": "training.api",
+    "Classifier": "inference.classifier", "Config": "config.config", "Dataset": "data.dataset",
+    "Diverged": "training.state", "Loader": "augment.loader", "Observer": "training.observer",
+    "RECIPES": "config.recipes", "Result": "api", "Stop": "training.observer", "evaluate": "api",
+    "export": "inference.export", "fit": "api", "load": "inference.classifier",
+    "swag_models": "inference.swag_models", "train": "api",
 }  # fmt: skip
 
 

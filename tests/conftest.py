@@ -15,16 +15,16 @@ from real_images import REAL
 from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.progress import Handler, Lines, shown
-from fastcifar.config import Augment, Config, Machine, Model, Optimizer, Tail
+from fastcifar.config.config import Augment, Config, Machine, Model, Optimizer, Tail
+from fastcifar.config.schedules import OneCycle
+from fastcifar.config.settings import with_settings
+from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.models import shakedrop, shakeshake
-from fastcifar.runs.observers import Observer, Progress, Result
-from fastcifar.schedules import OneCycle
-from fastcifar.settings import with_settings
-from fastcifar.shapes import SHAPES
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task
 
@@ -64,7 +64,7 @@ class Recorder(Lines):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def on_step(self, run: Progress) -> None:
+    def on_step(self, run: RunView) -> None:
         self.now = run.step
 
 
@@ -129,11 +129,11 @@ class FakeSignals(Observer):
 
 def train_in_folder(
     task: Task, out: Path | None = None, stop: Callable[[], int | None] = lambda: None, progress: Recorder | None = None
-) -> Result:
+) -> RunOutcome:
     """Trains as the command line does, with the files of the run in `out` and what it prints in `progress`."""
     signals: Any = FakeSignals(stop)
     with shown(progress or Recorder()) as recorder:
-        return train(task, [recorder, *command.run_observers(task, out, signals)], Stopwatch(task.hardware.device))
+        return train(task, [recorder, *command.observers_of(task, out, signals)], Stopwatch(task.hardware.device))
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models import fused
 from fastcifar.models.layers import ACTIVATIONS
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.shapes import Shape, Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("plain", "pool", "plus", "border", "pool border", "plus border")

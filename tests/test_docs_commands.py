@@ -26,7 +26,7 @@ NOT_RUN = {
     "python3 -m venv .venv": "tests/test_install.py makes an environment",
     ".venv/bin/pip install -r requirements.txt": "downloads gigabytes",
     ".venv/bin/python -m pytest tests/optim -q": "it is this suite",
-    "python train_fast.py --epochs 3 --log wandb": "shown with its error; tests/runs/test_trackers.py",
+    "python train_fast.py --epochs 3 --log wandb": "shown with its error; tests/observers/test_trackers.py",
     "pip install nvidia-dali-cuda120": "for another driver",
     "git clone https://github.com/NVIDIA/apex && cd apex": "needs the network",
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": "needs a CUDA toolkit",
@@ -158,7 +158,12 @@ def test_the_loop_on_the_page_is_the_loop():
 
 def test_what_contributors_add_works():
     names = {}
-    for module in ("fastcifar.schedules", "fastcifar.recipes", "fastcifar.runs.observers", "fastcifar.runs.trackers"):
+    for module in (
+        "fastcifar.config.schedules",
+        "fastcifar.config.recipes",
+        "fastcifar.training.observer",
+        "fastcifar.observers.trackers",
+    ):
         names |= vars(importlib.import_module(module))
     names["Path"] = Path
     for block in fenced("CONTRIBUTING.md"):

@@ -6,8 +6,8 @@ import pytest
 
 from fastcifar.cli import train as command
 from fastcifar.cli.errors import DONE
-from fastcifar.recipes import RECIPES
-from fastcifar.schedules import SCHEDULES
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.schedules import SCHEDULES
 
 SETTINGS = ["--data", "synthetic", "--subset", "100", "--batch-size", "50", "--epochs", "2", "--device", "cpu",
             "--precision", "fp32"]  # fmt: skip  # bf16 takes ten times as long where a CPU has to emulate it

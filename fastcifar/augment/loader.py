@@ -25,7 +25,7 @@ from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config import Augment
+from fastcifar.config.config import Augment
 from fastcifar.data.arrays import to_rgb_32
 from fastcifar.data.dataset import channel_mean_std
 

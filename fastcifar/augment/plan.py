@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.config import Augment, Config
+from fastcifar.config.config import Augment, Config
 
 FIRST_MIRROR = -1  # key of the draw that holds for the whole run; epochs count from 0
 

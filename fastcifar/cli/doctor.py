@@ -18,13 +18,13 @@ import torch
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
 from fastcifar.augment.images import to_device
 from fastcifar.cli.options import parse_quietly
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
+from fastcifar.config.settings import with_settings
 from fastcifar.data import cache
 from fastcifar.data.load import locate
 from fastcifar.data.official import CIFAR10
 from fastcifar.optim.optimizers import apex_sgd
-from fastcifar.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.runs.environment import versions
-from fastcifar.settings import with_settings
 from fastcifar.training.compile_cache import compile_cache_dir
 from fastcifar.training.hardware import Hardware, choose_hardware, has_dali
 

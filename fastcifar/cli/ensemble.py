@@ -23,12 +23,19 @@ from torch import Tensor
 
 from fastcifar.cli.options import UsageError, parse_quietly
 from fastcifar.cli.table import format_table
-from fastcifar.cli.trained_run import TrainedRun, load_test_images, log_probabilities, raw_model, read_run, some_of
 from fastcifar.data.dataset import Dataset
+from fastcifar.inference.metrics import quality
+from fastcifar.inference.swag_models import swag_models
+from fastcifar.inference.trained_run import (
+    TrainedRun,
+    load_test_images,
+    log_probabilities,
+    raw_model,
+    read_run,
+    some_of,
+)
 from fastcifar.runs import record
 from fastcifar.runs.model_file import load_swag
-from fastcifar.training.metrics import quality
-from fastcifar.training.posterior import swag_models
 
 METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"}
 KINDS = {"raw": ("one model", "deep ensemble"), "swa": ("SWA", "Multi-SWA"), "swag": ("SWAG", "Multi-SWAG")}

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fastcifar.cli.options import parse_quietly
 from fastcifar.cli.table import format_table
-from fastcifar.cli.trained_run import load_test_images, log_probabilities, read_run
 from fastcifar.data.dataset import Dataset
-from fastcifar.runs import evaluation_plots, record
-from fastcifar.training.metrics import per_class, quality
+from fastcifar.inference import evaluation_plots
+from fastcifar.inference.metrics import per_class, quality
+from fastcifar.inference.trained_run import load_test_images, log_probabilities, read_run
+from fastcifar.runs import record
 
 SHOWN_MISTAKES = 40
 

@@ -12,15 +12,15 @@ import tyro
 
 from fastcifar.cli import flags
 from fastcifar.cli.options import parse_quietly
-from fastcifar.config import Config
-from fastcifar.data.files import require_writable
-from fastcifar.recipes import find_recipe, with_optimizer
-from fastcifar.runs import export
-from fastcifar.runs.classifier import find_model, load_with_facts
-from fastcifar.runs.hub_folder import NAMES, without_paths, write_hub_folder
-from fastcifar.runs.model_file import load_model
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import find_recipe, with_optimizer
+from fastcifar.config.settings import SETTINGS, as_flag, flat, method_differences, with_settings
+from fastcifar.files import require_writable
+from fastcifar.inference import export
+from fastcifar.inference.classifier import load_with_facts
+from fastcifar.inference.hub_folder import NAMES, without_paths, write_hub_folder
+from fastcifar.runs.model_file import find_model, load_model
 from fastcifar.runs.results import read_results
-from fastcifar.settings import SETTINGS, as_flag, flat, method_differences, with_settings
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from fastcifar.cli.options import UsageError, parse_quietly
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import DEFAULT_RECIPE, OPTIMIZERS, find_recipe, with_optimizer
+from fastcifar.config.schedules import SCHEDULES
+from fastcifar.config.settings import NAMES, SETTINGS, flat, method_differences, with_settings
 from fastcifar.data.load import SMOKE_IMAGES
-from fastcifar.recipes import DEFAULT_RECIPE, OPTIMIZERS, find_recipe, with_optimizer
 from fastcifar.runs.config_file import load_config
-from fastcifar.schedules import SCHEDULES
-from fastcifar.settings import NAMES, SETTINGS, flat, method_differences, with_settings
 
 HEADINGS = {
     "": "", "data": "data", "model": "network", "augment": "augmentation", "optimizer": "optimizer",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastcifar.cli import flags
 from fastcifar.cli.options import UsageError
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.runs import lr_plot
 from fastcifar.training.hardware import resolve
 from fastcifar.training.lr_finder import growing_rates, range_test, suggest

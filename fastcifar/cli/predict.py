@@ -21,7 +21,8 @@ from fastcifar.cli.options import UsageError, parse_quietly
 from fastcifar.data import limits
 from fastcifar.data.errors import DataError, printable
 from fastcifar.data.images import decode_image
-from fastcifar.runs.classifier import find_model, load
+from fastcifar.inference.classifier import load
+from fastcifar.runs.model_file import find_model
 
 RUNS = Path("runs")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

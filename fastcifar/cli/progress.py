@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastcifar.runs.observers import Observer, Progress, Result
+from fastcifar.training.observer import Observer, RunOutcome, RunView
 
 log = logging.getLogger("fastcifar")
 
@@ -26,10 +26,10 @@ class Lines(Observer):
     def close(self) -> None:
         """Ends the display."""
 
-    def on_epoch(self, run: Progress, row: dict[str, Any]) -> None:
+    def on_epoch(self, run: RunView, row: dict[str, Any]) -> None:
         self.say(epoch_line(row, -(-run.num_steps // run.steps_per_epoch)))
 
-    def on_end(self, result: Result) -> None:
+    def on_end(self, result: RunOutcome) -> None:
         for line in result_lines(result.summary):
             self.say(line)
 
@@ -56,7 +56,7 @@ class Bar(Lines):
     def say(self, line: str) -> None:
         self.live.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def on_step(self, run: Progress) -> None:
+    def on_step(self, run: RunView) -> None:
         self.live.update(self.task, completed=run.step)
 
     def close(self) -> None:

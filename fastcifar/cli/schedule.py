@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastcifar.cli import flags
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import DEFAULT_RECIPE
 from fastcifar.optim.schedule_table import ScheduleTable, make_schedule_table
-from fastcifar.recipes import DEFAULT_RECIPE
 from fastcifar.runs import plots
 
 CIFAR10_TRAIN_IMAGES = 50_000

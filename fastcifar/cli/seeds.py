@@ -13,13 +13,13 @@ from typing import Any
 from fastcifar.cli import ensemble
 from fastcifar.cli.progress import Lines
 from fastcifar.cli.signals import Signals
+from fastcifar.observers.checkpoints import Interrupted
+from fastcifar.observers.run_files import file_observers, measured
 from fastcifar.runs import folder, intervals, record
-from fastcifar.runs.checkpoints import Interrupted
-from fastcifar.runs.model_file import measured, write_model
+from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.loop import train
 from fastcifar.training.processes import World
-from fastcifar.training.run_files import run_observers
 from fastcifar.training.task import Task, normalization_facts
 
 
@@ -67,7 +67,7 @@ def _train_seed(
         path.mkdir(exist_ok=True)
         folder.claim(path, one.config)
     try:
-        result = train(one, run_observers(one, path if task.world.is_leader else None, signals))
+        result = train(one, file_observers(one, path if task.world.is_leader else None, signals))
     except Interrupted as e:
         return None, e.number
     progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")

@@ -55,7 +55,7 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    # As an observer of a run (see fastcifar.runs.observers, which would import torch here).
+    # As an observer of a run (see fastcifar.training.observer, which would import torch here).
 
     def on_step(self, run: Any) -> None:
         """Does nothing."""

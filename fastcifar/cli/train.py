@@ -15,18 +15,20 @@ from fastcifar.cli.progress import Lines, make_progress, shown
 from fastcifar.cli.schedule import preview
 from fastcifar.cli.seeds import train_seeds
 from fastcifar.cli.signals import Signals, Stopped
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.data.errors import printable
-from fastcifar.data.files import lock_folder
-from fastcifar.runs import folder, plots, profiling, record
-from fastcifar.runs.checkpoints import Interrupted
-from fastcifar.runs.observers import Observer
+from fastcifar.files import lock_folder
+from fastcifar.observers import profiling
+from fastcifar.observers.checkpoints import Interrupted
+from fastcifar.observers.run_files import file_observers
+from fastcifar.observers.trackers import require_tracker
+from fastcifar.runs import folder, plots, record
 from fastcifar.training import memory, processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
 from fastcifar.training.processes import World
-from fastcifar.training.run_files import run_observers as files_of_run
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
 from fastcifar.training.task import Task, load_data, make_task, start
 
@@ -68,6 +70,7 @@ def run(config: Config, signals: Signals) -> int:
         print(record.to_json(summary), flush=True)
         return DONE
     check_parts(config)
+    require_tracker(config)
     world = processes.join_processes()
     config, hardware = resolve(config, world.local_rank)
     stopwatch = Stopwatch(hardware.device)
@@ -106,7 +109,7 @@ def train_and_report(
             if out:
                 folder.require_kept(out)
             return
-        result = train(task, [progress, *run_observers(task, out, signals)], stopwatch)
+        result = train(task, [progress, *observers_of(task, out, signals)], stopwatch)
         if out:
             if (table := out / profiling.TABLE).exists() and task.config.run.profile:
                 progress.say(table.read_text().rstrip())
@@ -128,9 +131,9 @@ def train_and_report(
                          "new run; a checkpoint of this one is kept)") from e  # fmt: skip
 
 
-def run_observers(task: Task, out: Path | None, signals: Signals) -> list[Observer]:
+def observers_of(task: Task, out: Path | None, signals: Signals) -> list[Observer]:
     """What watches a run of its own folder, the signals included."""
-    observers = files_of_run(task, out, signals)
+    observers = file_observers(task, out, signals)
     if task.world.size == 1:  # last, so that everything is saved when it lets a signal end the process at once
         observers.append(signals)  # type: ignore[arg-type]  # an observer that imports no torch
     return observers

@@ -21,8 +21,8 @@ import numpy as np
 from fastcifar.data.cifar10 import is_known_by_content
 from fastcifar.data.dataset import Dataset, dataset_digest
 from fastcifar.data.errors import print_warning
-from fastcifar.data.files import write_atomically
 from fastcifar.data.official import CIFAR100
+from fastcifar.files import write_atomically
 
 _ARRAY_DTYPES: dict[str, Any] = {"x_train": np.uint8, "y_train": np.int64, "x_test": np.uint8, "y_test": np.int64}
 _MAX_HEADER_BYTES = 1 << 20  # of the first line, so that a file without a line break is not read whole

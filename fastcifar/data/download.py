@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from fastcifar.data.files import write_atomically
 from fastcifar.data.official import OfficialSet
 from fastcifar.data.progress import progress_bar
+from fastcifar.files import write_atomically
 
 MIB = 1 << 20
 NETWORK_TIMEOUT_S = 10

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models import resnet9, resnet18, shakedrop, shakeshake
 
 Network = nn.Module | Callable[[], nn.Module]

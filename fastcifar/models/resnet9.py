@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models.conv_choice import conv_pool_norm
 from fastcifar.models.fused import border_activation, norm_activation
 from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_cosines, start_as_identity
-from fastcifar.shapes import Shape, Stage
 
 LOGIT_SCALE = 4.0
 

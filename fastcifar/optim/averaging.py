@@ -1,6 +1,6 @@
 """Stochastic Weight Averaging (Izmailov et al. 2018, arXiv:1803.05407): the running mean of the weights of the tail.
 
-The loop records weights during the tail; the end of the run takes the mean and refreshes batch norm. The mean is kept
+The loop adds weights during the tail; the end of the run takes the mean and refreshes batch norm. The mean is kept
 in fp32 in every precision of the model: fp16 would lose the small differences between successive weights.
 """
 
@@ -16,14 +16,14 @@ REFRESH_IMAGES = 10_000
 
 
 class RunningMean:
-    """Mean of all recorded weights: mean += (weights - mean) / count, as torch.optim.swa_utils.AveragedModel does."""
+    """Mean of all weights added: mean += (weights - mean) / count, as torch.optim.swa_utils.AveragedModel does."""
 
     def __init__(self, model: nn.Module) -> None:
         self.count = 0
         self.mean = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in model.named_parameters()}
 
     @torch.no_grad()
-    def record(self, model: nn.Module) -> None:
+    def add(self, model: nn.Module) -> None:
         """Adds the current weights of the model to the mean. Does not wait for the device."""
         self.count += 1
         weights = [p.float() for p in model.parameters()]
@@ -35,7 +35,7 @@ class RunningMean:
         torch._foreach_copy_(list(model.parameters()), list(self.mean.values()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that `record` changes besides the count."""
+        """Everything that `add` changes besides the count."""
         return {f"mean.{n}": v for n, v in self.mean.items()}
 
     def state(self) -> dict[str, Tensor | int]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.models.head_loss import HeadLoss, head_loss, plain_head_loss
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.arena import ALIGN, Arena
@@ -195,7 +195,7 @@ def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> fl
     what the loss gives; inf where one has NaN. The model stays as it is.
     """
     twins = [copy.deepcopy(model) for _ in range(2)]
-    optimizers = [make_optimizers(twin, config, recorded=True) for twin in twins]
+    optimizers = [make_optimizers(twin, config, capturable=True) for twin in twins]
     update = FusedUpdate(twins[1], optimizers[1], dtype)
     generator, device = torch.Generator().manual_seed(0), update.row.device
     loss_sum, counters, largest = torch.zeros((), device=device), torch.zeros(2, device=device).long(), 0.0

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from fastcifar.config import Config
-from fastcifar.config import Optimizer as OptimizerSettings
+from fastcifar.config.config import Config
+from fastcifar.config.config import Optimizer as OptimizerSettings
 
 APEX_HELP = (
     "optimizer apex-sgd needs NVIDIA's apex, built from source (https://github.com/NVIDIA/apex#installation; the PyPI "
@@ -53,7 +53,7 @@ class _Uncompiled(Optimizer):
     load_state_dict: Any = inspect.unwrap(Optimizer.load_state_dict)
 
 
-class RecordableOptimizer(_Uncompiled):
+class CapturableOptimizer(_Uncompiled):
     """Base of optimizers that a CUDA graph can hold, with learning rate and momentum as tensors, also in fp16.
 
     An overflow undoes the step on the device. As torch's fused optimizers do, `_step_supports_amp_scaling` makes
@@ -99,7 +99,7 @@ class UncompiledSGD(_Uncompiled, SGD):
         inspect.unwrap(SGD.step)(self, closure)
 
 
-class Muon(RecordableOptimizer):
+class Muon(CapturableOptimizer):
     """Nesterov momentum whose update is orthogonalised, for filters [out, in, h, w] seen as matrices [out, in*h*w].
 
     torch.optim.Muon takes matrices only and one at a time. As in airbench94_muon each filter bank is kept at a fixed
@@ -137,7 +137,7 @@ def _as_matrix(filters: Tensor) -> Tensor:
     return filters.permute(0, 2, 3, 1).flatten(1)
 
 
-class CapturableSGD(RecordableOptimizer):
+class CapturableSGD(CapturableOptimizer):
     """Nesterov SGD for CUDA graphs.
 
     torch.optim.SGD asks `momentum != 0` in Python, a wait that no graph can record, and its fused kernel takes momentum
@@ -177,10 +177,10 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     ]
 
 
-def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) -> list[Optimizer]:
+def make_optimizers(model: nn.Module, config: Config, capturable: bool = False) -> list[Optimizer]:
     """Optimizers that together hold every trainable parameter once. ValueError when apex is chosen and not installed.
 
-    recorded: the step is to be part of a CUDA graph, so learning rate and momentum come as tensors.
+    capturable: the step is to be part of a CUDA graph, so learning rate and momentum come as tensors.
     """
     settings, rates = config.optimizer, {"lr": config.schedule.peak, "momentum": config.optimizer.momentum}
     filters, *rest = parameter_groups(model, settings)
@@ -197,7 +197,7 @@ def make_optimizers(model: nn.Module, config: Config, recorded: bool = False) ->
             return [apex_sgd()([group for group in groups if group["params"]], **rates)]
         except RuntimeError as e:  # built without CUDA
             raise ValueError(APEX_HELP) from e
-    if recorded:
+    if capturable:
         return [CapturableSGD(groups, **rates)]
     return [_fused_sgd(groups, **rates)]
 

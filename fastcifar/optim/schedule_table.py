@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.schedules import Plateau, Span
 from fastcifar.optim.optimizers import UncompiledSGD
-from fastcifar.schedules import Plateau, Span
 
 
 @dataclass

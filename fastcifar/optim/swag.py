@@ -1,7 +1,7 @@
 """SWAG (Maddox et al. 2019, arXiv:1902.02476): a Gaussian over the weights, from the weights that SWA averages.
 
 Its mean is SWA's. Its covariance is half the variance of each weight in the tail, and half a matrix of low rank made
-of the deviations of the last R recorded weights, each from the running mean of its time.
+of the deviations of the last R weights added, each from the running mean of its time.
 
 Included is every trained weight. What training leaves as it is (whitening filters, fixed scales of batch norms, frozen
 weights) has no spread and is not sampled. Filters under Muon are included as they are: Muon sets their norm in each
@@ -37,7 +37,7 @@ class Swag(RunningMean):
         return torch.empty_strided((self.rank, *mean.shape), strides, dtype=mean.dtype, device=mean.device).zero_()
 
     @torch.no_grad()
-    def record(self, model: nn.Module) -> None:
+    def add(self, model: nn.Module) -> None:
         """Adds the current weights of the model. Does not wait for the device.
 
         The variance by Welford's update: the mean of the squares less the square of the mean is the same number, but
@@ -46,7 +46,7 @@ class Swag(RunningMean):
         weights = [p.float() for p in model.parameters() if p.requires_grad]
         mean = [self.mean[n] for n in self.trained]
         before = torch._foreach_sub(weights, mean)
-        super().record(model)
+        super().add(model)
         deviations = torch._foreach_sub(weights, mean)
         row = (self.count - 1) % self.rank  # the host knows it
         torch._foreach_copy_([d[row] for d in self.deviations.values()], deviations)

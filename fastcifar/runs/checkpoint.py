@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcifar.config import Config
-from fastcifar.data.files import write_atomically
+from fastcifar.config.config import Config
+from fastcifar.files import write_atomically
 from fastcifar.runs.config_file import config_to_plain
 
 SCHEMA = 2

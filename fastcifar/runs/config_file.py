@@ -12,10 +12,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config
-from fastcifar.schedules import SCHEDULES, PerEpoch, PerStep, Schedule
-from fastcifar.settings import PARTS
-from fastcifar.validation import Part
+from fastcifar.config.config import Config
+from fastcifar.config.schedules import SCHEDULES, PerEpoch, PerStep, Schedule
+from fastcifar.config.settings import PARTS
+from fastcifar.config.validation import Part
 
 MAX_BYTES = 1 << 20
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.settings import SETTINGS, as_flag, flat, method_differences
 from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp
-from fastcifar.settings import SETTINGS, as_flag, flat, method_differences
 
 RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors", "swag.safetensors")
 

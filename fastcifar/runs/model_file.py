@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import Model
-from fastcifar.data.files import write_atomically
+from fastcifar.config.config import Model
+from fastcifar.files import write_atomically
 from fastcifar.models.networks import Network, make_model, own_network
 from fastcifar.runs import checkpoint
-from fastcifar.runs.observers import Observer, Result
 from fastcifar.runs.record import to_json
 
 FORMAT = "fastcifar-1"
@@ -31,28 +30,6 @@ SWAG_FILE = "swag.safetensors"
 SPREAD = ("variance.", "deviations.")
 Gaussian = dict[str, torch.Tensor]
 """`variance.<name>` and `deviations.<name>` of the trained weights, as `fastcifar.optim.swag` describes them."""
-
-
-class ModelFile(Observer):
-    """Writes model.safetensors when the run ends, and swag.safetensors beside it where the run has one.
-
-    facts: classes, mean, std, dataset and the network's settings.
-    """
-
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
-
-    def on_end(self, result: Result) -> None:
-        facts = {**self.facts, **measured(result.summary)}
-        write_model(self.path, result.model, facts)
-        if swag := result.swag:
-            facts |= {"snapshots": swag.count}
-            write_model(self.path.with_name(SWAG_FILE), result.model, facts, swag.gaussian())
-
-
-def measured(summary: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a summary that go into the file: of the run, of one view of each image, and how many views."""
-    return {name: summary[name] for name in ("accuracy", "accuracy_one_view", "views")}
 
 
 def write_model(path: Path, model: nn.Module, facts: dict[str, Any], gaussian: Gaussian | None = None) -> None:
@@ -74,6 +51,17 @@ def _with_sorted_header(content: bytes) -> bytes:
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the format aligns the tensors by spaces
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
+
+
+def find_model(where: Path) -> Path:
+    """The model file of a run folder, the newest one in a folder of runs, or the file itself. ValueError if none."""
+    if where.is_file():
+        return where
+    named = list(where.glob("model.safetensors")) or list(where.glob("*/model.safetensors"))
+    found = [path for path in named if path.is_file()]  # a pipe in its place would be waited for without an end
+    if not found:
+        raise ValueError(f"{where}: no model.safetensors in it; give the folder of a finished run")
+    return max(found, key=lambda p: p.stat().st_mtime)
 
 
 def load_model(path: Path, flag: str = "--run", network: Network | None = None) -> tuple[nn.Module, dict[str, Any]]:

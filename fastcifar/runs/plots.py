@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from fastcifar.data.files import write_atomically
+from fastcifar.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
-from fastcifar.runs.observers import Observer, Result
 
 TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
 
@@ -45,16 +44,6 @@ def save_figure(figure: Any, path: Path) -> None:
 def literal(text: str) -> str:
     """Text that matplotlib draws as it is: a name with two dollar signs is no formula."""
     return text.replace("$", r"\$")
-
-
-class Curves(Observer):
-    """Draws curves.png when the run ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_end(self, result: Result) -> None:
-        draw_curves(self.path, result.history, result.schedule, result.summary)
 
 
 def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTable, summary: dict[str, Any]) -> None:

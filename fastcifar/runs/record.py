@@ -1,4 +1,4 @@
-"""JSON files of a run folder: summary.json, metrics.jsonl and runs.jsonl, each written whole or not at all."""
+"""Writes JSON files whole or not at all, and one line of JSON that every reader can parse."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fastcifar.data.files import write_atomically
-from fastcifar.runs.observers import Observer, Progress, Result
+from fastcifar.files import write_atomically
 
 log = logging.getLogger("fastcifar")
 
@@ -48,40 +47,3 @@ def warn_if_unwritten(path: Path, write: Callable[[], None], required: bool = Fa
         if required:
             raise
         log.warning("warning: %s: %s; training goes on, the file before is kept", path, e.strerror or e)
-
-
-class Metrics(Observer):
-    """Writes metrics.jsonl, a line per epoch.
-
-    Without waiting for the disk: on a card an epoch takes a fifth of a second, and the checkpoint has the rows, too.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_epoch(self, run: Progress, row: dict[str, Any]) -> None:
-        """Writes the whole file, so that lines which a killed process wrote after its last checkpoint vanish."""
-        warn_if_unwritten(self.path, lambda: write_lines(self.path, run.history, sync=False))
-
-    def on_end(self, result: Result) -> None:
-        warn_if_unwritten(self.path, lambda: write_lines(self.path, result.history))
-
-
-class Summary(Observer):
-    """Writes summary.json when the run ends, with the age of the process in seconds at two moments.
-
-    `first_step`: when the first step of this process was queued, so all of the cold start. `wall`: at the end.
-    """
-
-    def __init__(self, path: Path, age_s: Callable[[], float]) -> None:
-        self.path, self.age_s = path, age_s
-        self.first_step_s: float | None = None
-
-    def on_step(self, run: Progress) -> None:
-        if self.first_step_s is None:
-            self.first_step_s = self.age_s()
-
-    def on_end(self, result: Result) -> None:
-        result.summary["time_s"]["first_step"] = self.first_step_s and round(self.first_step_s, 4)
-        result.summary["time_s"]["wall"] = round(self.age_s(), 4)
-        write_json(self.path, result.summary)

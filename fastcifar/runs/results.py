@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.runs.config_file import load_config
 
 MAX_BYTES = 64 << 20

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.data.cache import cache_folder
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"

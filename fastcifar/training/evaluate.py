@@ -20,7 +20,7 @@ from fastcifar.models.folded import fold
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.processes import sum_over_processes
-from fastcifar.training.step import Recorder, autocast, may_fail
+from fastcifar.training.step import Capture, autocast, may_fail
 from fastcifar.training.task import Task
 
 EVAL_BATCH, CARD_BATCH = 1000, 2000
@@ -114,43 +114,43 @@ def count_right(
 class Evaluator:
     """Accuracies of the network that is trained, over the images of all processes together.
 
-    Where the step is a CUDA graph, two more are recorded, for the accuracy of an epoch and for the final one with
+    Where the step is a CUDA graph, two more are captured, for the accuracy of an epoch and for the final one with
     views: an evaluation is then one replay. With the fused kernels it begins with folding the batch norms into the
     filters. Where the views are for a share of the images, each process takes that share of its own.
     """
 
-    def __init__(self, task: Task, model: nn.Module, recorder: Recorder | None = None) -> None:
+    def __init__(self, task: Task, model: nn.Module, capture: Capture | None = None) -> None:
         self.task, self.model = task, model
-        self.recorded: dict[tuple[int, str, float], tuple[Callable[[], None], Tensor]] = {}
-        if recorder:
+        self.captured: dict[tuple[int, str, float], tuple[Callable[[], None], Tensor]] = {}
+        if capture:
             final = task.config.evaluation
             wanted = ((task.watched, "none", 1.0), (task.test, final.tta, final.tta_share))
             model.eval()
             with may_fail("the evaluation", task.hardware.device):
                 for key, images in {(id(images), tta, share): images for images, tta, share in wanted}.items():
-                    self.recorded[key] = self._record(recorder, images, *key[1:])
+                    self.captured[key] = self._capture(capture, images, *key[1:])
 
     def __call__(self, images: DeviceImages, tta: str = "none", share: float = 1.0) -> tuple[float, float]:
         """Plain accuracy over the images, and the one with views. Puts the network into eval mode."""
         self.model.eval()
-        recorded = self.recorded.get((id(images), tta, share))
-        if recorded is None:
+        captured = self.captured.get((id(images), tta, share))
+        if captured is None:
             right = count_right(self.model, images, self.task.hardware, tta, share)
         else:
-            replay, right = recorded
+            replay, right = captured
             replay()
         count = int(sum_over_processes(torch.tensor(len(images.labels)), self.task.world))  # on the host: no wait
         plain, with_views = sum_over_processes(right, self.task.world).tolist()
         return plain / count, with_views / count
 
-    def _record(
-        self, recorder: Recorder, images: DeviceImages, tta: str, share: float
+    def _capture(
+        self, capture: Capture, images: DeviceImages, tta: str, share: float
     ) -> tuple[Callable[[], None], Tensor]:
         """A replay and where its counts lie. It runs once before, so that kernels are loaded and chosen."""
         right = torch.zeros(2, dtype=torch.int64, device=images.labels.device)
         work = partial(self._count_into, right, images, tta, share)
         work()
-        return recorder(work), right
+        return capture(work), right
 
     def _count_into(self, right: Tensor, images: DeviceImages, tta: str, share: float) -> None:
         right.copy_(count_right(self._network(), images, self.task.hardware, tta, share))

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastcifar.config import Model
-from fastcifar.runs.classifier import find_model
-from fastcifar.runs.model_file import load_model
+from fastcifar.config.config import Model
+from fastcifar.runs.model_file import find_model, load_model
 
 ALIKE = ("network", "scale", "norm", "activation")
 """Settings in which the model of the file and that of the run must agree."""

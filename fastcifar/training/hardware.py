@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fastcifar.config import Config
-from fastcifar.runs.trackers import require_tracker
+from fastcifar.config.config import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_COSTS: dict[str, tuple[float, float]] = {"cpu": (398.0, -70_600.0), "cuda 9.0": (42.0, -0.5)}
@@ -137,7 +136,6 @@ def resolve(config: Config, local_rank: int = 0) -> tuple[Config, Hardware]:
     Turns torch's deterministic algorithms on, for the rest of the process, when the config asks for them. ValueError
     when a choice is not available here.
     """
-    require_tracker(config)
     if config.machine.deterministic:
         make_deterministic()  # before the first CUDA call, which the choice of the hardware may be
     hardware = choose_hardware(config, local_rank)

@@ -1,6 +1,6 @@
 """The training loop: plan an epoch, step through it, average the weights in the tail, measure, finish.
 
-`train` is the method from top to bottom. Observers (`fastcifar.runs.observers`) watch it: progress, metrics,
+`train` is the method from top to bottom. Observers (`fastcifar.training.observer`) watch it: progress, metrics,
 checkpoints, pictures. Steps and epochs count from 0; a metrics row says epoch 1 for the first.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastcifar.optim.swag import Swag
-from fastcifar.runs.observers import Observer, Result, Stop, StopAt
 from fastcifar.training.evaluate import Evaluator
+from fastcifar.training.observer import Observer, RunOutcome, Stop, StopAt
 from fastcifar.training.processes import data_parallel, sum_over_processes
 from fastcifar.training.refresh import Refresh
 from fastcifar.training.state import Diverged, State
@@ -26,7 +26,7 @@ CHANCE_STEPS = 50
 """Steps of the first epoch after which an accuracy at chance means that the training has failed."""
 
 
-def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch | None = None) -> Result:
+def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch | None = None) -> RunOutcome:
     """Trains a run to its end, from its beginning or from the checkpoint in `config.run.resume`.
 
     Raises Diverged when training has failed. An observer may raise `Stop` to end the run normally; any other error
@@ -40,8 +40,8 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         model = state.model
         task = warm_up(task, model)
         step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
-        accuracies = Evaluator(task, model, step.recorder)
-        refresh = Refresh(task, state, step.recorder)
+        accuracies = Evaluator(task, model, step.capture)
+        refresh = Refresh(task, state, step.capture)
 
     if task.hardware.device.type == "cuda" and state.step == 0:
         with stopwatch("train"):
@@ -56,7 +56,7 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
                 step(i)
                 state.step += 1
                 if joins_average(task, state):
-                    state.average.record(model)
+                    state.average.add(model)
                 tell(observers, "on_step", state)
                 if state.is_over:
                     break
@@ -126,7 +126,7 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     return row
 
 
-def finish(task: Task, state: State, accuracies: Evaluator, refresh: Refresh) -> Result:
+def finish(task: Task, state: State, accuracies: Evaluator, refresh: Refresh) -> RunOutcome:
     """Averages the weights of the tail, refreshes batch norm, and measures the final accuracies.
 
     The averaged weights take the place of the raw ones in the network.
@@ -153,4 +153,4 @@ def finish(task: Task, state: State, accuracies: Evaluator, refresh: Refresh) ->
     summary = summarize(task, state, measured, eval_final_s)
     swag = state.average if has_tail and isinstance(state.average, Swag) else None
     model._compiled_call_impl = None  # it leaves the run as a plain network
-    return Result(model, summary, state.history, state.schedule, swag)
+    return RunOutcome(model, summary, state.history, state.schedule, swag)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.models.networks import Network
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]

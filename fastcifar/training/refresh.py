@@ -14,7 +14,7 @@ from fastcifar.augment.plan import EpochPlan
 from fastcifar.optim.averaging import REFRESH_IMAGES, batch_norms, refresh_batch_norm
 from fastcifar.training.evaluate import CARD_BATCH
 from fastcifar.training.state import State
-from fastcifar.training.step import Recorder, autocast, may_fail
+from fastcifar.training.step import Capture, autocast, may_fail
 from fastcifar.training.task import Task
 
 
@@ -45,18 +45,18 @@ class Refresh:
     """Re-estimates the batch norms of the network that is trained (`refresh_batch_norm`).
 
     Where the step is a CUDA graph, so is this, with all its batches: one replay on images that are copied to where it
-    reads them. Rehearsal and recording restore the state in the end.
+    reads them. Rehearsal and capture restore the state in the end.
     """
 
-    def __init__(self, task: Task, state: State, recorder: Recorder | None = None) -> None:
+    def __init__(self, task: Task, state: State, capture: Capture | None = None) -> None:
         self.task, self.model = task, state.model
         self.replay: Callable[[], None] | None = None
-        if recorder and task.config.tail and batch_norms(self.model):
+        if capture and task.config.tail and batch_norms(self.model):
             hardware = task.hardware
             with may_fail("the batch-norm refresh", hardware.device), state.preserved():
                 self.images = torch.zeros(*refresh_shape(task), 32, 32, 3, dtype=hardware.dtype, device=hardware.device)
                 self._refresh_by_images()  # loads and chooses kernels
-                self.replay = recorder(self._refresh_by_images)
+                self.replay = capture(self._refresh_by_images)
 
     @torch.no_grad()
     def __call__(self) -> None:

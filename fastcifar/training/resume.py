@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.settings import method_differences
 from fastcifar.optim.schedule_table import count_steps, extend
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain
-from fastcifar.settings import method_differences
 from fastcifar.training.state import State
 
 

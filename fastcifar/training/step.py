@@ -1,6 +1,6 @@
 """One optimizer step: forward, backward, update. The host reads nothing back, so that it may run ahead of the device.
 
-`Step` launches the step operation by operation. `GraphedStep` records it once per image size as a CUDA graph and
+`Step` launches the step operation by operation. `CapturedStep` captures it once per image size as a CUDA graph and
 replays that: one launch per step, however many kernels it has ("Accelerating PyTorch with CUDA Graphs", PyTorch blog,
 2021). Shapes: B images of a step, M images of a block, C = 3 channels, S x S pixels.
 """
@@ -26,12 +26,12 @@ from fastcifar.optim.fused_update import FusedUpdate, fused_update
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
-from fastcifar.training.task import Task, can_be_recorded, stem_fixed_from_px
+from fastcifar.training.task import Task, can_capture, stem_fixed_from_px
 
 log = logging.getLogger("fastcifar")
 
 Forward = Callable[[Tensor], Tensor]
-Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a function and returns one that repeats its device work."""
 
 
@@ -49,8 +49,8 @@ def random_batch(hardware: Hardware, batch: int, size_px: int, generator: torch.
 class Step:
     """Step i of a block -> new weights, at the row of the schedule's table that `state.step` says."""
 
-    recorder: Recorder | None = None
-    """What a recorded step was recorded with, for more of the run."""
+    capture: Capture | None = None
+    """What the step was captured with, for more of the run."""
 
     def __init__(self, task: Task, state: State, forward: Forward) -> None:
         self.task, self.state, self.forward = task, state, forward
@@ -89,19 +89,19 @@ class Step:
         state.loss_sum += loss.detach()
 
 
-class GraphedStep(Step):
+class CapturedStep(Step):
     """The same step on buffers of its own: block, table and both row numbers lie on the device and are read there.
 
     A step is one replay and nothing else. A block is copied into the buffers once, as a graph reads fixed addresses.
-    `recorder` makes the replay. Rehearsal and recording restore the state in the end, also when they raise.
+    `capture` makes the replay. Rehearsal and capture restore the state in the end, also when they raise.
     With a fused update the loss and the update are a few kernels, and the forward pass takes weights in bf16.
     """
 
     def __init__(
-        self, task: Task, state: State, forward: Forward, recorder: Recorder, fused: FusedUpdate | None = None
+        self, task: Task, state: State, forward: Forward, capture: Capture, fused: FusedUpdate | None = None
     ) -> None:
         super().__init__(task, state, forward)
-        self.recorder, self.fused = recorder, fused
+        self.capture, self.fused = capture, fused
         device, batch = task.hardware.device, task.batch_size
         steps = min(task.steps_per_epoch, max(1, task.executor.max_images // batch))
         self.draws_from_px = makes_images_from_px(task, state)
@@ -119,7 +119,7 @@ class GraphedStep(Step):
             self.replays: dict[int, Callable[[], None]] = {}
             for size in task.image_sizes:
                 self.position.zero_()
-                self.replays[size] = recorder(partial(self.at_next_row, size))
+                self.replays[size] = capture(partial(self.at_next_row, size))
         task.executor.draws_from_px = self.draws_from_px
         self.replay = self.replays[largest]
 
@@ -186,7 +186,7 @@ class GraphedStep(Step):
     def _rehearse(self) -> None:
         """Runs a step per image size, so that kernels are loaded and chosen.
 
-        On a stream of its own: what ran on the default one may not be recorded.
+        On a stream of its own: what ran on the default one may not be captured.
         """
         device, batch = self.task.hardware.device, self.task.batch_size
         generator = torch.Generator().manual_seed(0)
@@ -209,7 +209,7 @@ class GraphedStep(Step):
 
 
 class CudaGraphs:
-    """Records work as CUDA graphs that share one pool of memory.
+    """Captures work as CUDA graphs that share one pool of memory.
 
     One runs at a time, and none leaves anything there that another one or a later replay would read.
     """
@@ -222,14 +222,14 @@ class CudaGraphs:
         # thread_local: DALI's threads keep running
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             work()
-        # Up to torch 2.11, recording launches work of its own on the recording's stream, and nothing waits for it.
+        # Up to torch 2.11, a capture launches work of its own on its stream, and nothing waits for it.
         torch.cuda.current_stream().wait_stream(self.stream)
         return graph.replay
 
 
 @contextmanager
 def may_fail(what: str, device: torch.device) -> Iterator[None]:
-    """Context of a recording. Where it fails, a warning is logged, and the program goes on after the block."""
+    """Context of a capture. Where it fails, a warning is logged, and the program goes on after the block."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     try:
         yield
@@ -239,11 +239,11 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
             torch.cuda.set_stream(stream)
             stream.wait_stream(failed)  # where the state was put back
         reason = " ".join(str(e).split())[:150]
-        log.warning("recording %s as a CUDA graph failed (%s); going on without it", what, reason)
+        log.warning("capturing %s as a CUDA graph failed (%s); going on without it", what, reason)
 
 
 def makes_images_from_px(task: Task, state: State) -> int | None:
-    """Image size from which a recorded step takes draws, and the stem's kernel the uint8 images: where the stem is not
+    """Image size from which a captured step takes draws, and the stem's kernel the uint8 images: where the stem is not
     trained, as the kernel has no gradient, beside the other kernels."""
     fixed_from_px, executor, model = stem_fixed_from_px(task.config), task.executor, state.model
     if fixed_from_px is None or not task.hardware.fused or task.hardware.executor != "torch":
@@ -253,13 +253,13 @@ def makes_images_from_px(task: Task, state: State) -> int | None:
 
 
 def make_step(task: Task, state: State, forward: Forward) -> Step:
-    """The recorded step where `can_be_recorded`, else the plain one."""
-    if can_be_recorded(task):
+    """The captured step where `can_capture`, else the plain one."""
+    if can_capture(task):
         if host := task.parts.runs_on_the_host:
             log.warning("the %s from Python cannot be part of a CUDA graph: the step is launched without one", host)
             return Step(task, state, forward)
         with may_fail("the step", task.hardware.device):
-            return GraphedStep(task, state, forward, CudaGraphs(), _fused_update(task, state, forward))
+            return CapturedStep(task, state, forward, CudaGraphs(), _fused_update(task, state, forward))
     return Step(task, state, forward)
 
 

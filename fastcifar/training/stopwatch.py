@@ -78,7 +78,7 @@ def rest(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def recorded_ms(work: Callable[[], object], repeats: int = 5) -> float:
+def captured_ms(work: Callable[[], object], repeats: int = 5) -> float:
     """Milliseconds of the current card for the work, without the host's: it is recorded as a CUDA graph."""
     here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(here)

@@ -19,7 +19,7 @@ from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
 from fastcifar.models.networks import make_model, own_network, train_flop
@@ -178,7 +178,7 @@ def _make_network(config: Config, num_classes: int, world: World, parts: Parts) 
     return model
 
 
-def can_be_recorded(task: Task) -> bool:
+def can_capture(task: Task) -> bool:
     """Whether a CUDA graph can hold the step: the host may decide and read nothing in it.
 
     Excluded are gradients shared between processes, the compile modes that record graphs themselves, and apex, whose
@@ -213,7 +213,7 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
         optimizers=(
             [make_optimizer(parts.optimizer, model, config.schedule.peak)]
             if parts.optimizer
-            else make_optimizers(model, config, can_be_recorded(task) and not parts.runs_on_the_host)
+            else make_optimizers(model, config, can_capture(task) and not parts.runs_on_the_host)
         ),
         average=Swag(model, rank) if rank else RunningMean(model),
         scaler=_loss_scaler(device, enabled=task.hardware.precision == "fp16"),

@@ -16,7 +16,7 @@ from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
 from fastcifar.training.compile_cache import keep_compiled_code
 from fastcifar.training.step import autocast, random_batch
-from fastcifar.training.stopwatch import recorded_ms
+from fastcifar.training.stopwatch import captured_ms
 from fastcifar.training.task import Task
 from fastcifar.training.whitening import filters_of_device_images
 
@@ -40,7 +40,7 @@ def warm_up(task: Task, model: nn.Module) -> Task:
         fused = fuse(model, config.model.activation, task.hardware.dtype)
         task = replace(task, hardware=replace(task.hardware, fused=fused))
         if fused:
-            conv_choice.use_kernels(model, recorded_ms)
+            conv_choice.use_kernels(model, captured_ms)
     try:
         if mode != "off":
             keep_compiled_code(task.config)

@@ -19,7 +19,7 @@ from fastcifar.augment.block import Draws
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import draw
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config import Augment
+from fastcifar.config.config import Augment
 from fastcifar.models.layers import ACTIVATIONS, pad_before_pool
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

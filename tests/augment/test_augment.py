@@ -15,7 +15,7 @@ from fastcifar.augment.block import shrink
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config import Augment, Config
+from fastcifar.config.config import Augment, Config
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CPU = torch.device("cpu")

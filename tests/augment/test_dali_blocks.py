@@ -16,8 +16,8 @@ import torch
 from bench.harness import random_dataset
 from fastcifar.augment import dali
 from fastcifar.augment.dali import MOST_CALLS, DaliExecutor
-from fastcifar.recipes import RECIPES
-from fastcifar.settings import with_settings
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import with_settings
 from fastcifar.training.hardware import choose_hardware, has_dali
 from fastcifar.training.refresh import refresh_batches
 from fastcifar.training.task import make_task

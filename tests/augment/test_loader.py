@@ -10,7 +10,7 @@ from fastcifar import Loader
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.settings import with_settings
+from fastcifar.config.settings import with_settings
 
 
 def make_loader(n: int = 60, batch_size: int = 20, **arguments):

@@ -18,7 +18,7 @@ from fastcifar.augment import stem
 from fastcifar.augment.block import Draws
 from fastcifar.augment.plan import draw
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config import Augment
+from fastcifar.config.config import Augment
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="this torch comes without Triton")

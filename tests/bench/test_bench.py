@@ -11,11 +11,11 @@ import torch
 from conftest import make_config
 
 from bench import floors, harness, time_to_accuracy
-from fastcifar.config import Config, Model
+from fastcifar.config.config import Config, Model
+from fastcifar.config.schedules import MultiStep, OneCycle
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.runs import environment, intervals
-from fastcifar.schedules import MultiStep, OneCycle
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task

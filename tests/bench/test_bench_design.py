@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import design, harness
-from fastcifar.shapes import SHAPES
+from fastcifar.config.shapes import SHAPES
 
 FACTORS = design.DESIGNS["94"].factors
 

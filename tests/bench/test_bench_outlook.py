@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import fine_tune, harness, shake
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 
 

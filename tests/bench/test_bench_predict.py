@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench import operators, predict
+from fastcifar.config.recipes import RECIPES
 from fastcifar.models import fused
 from fastcifar.models.networks import make_model, train_flop
-from fastcifar.recipes import RECIPES
 
 PEER = """
 import torch

@@ -9,7 +9,7 @@ import pytest
 from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
 
 from bench import compare, compile, design, gpu, loader, schedules, step, sweep, time_to_accuracy
-from fastcifar.recipes import RECIPES
+from fastcifar.config.recipes import RECIPES
 from fastcifar.training.hardware import cpu_multiplies_bf16
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bench import design, work
-from fastcifar.config import Model
+from fastcifar.config.config import Model
+from fastcifar.config.shapes import SHAPES
 from fastcifar.models.networks import make_model, train_flop
-from fastcifar.shapes import SHAPES
 
 
 @pytest.mark.parametrize("name", ["full", "small", "wide", "N1", "N4", "W1"])

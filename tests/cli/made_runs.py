@@ -8,13 +8,13 @@ import torch
 from conftest import make_dataset
 
 from fastcifar.cli import main as cli
-from fastcifar.config import Model
+from fastcifar.config.config import Model
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import with_settings
 from fastcifar.models.networks import make_model
-from fastcifar.recipes import RECIPES
 from fastcifar.runs import record
 from fastcifar.runs.config_file import config_to_plain
 from fastcifar.runs.model_file import write_model
-from fastcifar.settings import with_settings
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -11,10 +11,10 @@ import pytest
 from made_runs import make_run, write_arrays
 
 from bench import processes
+from fastcifar import files as atomic
 from fastcifar.cli import compare, doctor, ensemble, evaluate, export, lr_find, predict, schedule
 from fastcifar.cli import main as cli
 from fastcifar.cli.signals import NUMBERS
-from fastcifar.data import files as atomic
 
 pytestmark = pytest.mark.usefixtures("here")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

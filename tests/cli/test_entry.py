@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from fastcifar.cli import export
 from fastcifar.cli import main as fastcifar
 from fastcifar.cli import train as command
-from fastcifar.data.files import lock_folder
+from fastcifar.files import lock_folder
+from fastcifar.observers.checkpoints import Checkpoints, Interrupted
+from fastcifar.observers.run_files import Curves
 from fastcifar.runs.checkpoint import load
-from fastcifar.runs.checkpoints import Checkpoints, Interrupted
-from fastcifar.runs.plots import Curves
 
 pytestmark = pytest.mark.usefixtures("here")
 

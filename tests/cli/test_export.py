@@ -9,10 +9,10 @@ from made_runs import assert_refused, make_run
 
 import fastcifar
 from fastcifar.cli import main as cli
-from fastcifar.config import Model
+from fastcifar.config.config import Model
+from fastcifar.inference import export
+from fastcifar.inference.classifier import Classifier
 from fastcifar.models.networks import make_model
-from fastcifar.runs import export
-from fastcifar.runs.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("here")
 

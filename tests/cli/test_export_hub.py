@@ -13,11 +13,12 @@ import fastcifar
 from fastcifar.cli import export as command
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
-from fastcifar.recipes import RECIPES
-from fastcifar.runs import classifier, hub_folder, record
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import method_differences
+from fastcifar.inference import classifier, hub_folder
+from fastcifar.runs import record
 from fastcifar.runs.config_file import load_config
 from fastcifar.runs.model_file import write_model
-from fastcifar.settings import method_differences
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from fastcifar.cli.flags import SMOKE_IMAGES, UsageError, parse
-from fastcifar.config import Config
-from fastcifar.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
+from fastcifar.config.schedules import MultiStep
+from fastcifar.config.settings import NAMES, with_settings
 from fastcifar.runs.config_file import ConfigFileError, config_to_plain
-from fastcifar.schedules import MultiStep
-from fastcifar.settings import NAMES, with_settings
 
 DEFAULT = RECIPES[DEFAULT_RECIPE]
 

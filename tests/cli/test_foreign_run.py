@@ -15,13 +15,13 @@ from torch._inductor.codecache import FxGraphCachePickler
 import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
+from fastcifar.config.settings import PARTS, SETTINGS, flat
 from fastcifar.data import download
 from fastcifar.data.cache import write_cache
 from fastcifar.data.dataset import Dataset, dataset_digest
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain, load_config
 from fastcifar.runs.folder import resume_command
-from fastcifar.settings import PARTS, SETTINGS, flat
 from fastcifar.training.compile_cache import VARIABLE, compile_cache_dir
 
 pytestmark = pytest.mark.usefixtures("here")

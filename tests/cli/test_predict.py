@@ -12,9 +12,9 @@ from safetensors.torch import save
 
 from fastcifar.cli import main as cli
 from fastcifar.cli.predict import read_image
-from fastcifar.config import Model
+from fastcifar.config.config import Model
+from fastcifar.inference.classifier import load
 from fastcifar.models.networks import make_model
-from fastcifar.runs.classifier import load
 from fastcifar.runs.model_file import load_model, write_model
 
 NAMES = ["airplane", "cat", "dog"]

@@ -8,7 +8,7 @@ import pytest
 from commands import stop_at
 
 from fastcifar.cli import ensemble, seeds
-from fastcifar.runs import record
+from fastcifar.observers import run_files
 from fastcifar.training import loop
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -64,7 +64,7 @@ def test_every_seed_can_be_kept_and_goes_on_where_it_was_stopped(call, base, tmp
     table = json.loads((tmp_path / "whole/ensemble.json").read_text())
     assert [row["model"] for row in table["table"]] == kinds and table["swag_samples"] == 2
     with monkeypatch.context() as patched:
-        patched.setattr(record.Summary, "on_step", stop_in_the_tail)
+        patched.setattr(run_files.Summary, "on_step", stop_in_the_tail)
         code, out, _ = call(*flags, "--out", "cut")
     assert code == 143 and "--resume cut" in out[-1] and (tmp_path / "cut/seed5/checkpoint.pt").exists()
     begun, go = [], loop.start

@@ -11,8 +11,8 @@ import pytest
 from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.signals import NUMBERS, Signals, Stopped
+from fastcifar.observers.run_files import ModelFile
 from fastcifar.runs.checkpoint import load
-from fastcifar.runs.model_file import ModelFile
 
 pytestmark = pytest.mark.usefixtures("here")
 

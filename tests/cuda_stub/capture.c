@@ -3,7 +3,7 @@
 // A capture begins on one stream and takes in every stream that waits for an event of it. At its end all of them must
 // have been waited for by the first. Each stream knows up to which of its own and of the others' work it has waited, a
 // count for each stream of the capture. A call that a capture forbids spoils it: the next calls on its streams and its
-// end say so. Rules: CUDA Programming Guide, "Creating a Graph Using Stream Capture". One capture at a time.
+// end say so. Rules: CUDA Programming Guide, "Creating a Graph Using Stream Recorder". One capture at a time.
 //
 // Stricter than a card: every query and wait by the capturing thread is refused, also of a stream that is not captured.
 #include "card.h"

@@ -77,7 +77,7 @@ def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **setting
     card.fail_captured_launch(0)
     found = values(tensors)
     told = {
-        "recorded": isinstance(step, subject.GraphedStep),
+        "recorded": isinstance(step, subject.CapturedStep),
         "changed": [name for name, value in expected.items() if not torch.equal(value, found[name])],
         "replaced": [
             name for name, tensor in tensors_of(state).items() if tensor.data_ptr() != tensors[name].data_ptr()
@@ -182,7 +182,7 @@ def recording_on_the_cpu(fail_at: int) -> dict[str, Any]:
 
     failed = False
     try:
-        subject.GraphedStep(task, state, state.model, recorder)
+        subject.CapturedStep(task, state, state.model, recorder)
     except RuntimeError:
         failed = True
     found = values(tensors)

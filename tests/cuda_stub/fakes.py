@@ -43,14 +43,14 @@ def steps(
     mode = FakeTensorMode()
     make_fake(model, mode)
     with mode, Layouts() as layouts:
-        optimizers = subject.make_optimizers(model, task.config, subject.can_be_recorded(task))
+        optimizers = subject.make_optimizers(model, task.config, subject.can_capture(task))
         for size in SIZES:
             x, y = fake_batch(size, task.hardware.dtype, batch_device)
             lr, momentum = torch.zeros(2, device="cuda").unbind()
             with subject.autocast(task.hardware):
                 logits = model(x)
             F.cross_entropy(logits, y, label_smoothing=task.config.optimizer.label_smoothing).backward()
-            if subject.can_be_recorded(task):
+            if subject.can_capture(task):
                 subject.set_row(optimizers, lr, momentum)
             for optimizer in optimizers:
                 optimizer.step()

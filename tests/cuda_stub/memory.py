@@ -89,7 +89,7 @@ def many_blocks() -> dict[str, Any]:
             for i in range(len(block)):
                 step(i)
             blocks.work_ahead()
-    return {"recorded": isinstance(step, subject.GraphedStep), "counted": counted, "places": places}
+    return {"recorded": isinstance(step, subject.CapturedStep), "counted": counted, "places": places}
 
 
 def states_of_a_block() -> dict[str, Any]:
@@ -125,13 +125,13 @@ def without_record_stream() -> dict[str, Any]:
 
 def with_replaced_buffers() -> dict[str, Any]:
     """Each block brings its own labels, where the graph reads those of the recording."""
-    begin = subject.GraphedStep.begin
+    begin = subject.CapturedStep.begin
 
-    def begin_and_replace(self: subject.GraphedStep, block: subject.Block) -> None:
+    def begin_and_replace(self: subject.CapturedStep, block: subject.Block) -> None:
         begin(self, block)
         self.labels = self.labels.clone()
 
-    with replaced(subject.GraphedStep, "begin", begin_and_replace):
+    with replaced(subject.CapturedStep, "begin", begin_and_replace):
         return watch_run(make_task())
 
 

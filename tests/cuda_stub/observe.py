@@ -174,7 +174,7 @@ class WatchedStep:
     """A step that is watched."""
 
     def __init__(self, inner: subject.Step, watch: Watch) -> None:
-        self.inner, self.watch, self.recorder = inner, watch, inner.recorder
+        self.inner, self.watch, self.capture = inner, watch, inner.capture
         watch.average = inner.state.average
 
     def begin(self, block: subject.Block) -> None:
@@ -240,10 +240,10 @@ def watch_run(
     watch.close()
     (step,) = steps
     return {
-        "may_be_recorded": subject.can_be_recorded(task),
-        "recorded": isinstance(step, subject.GraphedStep),
-        "fused_update": isinstance(step, subject.GraphedStep) and step.fused is not None,
-        "place": step.next.item() if isinstance(step, subject.GraphedStep) and not step.fused else None,
+        "may_be_recorded": subject.can_capture(task),
+        "recorded": isinstance(step, subject.CapturedStep),
+        "fused_update": isinstance(step, subject.CapturedStep) and step.fused is not None,
+        "place": step.next.item() if isinstance(step, subject.CapturedStep) and not step.fused else None,
         "num_steps": task.num_steps,
         "sizes": task.image_sizes,
         "blocks": [block for block in watch.blocks if block["trains"]],

@@ -65,9 +65,9 @@ def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settin
         updates = [count_update(state, optimizer) for optimizer in state.optimizers]
         for _ in range(5):
             with timed() as average:
-                state.average.record(state.model)
+                state.average.add(state.model)
         average_us = average.pop("us")
-    return {"recorded": isinstance(step, subject.GraphedStep), "fused": task.hardware.fused,
+    return {"recorded": isinstance(step, subject.CapturedStep), "fused": task.hardware.fused,
             "captured": recording.get("captured", 0),
             "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
@@ -105,9 +105,9 @@ def evaluation(
     step, views = subject.make_step(task, state, state.model), task.config.evaluation
     told: dict[str, Any] = {}
     with timed() as told["recording"]:
-        evaluator = subject.Evaluator(task, state.model, step.recorder)
+        evaluator = subject.Evaluator(task, state.model, step.capture)
     with timed() as told["recording refresh"]:
-        refresh = subject.Refresh(task, state, step.recorder)
+        refresh = subject.Refresh(task, state, step.capture)
 
     def average() -> None:
         state.average.copy_to(state.model)

@@ -7,32 +7,33 @@ from fastcifar.augment.plan import EpochPlan
 from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.cli import train as command_line
 from fastcifar.cli.progress import Lines, shown
-from fastcifar.config import Config
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import RECIPES, with_optimizer
+from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.models import conv_choice, fused
+from fastcifar.observers.checkpoints import Checkpoints, Interrupted
 from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
-from fastcifar.recipes import RECIPES, with_optimizer
-from fastcifar.runs.checkpoints import Checkpoints, Interrupted
-from fastcifar.runs.observers import Observer
-from fastcifar.settings import with_settings
 from fastcifar.training import loop
 from fastcifar.training import warm_up as warming_up
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer
 from fastcifar.training.refresh import Refresh
 from fastcifar.training.state import State
-from fastcifar.training.step import CudaGraphs, GraphedStep, Step, autocast, make_step
+from fastcifar.training.step import CapturedStep, CudaGraphs, Step, autocast, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, can_be_recorded, make_task, plain_network, start
+from fastcifar.training.task import Task, can_capture, make_task, plain_network, start
 from fastcifar.training.warm_up import warm_up
 
 __all__ = [
     "RECIPES",
     "Block",
     "Blocks",
+    "CapturedStep",
     "Checkpoints",
     "Config",
     "CudaGraphs",
@@ -41,7 +42,6 @@ __all__ = [
     "EpochPlan",
     "Evaluator",
     "Executor",
-    "GraphedStep",
     "Interrupted",
     "Lines",
     "Observer",
@@ -52,7 +52,7 @@ __all__ = [
     "Task",
     "TorchExecutor",
     "autocast",
-    "can_be_recorded",
+    "can_capture",
     "choose_hardware",
     "command_line",
     "conv_choice",

@@ -36,7 +36,7 @@ def test_a_run_whose_recording_fails_trains_to_its_end() -> None:
 def test_a_run_whose_evaluation_is_not_recorded_keeps_the_recorded_step() -> None:
     run = ask("failures", "run, evaluation fails")
     (line,) = run["said"]
-    assert run["recorded"] and line.startswith("recording the evaluation as a CUDA graph failed")
+    assert run["recorded"] and line.startswith("capturing the evaluation as a CUDA graph failed")
     assert run["all"]["replays"] == run["num_steps"] + 2  # the refresh, and an epoch's evaluation; not the final one
     assert complaints_about_run(run) == []
 

@@ -111,7 +111,7 @@ def test_subset_below_one_image_of_each_class_is_refused(subset):
 
 def test_importing_data_imports_neither_torch_nor_pil():
     code = (
-        "import sys, fastcifar.data.load, fastcifar.data.files;"
+        "import sys, fastcifar.data.load, fastcifar.files;"
         "print([name for name in ('torch', 'torchvision', 'PIL', 'rich') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"

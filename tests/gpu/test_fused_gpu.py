@@ -11,10 +11,10 @@ from fused_cases import KINDS, compare
 
 from fastcifar.models.networks import make_model
 from fastcifar.optim import fused_update
-from fastcifar.runs.observers import Result
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
-from fastcifar.training.step import GraphedStep, make_step
+from fastcifar.training.observer import RunOutcome
+from fastcifar.training.step import CapturedStep, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import make_task, start
 from fastcifar.training.warm_up import warm_up
@@ -27,7 +27,7 @@ STATISTICS = {"d_weight", "d_bias", "running_mean", "running_var"}
 DATASET = make_dataset(2000, 500)
 
 
-def run(**settings: Any) -> Result:
+def run(**settings: Any) -> RunOutcome:
     plain: dict[str, Any] = {"device": "cuda", "scale": "full", "compile": "off", "augment": "torch", "batch_size": 100,
                              "optimizer": "muon", "activation": "silu", "lr_peak": 0.05, "epochs": 3,
                              "low_res_px": 22, "low_res_until": 0.4}  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_step_with_the_kernels_is_recorded(caplog):
     state = start(task, Stopwatch(task.hardware.device))
     task = warm_up(task, state.model)
     step = make_step(task, state, state.model)
-    assert task.hardware.fused and isinstance(step, GraphedStep) and step.fused, caplog.messages
+    assert task.hardware.fused and isinstance(step, CapturedStep) and step.fused, caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from fastcifar.augment.block import Block
 from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
-from fastcifar.runs.observers import Observer, Progress, Result
 from fastcifar.training import state as state_module
 from fastcifar.training import task as task_module
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import choose_hardware, has_dali
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.refresh import Refresh
-from fastcifar.training.step import GraphedStep, make_step
+from fastcifar.training.step import CapturedStep, make_step
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task, start
 
@@ -65,12 +65,12 @@ class Fence(Observer):
 
     steps = 0
 
-    def on_step(self, run: Progress) -> None:
+    def on_step(self, run: RunView) -> None:
         torch.cuda.set_sync_debug_mode("error")
         self.steps += 1
 
 
-def train_fenced(task: Task, *observers: Observer) -> tuple[Result, int]:
+def train_fenced(task: Task, *observers: Observer) -> tuple[RunOutcome, int]:
     """Trains behind the fence; also the number of steps."""
     fence = Fence()
     try:
@@ -95,7 +95,7 @@ def test_no_step_waits_for_the_card(precision, optimizer, max_images):
 class Waiting(Observer):
     """Reads a number back from the card after each step."""
 
-    def on_step(self, run: Progress) -> None:
+    def on_step(self, run: RunView) -> None:
         torch.ones((), device="cuda").item()
 
 
@@ -128,7 +128,7 @@ def test_equal_seeds_agree_bit_for_bit(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     torch.use_deterministic_algorithms(True)
 
-    def run(seed: int) -> Result:
+    def run(seed: int) -> RunOutcome:
         task = make_card_task(precision="bf16", seed=seed, low_res_px=24, low_res_until=0.5, deterministic=True)
         return train(task)
 
@@ -188,7 +188,7 @@ def test_a_block_is_the_whole_epoch_where_memory_allows():
 def test_a_step_is_recorded_and_not_given_up(caplog, optimizer, precision):
     task = make_card_task(precision=precision, optimizer=optimizer)
     state = start(task, Stopwatch(task.hardware.device))
-    assert type(make_step(task, state, state.model)) is GraphedStep, caplog.messages
+    assert type(make_step(task, state, state.model)) is CapturedStep, caplog.messages
 
 
 def test_fp16_overflow_is_skipped_inside_the_graph(monkeypatch):
@@ -208,7 +208,7 @@ def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
     trained = train(task).model.state_dict()
     state = start(task, Stopwatch(task.hardware.device))
     step = make_step(task, state, state.model)
-    recorded, plain = Evaluator(task, state.model, step.recorder), Evaluator(task, state.model)
+    recorded, plain = Evaluator(task, state.model, step.capture), Evaluator(task, state.model)
     assert len(recorded.recorded) == 2, caplog.messages
     for weights in (trained, state.model.state_dict(), trained):
         state.model.load_state_dict(weights)
@@ -218,7 +218,7 @@ def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
 def test_a_recorded_refresh_gives_the_statistics_of_the_plain_one(caplog, exact_fp32):
     task = make_card_task(precision="fp32", optimizer="muon", epochs=1)
     states = [start(task, Stopwatch(task.hardware.device)) for _ in range(2)]
-    recorder = make_step(task, states[0], states[0].model).recorder
+    recorder = make_step(task, states[0], states[0].model).capture
     recorded, plain = Refresh(task, states[0], recorder), Refresh(task, states[1])
     assert recorded.replay, caplog.messages
     for refresh in (recorded, plain):

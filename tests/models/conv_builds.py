@@ -15,8 +15,8 @@ from typing import Any
 
 from fused_builds import F32, X, assembled, compiled
 
+from fastcifar.config.shapes import SHAPES
 from fastcifar.models import conv_kernels, pooled_conv
-from fastcifar.shapes import SHAPES
 
 TYPES = {"x": X, "w": X, "z": X, "code": "*u8", "parts": F32, "g": X, "d_x": X, "d_w": X}
 KERNELS = ("conv_pool_stats", "input_gradient_of_pooled", "weight_gradient_of_pooled")

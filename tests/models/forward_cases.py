@@ -13,10 +13,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models import forward
 from fastcifar.models.folded import fold
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.shapes import Shape, Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GUARD = 4096

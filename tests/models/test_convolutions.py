@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from test_model import images, is_channels_last, make_network
 from torch import nn
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
+from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models.cpu_conv import TapwiseConv2d
 from fastcifar.models.layers import StandardizedConv2d, conv, pad_before_pool
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ConvStage
-from fastcifar.shapes import Shape, Stage
 
 
 @pytest.mark.parametrize("size", [32, 31, 28, 27, 24, 22, 21, 17, 15, 7, 5])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models import cpu_conv
 from fastcifar.models.networks import make_model, train_flop
 

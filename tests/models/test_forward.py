@@ -15,7 +15,7 @@ import pytest
 import torch
 from forward_cases import SHAPES, apart, images, random_network
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.folded import fold
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ResNet9

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models import fused
 from fastcifar.models.networks import make_model
 

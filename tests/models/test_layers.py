@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.layers import make_norm
 from fastcifar.models.networks import make_model
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
+from fastcifar.config.shapes import Stage
 from fastcifar.models.layers import pad_before_pool
 from fastcifar.models.networks import count_parameters, make_model, train_flop
 from fastcifar.models.resnet9 import ConvStage, ResNet9
-from fastcifar.shapes import Stage
 
 NETWORKS = ("resnet9", "resnet18", "shakeshake26", "shakedrop")
 KINDS = [(network, norm) for network in NETWORKS for norm in ("bn", "gn-ws")]

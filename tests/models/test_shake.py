@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import count_parameters, make_model, train_flop
 from fastcifar.models.shakedrop import DropBlock, ShakeDrop, keep_probabilities
 from fastcifar.models.shakeshake import ShakeBlock, ShakeShake, Shortcut

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ResNet9
 

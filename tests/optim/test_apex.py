@@ -9,7 +9,7 @@ import torch
 from conftest import make_config
 from torch import nn
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import APEX_HELP, make_optimizers, set_row
 from fastcifar.training.loop import train

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import make_config
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim import fused_update
@@ -116,7 +116,7 @@ def network(**settings: Any) -> ResNet9:
 
 def in_arena() -> tuple[ResNet9, list[Any], Arena]:
     model = network()
-    optimizers = make_optimizers(model, make_config(optimizer="muon"), recorded=True)
+    optimizers = make_optimizers(model, make_config(optimizer="muon"), capturable=True)
     for optimizer in optimizers:
         for kept in optimizer.state.values():
             kept["momentum_buffer"].normal_()
@@ -181,7 +181,7 @@ def test_copies_follow_weights_that_something_else_has_changed():
 def test_where_the_kernels_do_not_run_one_line_says_so_and_nothing_has_changed(caplog):
     model, config = network(), make_config(optimizer="muon")
     pointers = [p.data_ptr() for p in model.parameters()]
-    optimizers = make_optimizers(model, config, recorded=True)
+    optimizers = make_optimizers(model, config, capturable=True)
     assert fused_update.fused_update(model, optimizers, config, torch.bfloat16) is None
     (line,) = caplog.messages
     assert line.startswith("the fused update does not work here (") and line.endswith("going on without it")
@@ -191,7 +191,7 @@ def test_where_the_kernels_do_not_run_one_line_says_so_and_nothing_has_changed(c
 def test_kernels_that_differ_from_the_optimizers_are_not_used(caplog, monkeypatch):
     monkeypatch.setattr(fused_update, "largest_difference", lambda model, config, dtype: 0.2)
     model, config = network(), make_config(optimizer="muon")
-    optimizers = make_optimizers(model, config, recorded=True)
+    optimizers = make_optimizers(model, config, capturable=True)
     assert fused_update.fused_update(model, optimizers, config, torch.bfloat16) is None
     assert "they differ from plain torch by 0.2" in caplog.text
 
@@ -199,6 +199,6 @@ def test_kernels_that_differ_from_the_optimizers_are_not_used(caplog, monkeypatc
 def test_filters_that_one_multiprocessor_would_take_too_long_for_are_refused():
     model = torch.nn.Module()
     model.layer, model.head = torch.nn.Conv2d(600, 600, 3, bias=False), torch.nn.Linear(8, 10, bias=False)
-    optimizers = make_optimizers(model, make_config(optimizer="muon"), recorded=True)
+    optimizers = make_optimizers(model, make_config(optimizer="muon"), capturable=True)
     with pytest.raises(ValueError, match="a filter is 600 x 5400"):
         fused_update.FusedUpdate(model, optimizers, torch.bfloat16)

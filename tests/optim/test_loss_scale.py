@@ -5,7 +5,7 @@ import torch
 from conftest import make_config
 from torch import Tensor
 
-from fastcifar.optim.optimizers import RecordableOptimizer, make_optimizers, set_row
+from fastcifar.optim.optimizers import CapturableOptimizer, make_optimizers, set_row
 
 INF, NAN = float("inf"), float("nan")
 OVERFLOWS = (None, INF, None, None, None, NAN, INF, None)
@@ -45,8 +45,8 @@ def test_overflow_is_undone_as_torch_skips_it(settings):
     runs = []
     for by_torch in (True, False):
         model, scaler = small_network(), torch.amp.GradScaler("cpu", 2.0**12, growth_interval=3)
-        optimizers, scales, changed = make_optimizers(model, make_config(**settings), recorded=True), [], []
-        (own,) = (o for o in optimizers if isinstance(o, RecordableOptimizer))
+        optimizers, scales, changed = make_optimizers(model, make_config(**settings), capturable=True), [], []
+        (own,) = (o for o in optimizers if isinstance(o, CapturableOptimizer))
         if by_torch:
             own._step_supports_amp_scaling = False  # the scaler then asks, and leaves out the step
         for step, overflow in enumerate(OVERFLOWS):
@@ -68,7 +68,7 @@ def test_overflow_is_undone_as_torch_skips_it(settings):
 
 def test_without_a_scaler_nothing_is_kept_or_undone(monkeypatch):
     model = small_network()
-    (sgd,) = make_optimizers(model, make_config(optimizer="sgd"), recorded=True)
+    (sgd,) = make_optimizers(model, make_config(optimizer="sgd"), capturable=True)
     for p in model.parameters():
         p.grad = torch.full_like(p, INF)
     monkeypatch.setattr(torch, "where", None)

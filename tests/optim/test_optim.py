@@ -8,7 +8,7 @@ from conftest import make_config
 from torch import nn
 from torch.optim import SGD
 
-from fastcifar.config import Model, Optimizer
+from fastcifar.config.config import Model, Optimizer
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import (
     CapturableSGD,
@@ -109,7 +109,7 @@ def test_capturable_sgd_equals_torch_sgd(as_tensors):
     """Also with both as tensors. (At momentum 0 torch lets the old velocity stand, ours forgets it.)"""
     config = make_config(weight_decay=0.01, bias_lr_scale=3.0)
     models = [small_network().double() for _ in range(2)]
-    (reference,), (ours,) = make_optimizers(models[0], config), make_optimizers(models[1], config, recorded=True)
+    (reference,), (ours,) = make_optimizers(models[0], config), make_optimizers(models[1], config, capturable=True)
     assert isinstance(ours, CapturableSGD)
     for step, (lr, momentum) in enumerate([(0.5, 0.9), (0.1, 0.3), (0.02, 0.8)]):
         for model in models:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_schedulers
 from torch_rows import LARGEST_DIFFERENCE, SIZES, TORCH, documented_loop, throwaway_optimizer
 
+from fastcifar.config.schedules import PerEpoch, PerStep
 from fastcifar.optim.schedule_table import PlateauTable, count_steps, make_schedule_table
-from fastcifar.schedules import PerEpoch, PerStep
 
 
 @pytest.mark.parametrize(("epochs", "steps_per_epoch"), SIZES)

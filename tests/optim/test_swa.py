@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 from fastcifar.optim.averaging import RunningMean, refresh_batch_norm
 
@@ -53,7 +53,7 @@ def test_mean_equals_averaged_model():
     mean, reference, generator = RunningMean(model), AveragedModel(model), torch.Generator().manual_seed(1)
     for _ in range(300):
         walk(model, generator)
-        mean.record(model)
+        mean.add(model)
         reference.update_parameters(model)
     assert mean.count == 300
     ours = dict(averaged(mean, model).named_parameters())
@@ -68,7 +68,7 @@ def test_many_low_precision_weights_do_not_lose_their_mean(dtype):
     mean = RunningMean(model)
     for value in values:
         nn.init.constant_(model.weight, value.item())
-        mean.record(model)
+        mean.add(model)
     assert mean.mean["weight"].dtype == torch.float32
     assert mean.mean["weight"].item() == pytest.approx(values.to(dtype).double().mean().item(), abs=1e-5)
     assert mean.mean["weight"].item() == pytest.approx(1.05, abs=1e-3)
@@ -78,7 +78,7 @@ def test_many_low_precision_weights_do_not_lose_their_mean(dtype):
 def test_first_record_is_the_weights_themselves():
     model = small_net()
     mean = RunningMean(model)
-    mean.record(model)
+    mean.add(model)
     assert same(state(averaged(mean, model)), state(model))
 
 
@@ -86,7 +86,7 @@ def test_the_mean_is_copied_in_place_and_keeps_the_layout_and_the_statistics():
     """In place: a CUDA graph of the network reads its weights where they lie."""
     model = make_model(Model(scale="small"), 10, seed=0)
     before, mean = state(model), RunningMean(model)
-    mean.record(model)
+    mean.add(model)
     walk(model, torch.Generator().manual_seed(1))
     assert not same(state(model), before)
     places = [p.data_ptr() for p in model.parameters()]
@@ -103,7 +103,7 @@ def test_recording_goes_on_bit_for_bit_from_its_state():
     whole = RunningMean(model)
     for _ in range(5):
         walk(model, generator)
-        whole.record(model)
+        whole.add(model)
     file = io.BytesIO()
     torch.save(whole.state(), file)
     file.seek(0)
@@ -111,8 +111,8 @@ def test_recording_goes_on_bit_for_bit_from_its_state():
     second.load(torch.load(file, weights_only=True))
     for _ in range(5):
         walk(model, generator)
-        whole.record(model)
-        second.record(model)
+        whole.add(model)
+        second.add(model)
     assert second.count == whole.count == 10
     assert same(second.mean, whole.mean)
 
@@ -120,11 +120,11 @@ def test_recording_goes_on_bit_for_bit_from_its_state():
 def test_a_state_is_not_changed_by_recording_on():
     model = small_net()
     mean, other = RunningMean(model), RunningMean(model)
-    mean.record(model)
+    mean.add(model)
     saved = copy.deepcopy(mean.state())
     other.load(mean.state())
     walk(model, torch.Generator().manual_seed(1))
-    other.record(model)
+    other.add(model)
     assert same(mean.mean, {k.removeprefix("mean."): v for k, v in saved.items() if isinstance(v, torch.Tensor)})
 
 
@@ -170,7 +170,7 @@ def test_weights_mode_and_momentum_stay(training):
 def test_the_averaged_copy_is_refreshed_and_the_original_is_not():
     model = small_net()
     before, mean = state(model), RunningMean(model)
-    mean.record(model)
+    mean.add(model)
     twin = averaged(mean, model)
     refresh_batch_norm(twin, batches(3))
     assert same(state(model), before)

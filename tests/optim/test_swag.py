@@ -27,7 +27,7 @@ def record_walk(model: nn.Module, average: RunningMean, steps: int, seed: int = 
             for p in model.parameters():
                 if p.requires_grad:
                     p.add_(0.1 * torch.randn(p.shape, generator=generator))
-        average.record(model)
+        average.add(model)
         snapshots.append({n: p.detach().numpy().astype(np.float64).copy() for n, p in model.named_parameters()})
     return snapshots
 
@@ -55,7 +55,7 @@ def test_a_spread_that_is_small_beside_the_weight_is_kept():
     values = 10 + 1e-4 * np.random.default_rng(0).standard_normal(300)
     for value in values:
         nn.init.constant_(model.weight, float(value))
-        swag.record(model)
+        swag.add(model)
     assert swag.variance["weight"].item() == pytest.approx(np.float32(values).astype(float).var(), rel=0.02)
 
 

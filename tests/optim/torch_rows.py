@@ -8,7 +8,7 @@ import torch
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torch_schedulers
 
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 
 LARGEST_DIFFERENCE = 1e-12
 SIZES = [(30, 7), (1, 5), (1, 1), (2, 1), (10, 3), (7, 4), (2.5, 4), (0.5, 6), (3.3, 10), (100, 2)]

@@ -17,14 +17,14 @@ from conftest import QUICK, make_dataset
 from torch import Tensor, nn
 from triton.runtime import interpreter
 
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import with_settings
+from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models.head_loss import head_loss, plain_head_loss
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim import fused_update
 from fastcifar.optim.fused_update import FusedUpdate
 from fastcifar.optim.optimizers import make_optimizers, orthogonalize, set_row
-from fastcifar.recipes import RECIPES
-from fastcifar.settings import with_settings
-from fastcifar.shapes import Shape, Stage
 from fastcifar.training import step as step_module
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.stopwatch import Stopwatch
@@ -60,7 +60,7 @@ def as_matrix(filters: Tensor) -> Tensor:
 def muon(dtype: str, rank: int | None = None) -> dict[str, dict[str, float]]:
     """By filter: how far the kernels' direction is from the optimizer's, and both from fp64, as shares of its norm."""
     twins = [Filters() for _ in range(2)]
-    optimizers = [make_optimizers(twin, RECIPES["speedrun94"], recorded=True) for twin in twins]
+    optimizers = [make_optimizers(twin, RECIPES["speedrun94"], capturable=True) for twin in twins]
     update = FusedUpdate(twins[1], optimizers[1], DTYPES[dtype])  # type: ignore[arg-type]
     update.row.copy_(torch.tensor([[1.0, 0.6]]))
     before = [layer.weight.detach().clone() for layer in twins[0].layers]
@@ -126,7 +126,7 @@ def whole_steps(optimizer: str, **settings: Any) -> dict[str, float]:
         state = start(task, Stopwatch(task.hardware.device))
         assert isinstance(state.model, ResNet9)
         update = FusedUpdate(state.model, state.optimizers, torch.float32) if kernels else None
-        step = step_module.GraphedStep(task, state, state.model, lambda work: work, update)
+        step = step_module.CapturedStep(task, state, state.model, lambda work: work, update)
         blocks = task.executor.blocks(task.plans(0))
         while state.step < task.num_steps:
             block = next(blocks)
@@ -151,7 +151,7 @@ def equal_bits_and_guards() -> dict[str, float]:
     results, spoiled = [], 0
     for _ in range(2):
         model = Filters()
-        optimizers = make_optimizers(model, RECIPES["speedrun94"], recorded=True)
+        optimizers = make_optimizers(model, RECIPES["speedrun94"], capturable=True)
         update = FusedUpdate(model, optimizers, torch.float32)  # type: ignore[arg-type]
         update.row.copy_(torch.tensor([[1.0, 0.6]]))
         arena, torch_generator = update.arena, torch.Generator().manual_seed(0)

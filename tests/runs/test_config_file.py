@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from conftest import PLAIN, make_config
 
-from fastcifar.recipes import RECIPES
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.schedules import SCHEDULES, PerEpoch, PerStep
 from fastcifar.runs.config_file import ConfigFileError, config_from_plain, config_to_plain, load_config
 from fastcifar.runs.record import write_json
-from fastcifar.schedules import SCHEDULES, PerEpoch, PerStep
 
 OTHERS = {
     "without a tail": {"swa_start": None},

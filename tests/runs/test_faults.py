@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from bench import processes
 from fastcifar.cli import train as command
-from fastcifar.data.files import lock_folder, write_atomically
+from fastcifar.config.schedules import PerEpoch
+from fastcifar.files import lock_folder, write_atomically
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.runs import checkpoint
-from fastcifar.schedules import PerEpoch
 from fastcifar.training import loop, memory
 from fastcifar.training.loop import train
 from fastcifar.training.state import FIRST_LOSS_SCALE, Diverged, skipped_steps

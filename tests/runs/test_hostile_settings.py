@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mutation import damaged, edits, many
 
 from fastcifar.cli import train as command
-from fastcifar.config import Config
+from fastcifar.config.config import Config
 from fastcifar.runs.config_file import ConfigFileError, config_from_plain
 
 pytestmark = pytest.mark.usefixtures("here")

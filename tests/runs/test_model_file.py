@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fastcifar.config import Model
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 from fastcifar.runs.model_file import load_model, write_model
 

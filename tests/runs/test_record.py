@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import fastcifar
-from fastcifar.config import Model
-from fastcifar.data import files
+from fastcifar import files
+from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
 from fastcifar.runs import environment, intervals, model_file, record
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import Recorder, train_in_folder
 
+from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.runs import checkpoint
-from fastcifar.runs.checkpoints import Interrupted
-from fastcifar.runs.observers import Result
+from fastcifar.training.observer import RunOutcome
 from fastcifar.training.task import Task
 
 
-def weights(result: Result) -> dict[str, torch.Tensor]:
+def weights(result: RunOutcome) -> dict[str, torch.Tensor]:
     return result.model.state_dict()
 
 
@@ -35,8 +35,8 @@ def stop_at_step(recorder: Recorder, step: int) -> Callable[[], int | None]:
     return lambda: signal.SIGTERM if recorder.now >= step else None
 
 
-def run_with_cuts(make: Callable[..., Task], out: Path, cuts: Sequence[int] = (), **settings: Any) -> Result:
-    """A run that is interrupted after each of the steps `cuts` and resumed by a new task each time; its Result."""
+def run_with_cuts(make: Callable[..., Task], out: Path, cuts: Sequence[int] = (), **settings: Any) -> RunOutcome:
+    """A run that is interrupted after each of the steps `cuts` and resumed by a new task each time; its RunOutcome."""
     for i, cut in enumerate((*cuts, None)):
         task = make(**settings | ({"resume": str(out)} if i else {}))
         if cut is None:

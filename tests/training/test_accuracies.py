@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastcifar.data.dataset import Dataset, hold_out
-from fastcifar.runs.observers import Observer
 from fastcifar.training import loop
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer
 from fastcifar.training.state import Diverged
 from fastcifar.training.summary import Accuracies
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from fastcifar.augment.plan import draw_plan
 from fastcifar.optim.averaging import RunningMean
-from fastcifar.runs.observers import Observer
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer
 
 
 class JoinedAt(Observer):
@@ -39,13 +39,13 @@ class JoinedAt(Observer):
     ],
 )
 def test_weights_are_recorded_where_the_tail_says_and_averaged(make_quick_task, monkeypatch, settings, recorded):
-    joined, record = JoinedAt(), RunningMean.record
+    joined, record = JoinedAt(), RunningMean.add
 
     def recording(self, model):
         joined.weights.append({n: p.detach().double().clone() for n, p in model.named_parameters()})
         record(self, model)
 
-    monkeypatch.setattr(RunningMean, "record", recording)
+    monkeypatch.setattr(RunningMean, "add", recording)
     result = train(make_quick_task(**settings), [joined])
     assert joined.steps == recorded and len(joined.weights) == len(recorded) == result.summary["swa_recorded"]
     if recorded:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 PROCESS = """
 import json, sys, torch
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.settings import with_settings
-from fastcifar.recipes import RECIPES
+from fastcifar.config.settings import with_settings
+from fastcifar.config.recipes import RECIPES
 from fastcifar.training.compile_cache import keep_compiled_code
 keep_compiled_code(with_settings(RECIPES["swa30"], cache_dir=sys.argv[1]))
 torch.manual_seed(0)

@@ -14,8 +14,8 @@ from torch import nn
 
 from bench import distributed as bench
 from bench import processes
+from fastcifar.observers.checkpoints import Checkpoints
 from fastcifar.runs.checkpoint import load
-from fastcifar.runs.checkpoints import Checkpoints
 from fastcifar.training.processes import (
     JoinedBatchNorm2d,
     World,

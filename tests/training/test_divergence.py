@@ -8,7 +8,7 @@ import torch
 from comparison import stop_at_step, weights
 from conftest import Recorder, make_dataset, train_in_folder
 
-from fastcifar.schedules import PerEpoch
+from fastcifar.config.schedules import PerEpoch
 from fastcifar.training import state as state_module
 from fastcifar.training import task as task_module
 from fastcifar.training.loop import train

@@ -11,12 +11,12 @@ from comparison import run_with_cuts, same, weights
 from conftest import QUICK, make_dataset, train_in_folder
 from safetensors.torch import load_file
 
+from fastcifar.config.recipes import swa30
+from fastcifar.config.settings import with_settings
 from fastcifar.data import synthetic
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
-from fastcifar.recipes import swa30
 from fastcifar.runs.model_file import write_model
-from fastcifar.settings import with_settings
 from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
 from fastcifar.training.stopwatch import Stopwatch

@@ -12,9 +12,9 @@ import torch
 from conftest import CLASSES, make_dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcifar.runs.observers import Observer
 from fastcifar.training import loop
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer
 
 ROW = {"epoch", "step", "phase", "lr", "momentum", "loss_train", "accuracy_test", "time_s"}
 SUMMARY = """

@@ -8,8 +8,8 @@ from conftest import FakeSignals, Recorder, train_in_folder
 
 from fastcifar.cli import train as command
 from fastcifar.runs import checkpoint
-from fastcifar.runs.observers import Observer, Stop
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer, Stop
 from fastcifar.training.state import Diverged
 
 
@@ -105,7 +105,7 @@ def stop_at(event, events=None):
 def test_an_observer_ends_a_run_normally(make_quick_task, tmp_path, event, steps):
     """All observers hear of all that happened, and the folder is that of a run which ended there."""
     events, task = [], make_quick_task(swa_start=0.4, swa_every=1)  # the tail begins after step 10
-    files = command.run_observers(task, tmp_path, FakeSignals(lambda: None))
+    files = command.observers_of(task, tmp_path, FakeSignals(lambda: None))
     watching = [Diary("a", events), stop_at(event, events), Diary("b", events)]
     result = train(task, [*watching, *files])
     ends = [step for step in (8, 16, 24) if step < steps] + [steps]
@@ -123,7 +123,7 @@ def test_an_observer_ends_a_run_normally(make_quick_task, tmp_path, event, steps
 def test_a_stopped_run_can_go_on_to_its_full_length(make_quick_task, tmp_path):
     whole = train(make_quick_task())
     task = make_quick_task()
-    train(task, [stop_at(("step", 12)), *command.run_observers(task, tmp_path, FakeSignals(lambda: None))])
+    train(task, [stop_at(("step", 12)), *command.observers_of(task, tmp_path, FakeSignals(lambda: None))])
     resumed = train(make_quick_task(resume=str(tmp_path)))
     assert resumed.summary["stopped"] is None and resumed.summary["num_steps"] == 24
     assert all(torch.equal(p, whole.model.state_dict()[name]) for name, p in resumed.model.state_dict().items())

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 
 import fastcifar
 from fastcifar.cli import train as command
+from fastcifar.config.schedules import OneCycle, PerStep, Schedule
 from fastcifar.runs.model_file import load_model
-from fastcifar.schedules import OneCycle, PerStep, Schedule
 from fastcifar.training import step as steps
 from fastcifar.training.parts import Parts
 
@@ -190,8 +190,8 @@ def test_parts_that_do_not_fit_are_told_in_one_line(given, error, told):
 
 def test_a_part_that_no_graph_can_hold_is_launched_step_by_step_with_a_line(make_quick_task, monkeypatch, said):
     task, state = make_quick_task(), object()
-    monkeypatch.setattr(steps, "can_be_recorded", lambda task: True)
-    monkeypatch.setattr(steps, "GraphedStep", lambda *args: "recorded")
+    monkeypatch.setattr(steps, "can_capture", lambda task: True)
+    monkeypatch.setattr(steps, "CapturedStep", lambda *args: "recorded")
     monkeypatch.setattr(steps, "CudaGraphs", lambda: None)
     monkeypatch.setattr(steps, "Step", lambda *args: "plain")
     assert steps.make_step(replace(task, parts=Parts(loss=F.cross_entropy)), state, None) == "recorded"

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastcifar.training import loop
 from fastcifar.training.loop import train
-from fastcifar.training.step import GraphedStep
+from fastcifar.training.step import CapturedStep
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import start
 from fastcifar.training.warm_up import warm_up
@@ -30,7 +30,7 @@ def test_warm_up_and_recording_leave_the_draws_alone(make_quick_task, monkeypatc
     before = copy.deepcopy(state.model.state_dict())
     warm_up(task, state.model)
     assert same(before, state.model.state_dict()) and before["noise.step"] == 0
-    GraphedStep(task, state, state.model, again)
+    CapturedStep(task, state, state.model, again)
     assert same(before, state.model.state_dict())
 
 
@@ -46,7 +46,7 @@ def test_a_recorded_run_draws_the_same(make_quick_task, deterministic, monkeypat
     plain = train(make_quick_task(**settings))
 
     def make_step(task, state, forward):
-        graphed = GraphedStep(task, state, forward, again)
+        graphed = CapturedStep(task, state, forward, again)
         graphed.table = graphed.table.double()  # as a plain step, which does not round its rates
         return graphed
 

@@ -13,9 +13,9 @@ from conftest import Recorder, make_dataset, train_in_folder
 from safetensors.torch import load_file
 
 from bench import processes
+from fastcifar.config.schedules import PerEpoch
+from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.runs import checkpoint
-from fastcifar.runs.checkpoints import Interrupted
-from fastcifar.schedules import PerEpoch
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import start
 

@@ -10,7 +10,7 @@ import torch
 from comparison import run_with_cuts, same, stop_at_step, weights, without_times
 from conftest import Recorder, make_dataset, train_in_folder
 
-from fastcifar.runs.checkpoints import Interrupted
+from fastcifar.observers.checkpoints import Interrupted
 
 
 @pytest.mark.parametrize(

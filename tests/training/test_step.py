@@ -12,17 +12,17 @@ from replays import same_addresses
 from fastcifar.augment.block import Block
 from fastcifar.augment.dali import DaliExecutor
 from fastcifar.augment.torch_executor import TorchExecutor
+from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.optim.optimizers import Muon, set_row
-from fastcifar.runs.checkpoints import Interrupted
 from fastcifar.training import loop, step
 from fastcifar.training import state as state_module
 from fastcifar.training import task as task_module
 from fastcifar.training.hardware import has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.state import FIRST_LOSS_SCALE
-from fastcifar.training.step import GraphedStep, Step, make_step
+from fastcifar.training.step import CapturedStep, Step, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import can_be_recorded, start
+from fastcifar.training.task import can_capture, start
 
 NO_TAIL = {"optimizer": "muon", "lr_peak": 0.1, "bias_lr_scale": 5.0, "head_lr_scale": 5.0, "low_res_px": 24,
            "low_res_until": 0.4, "swa_start": None}  # fmt: skip
@@ -51,7 +51,7 @@ def recorded(monkeypatch):
     return recordings
 
 
-class ExactRates(GraphedStep):
+class ExactRates(CapturedStep):
     """Does not round the rates, as a plain step does not."""
 
     def _rehearse(self):
@@ -149,7 +149,7 @@ def test_recording_leaves_the_state_as_it_was(make_quick_task):
     state = start(task, Stopwatch())
     state.model.eval()
     before = copy.deepcopy(state.tree())
-    GraphedStep(task, state, state.model, again)
+    CapturedStep(task, state, state.model, again)
     after = state.tree()
     assert not state.model.training
     assert after["step"] == before["step"] == 0 and after["loss_sum"] == before["loss_sum"]
@@ -163,7 +163,7 @@ def test_rates_are_read_where_the_run_goes_on(make_quick_task):
     task = make_quick_task(**MUON)
     task.executor.max_images = 64
     state = start(task, Stopwatch())
-    graphed = GraphedStep(task, state, state.model, again)
+    graphed = CapturedStep(task, state, state.model, again)
     seen = []
     state.step = 5
     state.schedule.table[6, 0] = 0.0123
@@ -178,7 +178,7 @@ def test_rates_are_read_anew_with_each_block(make_quick_task):
     """Also in the second block: the plateau rule rewrites the table after every epoch."""
     task = make_quick_task(**MUON)
     state = start(task, Stopwatch())
-    graphed, seen = GraphedStep(task, state, state.model, again), []
+    graphed, seen = CapturedStep(task, state, state.model, again), []
     graphed.update = lambda x, y: seen.append(float(state.optimizers[0].param_groups[0]["lr"]))  # type: ignore[method-assign]
     for lr in (0.01, 0.02, 0.03):
         state.schedule.table[state.step, 0] = lr
@@ -190,7 +190,7 @@ def test_rates_are_read_anew_with_each_block(make_quick_task):
 
 def test_what_cannot_be_recorded_is_not(make_quick_task):
     """Not on a CPU, whatever the other settings."""
-    assert not can_be_recorded(make_quick_task(**MUON))
+    assert not can_capture(make_quick_task(**MUON))
     assert type(make_step(make_quick_task(**MUON), None, None)) is Step  # type: ignore[arg-type]
 
 
@@ -199,7 +199,7 @@ def test_a_recording_that_fails_costs_one_line(make_quick_task, monkeypatch, sai
         raise RuntimeError("operation not permitted when\nstream is capturing")
 
     monkeypatch.setattr(step, "CudaGraphs", fails)
-    monkeypatch.setattr(step, "can_be_recorded", lambda task: True)
+    monkeypatch.setattr(step, "can_capture", lambda task: True)
     task = make_quick_task(**MUON)
     assert type(make_step(task, start(task, Stopwatch()), None)) is Step  # type: ignore[arg-type]
     (line,) = said
@@ -222,14 +222,14 @@ class FailsInTheMiddle:
 
 def fails_in_the_second_rehearsal(monkeypatch):
     """Out of memory at the second image size, as on a card that is too small for it."""
-    plain = GraphedStep.at_next_row
+    plain = CapturedStep.at_next_row
 
     def at_next_row(self, size):
         plain(self, size)
         if size == 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(GraphedStep, "at_next_row", at_next_row)
+    monkeypatch.setattr(CapturedStep, "at_next_row", at_next_row)
 
 
 def test_an_update_that_fails_leaves_no_loss_scale_behind(make_quick_task, monkeypatch):
@@ -238,7 +238,7 @@ def test_an_update_that_fails_leaves_no_loss_scale_behind(make_quick_task, monke
     task = replace(task, hardware=replace(task.hardware, precision="fp16"))
     state = start(task, Stopwatch())
     monkeypatch.setattr(step, "CudaGraphs", lambda: again)
-    monkeypatch.setattr(step, "can_be_recorded", lambda task: True)
+    monkeypatch.setattr(step, "can_capture", lambda task: True)
     with monkeypatch.context() as failing:
         failing.setattr(Muon, "update", lambda self: torch.linalg.inv(torch.zeros(2, 2)))  # a RuntimeError
         plain = make_step(task, state, state.model)
@@ -256,7 +256,7 @@ def test_an_update_that_fails_leaves_no_loss_scale_behind(make_quick_task, monke
 def test_a_recording_that_fails_in_its_middle_leaves_no_trace(make_quick_task, monkeypatch, where, settings):
     recorder = FailsInTheMiddle()
     monkeypatch.setattr(step, "CudaGraphs", lambda: recorder)
-    monkeypatch.setattr(step, "can_be_recorded", lambda task: True)
+    monkeypatch.setattr(step, "can_capture", lambda task: True)
     if where == "rehearsal":
         fails_in_the_second_rehearsal(monkeypatch)
     task = make_quick_task(**settings)

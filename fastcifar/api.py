@@ -1,0 +1,232 @@
+"""Training from Python: `fastcifar.train`, `fastcifar.fit` and `fastcifar.evaluate`. Nothing is printed.
+
+Settings have the names of their flags. A wrong argument raises ValueError with the text that the command line shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+
+from fastcifar.config.config import Config, Model
+from fastcifar.config.recipes import find_recipe, with_optimizer
+from fastcifar.config.schedules import Schedule
+from fastcifar.config.settings import with_settings
+from fastcifar.data.arrays import dataset_from_arrays
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load as load_dataset
+from fastcifar.files import lock_folder
+from fastcifar.inference.classifier import Classifier
+from fastcifar.models.networks import Network
+from fastcifar.observers.run_files import file_observers
+from fastcifar.observers.trackers import require_tracker
+from fastcifar.runs import folder
+from fastcifar.training.hardware import resolve
+from fastcifar.training.loop import train as train_loop
+from fastcifar.training.observer import Observer, RunOutcome, RunView
+from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
+from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.task import load_data, make_task
+
+Hook = Callable[[int, dict[str, Any]], object]
+Source = str | os.PathLike[str] | Dataset
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a training."""
+
+    model: Classifier
+    """The trained model: `predict` and `logits` take uint8 images."""
+    accuracy: float
+    """Test accuracy that the run stands for, a fraction in [0, 1]."""
+    history: list[dict[str, Any]]
+    """A row per epoch, as in metrics.jsonl."""
+    summary: dict[str, Any]
+    """Contents of summary.json: all accuracies, seconds per phase, versions, settings."""
+    folder: Path | None
+    """Run folder; None when nothing was written."""
+
+
+class _Hooks(Observer):
+    """Calls plain functions with (step, {}) after each step and (epoch, metrics row) after each epoch."""
+
+    def __init__(self, on_step: Hook | None, on_epoch: Hook | None) -> None:
+        self.step_hook, self.epoch_hook = on_step, on_epoch
+
+    def on_step(self, run: RunView) -> None:
+        if self.step_hook:
+            self.step_hook(run.step, {})
+
+    def on_epoch(self, run: RunView, row: dict[str, Any]) -> None:
+        if self.epoch_hook:
+            self.epoch_hook(row["epoch"], row)
+
+
+def train(
+    recipe: str | Config = "swa30",
+    *,
+    data: Source | None = None,
+    out: str | Path | None = None,
+    network: str | Network | None = None,
+    optimizer: str | MakeOptimizer | None = None,
+    loss: Loss | None = None,
+    transform: Transform | None = None,
+    schedule: str | Schedule | None = None,
+    on_step: Hook | None = None,
+    on_epoch: Hook | None = None,
+    observers: Sequence[Observer] = (),
+    **settings: Any,
+) -> Result:
+    """Trains a model.
+
+    Args:
+        recipe: name of a recipe, or a Config.
+        data: "cifar10", "cifar100", "synthetic", a path (see --data) or a `Dataset`; by default that of the config.
+            The synthetic images are never taken in place of missing ones: ask for them by name.
+        out: run folder to write; None writes nothing. `resume=RUN` goes on with a run folder; give it the arguments
+            that began the run.
+        network: a module, or a function that makes one: x [B, 3, 32, 32], normalised -> logits [B, K]; or a name.
+        optimizer: a function from parameters to an optimizer, whose rates the schedule scales; or a name.
+        loss: (logits [B, K] f32, y) -> scalar; y is [B] int64, or what `transform` makes of it.
+        transform: (x, y) -> (x, y), on each augmented batch, on the device: mixup, cutmix.
+        schedule: a `fastcifar.config.schedules.Schedule`, or a name.
+        on_step: called with (step, {}) after each step; it must be quick.
+        on_epoch: called with (epoch, metrics row) after each epoch.
+        observers: objects with `on_step`, `on_epoch` and `on_end` (`fastcifar.training.observer.Observer`).
+        settings: any setting by the name of its flag, such as `epochs=10` or `lr_peak=0.1`. `deterministic=True`
+            turns torch's deterministic algorithms on for the rest of the process.
+
+    Raises:
+        TypeError: data is none of these.
+        ValueError: a setting is unknown, wrong or without effect, or the data cannot be read.
+        Diverged: the loss is not finite, or the accuracy stays at chance.
+    """
+    if data is not None and not isinstance(data, Dataset):
+        settings["data"] = _source(data)
+    if out is not None:
+        settings["out"] = str(out)
+    config, parts = _config_and_parts(recipe, settings, network, optimizer, loss, transform, schedule)
+    config, hardware = resolve(config)
+    folder.check(config)
+    stopwatch = Stopwatch(hardware.device)
+    with stopwatch("data"):
+        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False, or_synthetic=False)
+        task = make_task(config, dataset, hardware, parts=parts)
+    watching = [_Hooks(on_step, on_epoch), *observers]
+    if out is None and config.run.resume is None:
+        result, path = train_loop(task, watching, stopwatch), None
+    else:
+        path = folder.choose(config, dataset.name)
+        with lock_folder(path):
+            folder.claim(path, config)
+            result = train_loop(task, [*watching, *file_observers(task, path)], stopwatch)
+            folder.require_kept(path)
+    return _result(result, dataset, path)
+
+
+def fit(
+    images: ArrayLike,
+    labels: ArrayLike,
+    test: tuple[ArrayLike, ArrayLike],
+    classes: Sequence[str] | None = None,
+    recipe: str | Config = "swa30",
+    **arguments: Any,
+) -> Result:
+    """Trains a model on arrays: uint8 images [N, H, W, C] of 24 to 64 pixels, 1 or 3 channels, labels [N] in 0..K-1.
+
+    test: (images, labels) that the accuracy is measured on. `arguments`: as for `train`. Raises ValueError for arrays
+    of another dtype or shape.
+    """
+    return train(recipe, data=dataset_from_arrays(images, labels, *test, classes=classes), **arguments)
+
+
+def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True) -> dict[str, float]:
+    """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
+
+    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the
+    model does not know.
+    """
+    if isinstance(data, tuple):
+        images, labels = data
+    else:
+        dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
+        images, labels = dataset.x_test, dataset.y_test
+    logits, target = model.logits(images, views), torch.as_tensor(labels).long()
+    if len(target) != len(logits) or not len(target):
+        raise ValueError(f"{len(logits)} images and {len(target)} labels; expected one label per image, and some")
+    if not 0 <= int(target.min()) <= int(target.max()) < len(model.classes):
+        raise ValueError(f"a label is {int(target.max())}; the model knows 0..{len(model.classes) - 1}")
+    right = (logits.argmax(1) == target).float().mean().item()
+    return {"accuracy": right, "loss": F.cross_entropy(logits, target).item()}
+
+
+def _source(data: str | os.PathLike[str]) -> str:
+    """The name or path of a data set. TypeError for anything else: else `auto` would take its place in silence."""
+    if not isinstance(data, (str, os.PathLike)):
+        raise TypeError(
+            f"data is a {type(data).__name__}; give a name, a path or a Dataset, or arrays to fastcifar.fit"
+        )
+    return os.fspath(data)
+
+
+_REPLACED = {
+    "network": [f.name for f in fields(Model)],
+    "optimizer": ["momentum", "weight_decay", "bias_lr_scale", "head_lr_scale", "momentum_min", "momentum_max"],
+    "loss": ["label_smoothing"],
+}
+"""Settings that have no effect where a part comes from Python."""
+
+
+def _config_and_parts(
+    recipe: str | Config,
+    settings: dict[str, Any],
+    network: str | Network | None,
+    optimizer: str | MakeOptimizer | None,
+    loss: Loss | None,
+    transform: Transform | None,
+    schedule: str | Schedule | None,
+) -> tuple[Config, Parts]:
+    """The config that names the parts from Python, and these. A part that is a name is a setting."""
+    settings = dict(settings)
+    if isinstance(schedule, Schedule):
+        recipe = replace(find_recipe(recipe) if isinstance(recipe, str) else recipe, schedule=schedule)
+        schedule = None
+    for name, value in (("network", network), ("optimizer", optimizer), ("schedule", schedule)):
+        if value is not None and not callable(value):
+            settings[name] = value
+    parts = Parts(
+        network if callable(network) else None, optimizer if callable(optimizer) else None, loss, transform
+    )  # fmt: skip
+    config = replace(_config(recipe, settings), from_python=parts.names)
+    for part, names in _REPLACED.items():
+        if getattr(parts, part) is not None and (given := [name for name in names if name in settings]):
+            raise ValueError(f"{given[0]} has no effect here: the {part} comes from Python")
+    require_tracker(config)
+    if config.run.out is None and config.run.resume is None and (config.run.log != "none" or config.run.profile):
+        raise ValueError("log and profile need a run folder: give out")
+    return config, parts
+
+
+def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
+    if isinstance(recipe, str):
+        recipe = find_recipe(recipe)
+    if "optimizer" in settings:
+        recipe = with_optimizer(recipe, settings["optimizer"])
+    for name in ("runs", "plot_schedule", "dry_run", "parallel", "keep_all"):
+        if name in settings:
+            raise ValueError(f"{name} is for the command line; it does not go with a training from Python")
+    return with_settings(recipe, **settings)
+
+
+def _result(result: RunOutcome, dataset: Dataset, path: Path | None) -> Result:
+    network = result.model.to("cpu")
+    classifier = Classifier(network, dataset.classes, dataset.mean, dataset.std).eval()
+    return Result(classifier, result.summary["accuracy"], result.history, result.summary, path)

@@ -1,0 +1,113 @@
+"""What `fastcifar evaluate` and `ensemble` measure: a run's models, on test images of the data it was trained on."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcifar.config.config import Config
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load
+from fastcifar.inference.classifier import Classifier, load_with_facts
+from fastcifar.runs import checkpoint
+from fastcifar.runs.config_file import load_config
+from fastcifar.runs.model_file import find_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model, and how to find the images that it was trained on."""
+
+    folder: Path
+    model: Classifier
+    data: dict[str, Any] | None
+    """Arguments of `fastcifar.data.load.load`; None when the run folder does not say."""
+    data_name: str
+    """What the run's record calls the data set."""
+    config: Config | None
+    """None without a config.json."""
+
+
+def read_run(where: Path) -> TrainedRun:
+    """The run in a folder, the newest run in a folder of runs, or the one of a model.safetensors.
+
+    ValueError when there is none or a file of it is damaged.
+    """
+    path = find_model(where)
+    model, facts = load_with_facts(path)
+    name, settings = str(facts.get("dataset")), path.with_name("config.json")
+    config = load_config(settings) if settings.exists() else None
+    return TrainedRun(path.parent, model, _recorded_data(config, name), name, config)
+
+
+def raw_model(run: TrainedRun) -> Classifier | None:
+    """The run's model with the weights and statistics of its last step, from checkpoint.pt; None without that file.
+
+    ValueError when the checkpoint is damaged, or not of the end of this run.
+    """
+    path = run.folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    state, model = checkpoint.load(path)["state"], copy.deepcopy(run.model)
+    try:
+        checkpoint.check(state["model"], model.network.state_dict(), "model")
+        if state["step"] != len(state["schedule"]["table"]):
+            raise ValueError("the training has not ended there")
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}: does not have the last weights of the run ({type(e).__name__}: {e}); move it away "
+                         "to measure without them") from e  # fmt: skip
+    model.network.load_state_dict(state["model"])
+    return model
+
+
+def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
+    """What the config says; where that is `auto`, the set that was found then. `auto` without a config."""
+    if config is None:
+        return {"source": "auto"}
+    source = config.data.source
+    if source == "auto":
+        if name not in ("cifar10", "synthetic"):  # arrays from Python
+            return None
+        source = name
+    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke}
+
+
+def load_test_images(run: TrainedRun, data: str | None, cache_dir: str | None) -> Dataset:
+    """The data set `data` (as --data of the training), or the one that the run was trained on.
+
+    cache_dir: as --cache-dir of the training; it is not what the run's config.json says, which may be a stranger's.
+
+    ValueError when it cannot be read, has no test images or has other classes than the model.
+    """
+    if data is None and run.data is None:
+        raise ValueError(f"{run.folder}: was trained on {run.data_name!r}, and where that is was not recorded; give "
+                         "--data")  # fmt: skip
+    arguments: dict[str, Any] = {"source": data} if data is not None else run.data or {}
+    try:
+        dataset = load(**arguments, cache_dir=cache_dir, progress=sys.stderr.isatty())
+    except ValueError as e:
+        raise ValueError(f"{e} (recorded in {run.folder}; --data names another)" if data is None else str(e)) from e
+    if not len(dataset.y_test):
+        raise ValueError(f"{dataset.name}: has no test images")
+    if dataset.classes != run.model.classes:
+        raise ValueError(f"{dataset.name}: has the classes {some_of(dataset.classes)}; the model in {run.folder} knows "
+                         f"{some_of(run.model.classes)}")  # fmt: skip
+    return dataset
+
+
+def some_of(names: tuple[str, ...]) -> str:
+    """The first names, and how many there are."""
+    first = ", ".join(name[:30] for name in names[:10])
+    return first if len(names) <= 10 else f"{first}, ... ({len(names)})"
+
+
+def log_probabilities(model: Classifier, dataset: Dataset, views: bool) -> tuple[Tensor, Tensor]:
+    """(log-probabilities [N, K] f32, labels [N]) of the test images, computed on the GPU where there is one."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.logits(dataset.x_test, views).log_softmax(1), torch.as_tensor(dataset.y_test)

@@ -1,0 +1,127 @@
+"""--log: what a run measures, in TensorBoard, Trackio or Weights & Biases.
+
+`Tracker` is the observer; each program is a subclass in a file of its own. Nothing is logged per step, as that would
+make the host wait for the device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastcifar.config.config import Config
+from fastcifar.config.settings import flat
+from fastcifar.runs.record import write_lines
+from fastcifar.training.observer import Observer, RunOutcome, RunView
+
+log = logging.getLogger("fastcifar")
+
+PROJECT = "fastcifar"
+
+
+class Tracker(Observer):
+    """Logs each row of the history once, the settings at the start and the summary at the end.
+
+    The run folder keeps `log-<program>.json`: the id of the log and the last step in it. So a resumed run goes on in
+    the same log, without the rows that are there already. Raises ValueError when the program cannot start. When it
+    fails later, a warning is given and the training goes on without it.
+    """
+
+    def __init__(self, name: str, out: Path, config: Config) -> None:
+        self.name, self.path = name, out / f"log-{name}.json"
+        self.id, self.last_step = secrets.token_hex(4), 0
+        if config.run.resume and self.path.exists():
+            self.id, self.last_step = _read(self.path)
+        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config).items()}
+        self.works = True
+        try:
+            self.open(out, settings)
+            self._remember()
+        except Exception as error:  # a package of others may raise anything
+            raise ValueError(f"--log {name} does not start: {_first_line(error)}; or train without --log") from error
+
+    def on_epoch(self, run: RunView, row: dict[str, Any]) -> None:
+        self._try(lambda: self._log_rows(run.history))
+
+    def on_end(self, result: RunOutcome) -> None:
+        self._try(lambda: self.close(dict(_numbers(result.summary)), self.last_step))
+
+    def _log_rows(self, history: list[dict[str, Any]]) -> None:
+        for row in history:
+            if row["step"] > self.last_step:
+                self.write(_values(row), row["step"])
+                self.last_step = row["step"]
+        self._remember()
+
+    def _remember(self) -> None:
+        write_lines(self.path, [{"id": self.id, "step": self.last_step}], sync=False)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self.works:
+            try:
+                work()
+            except Exception as error:  # hours of training are worth more than their log
+                self.works = False
+                log.warning("warning: --log %s failed (%s); training goes on without it", self.name, _first_line(error))
+
+    def open(self, out: Path, settings: dict[str, Any]) -> None:
+        """Begins the log `self.id` or goes on with it."""
+        raise NotImplementedError
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        """Adds the values of an epoch."""
+        raise NotImplementedError
+
+    def close(self, summary: dict[str, float], step: int) -> None:
+        """Adds the numbers of the summary and ends the log."""
+        raise NotImplementedError
+
+
+def require_tracker(config: Config) -> None:
+    """ValueError when the program of --log is not installed."""
+    name = config.run.log
+    if name != "none" and find_spec(name) is None:
+        raise ValueError(f"--log {name} needs a package that is not installed: pip install {name}")
+
+
+def make_tracker(config: Config, out: Path) -> Tracker:
+    """The tracker of --log. ValueError when it does not start."""
+    name = config.run.log
+    kind: type[Tracker] = getattr(importlib.import_module(f"fastcifar.observers.log_{name}"), name.capitalize())
+    return kind(name, out, config)
+
+
+def _values(row: dict[str, Any]) -> dict[str, float]:
+    accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+    values = {"epoch": row["epoch"], "loss_train": row["loss_train"], "lr": row["lr"], "momentum": row["momentum"]}
+    return values if accuracy is None else {**values, "accuracy": accuracy}
+
+
+def _numbers(values: dict[str, Any], name: str = "summary") -> Iterator[tuple[str, float]]:
+    """(name, number) of every number in nested dictionaries, settings left out."""
+    for key, item in values.items():
+        if isinstance(item, dict) and key != "config":
+            yield from _numbers(item, f"{name}/{key}")
+        elif isinstance(item, (int, float)) and not isinstance(item, bool):
+            yield f"{name}/{key}", item
+
+
+def _read(path: Path) -> tuple[str, int]:
+    """Id and last step of the log of an earlier part of the run. ValueError for a damaged file."""
+    try:
+        content = json.loads(path.read_text())
+        if not content["id"].isalnum() or len(content["id"]) > 64:
+            raise ValueError("the id is not one of letters and digits")
+        return content["id"], int(content["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({_first_line(error)}); remove it to begin a new log") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

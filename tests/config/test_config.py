@@ -1,0 +1,274 @@
+"""Every value of a Config makes sense, or ValueError says in one line which does not."""
+
+from dataclasses import FrozenInstanceError, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from conftest import PLAIN
+
+from fastcifar.config.config import Config, Optimizer, Run, Tail
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
+from fastcifar.config.schedules import SCHEDULES, OneCycle, PerStep, epoch_of
+from fastcifar.config.settings import NAMES, SETTINGS, flat, method_differences, with_settings
+
+# A new setting is a decision: whoever adds one adds it here, and says in the change what it is worth.
+FLAGS = """
+    recipe epochs data cache_dir subset val_split smoke scale shape network norm activation init freeze start
+    train_stem device precision compile cuda_graph fused_kernels augment deterministic batch_size
+    crop_pad_px mirror cutout_px low_res_px low_res_until
+    optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
+    schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
+    milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
+    swa_start swa_lr swa_anneal swa_momentum swa_every swag_rank tta tta_share
+    seed runs parallel keep_all target stop_at out resume extend_epochs eval_every checkpoint_every log profile
+    plot_schedule dry_run debug
+"""
+
+
+def test_the_list_of_flags_is_frozen():
+    assert set(NAMES) == set(FLAGS.split())
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        PLAIN.epochs = 3  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        PLAIN.schedule.peak = 3  # type: ignore[misc]
+
+
+def test_positional_values_are_refused():
+    with pytest.raises(TypeError):
+        Tail(0.5)  # type: ignore[call-arg, misc]
+
+
+def hint_of(name: str) -> Any:
+    return get_type_hints(SETTINGS[name].owners[0])[SETTINGS[name].field.name]
+
+
+def of_kind(kind: Any) -> list[str]:
+    return [name for name in SETTINGS if kind in (hint_of(name), *get_args(hint_of(name)))]
+
+
+def may_be_none(name: str) -> bool:
+    return type(None) in get_args(hint_of(name)) or name == "swa_start"
+
+
+INTEGERS, FLOATS, BOOLEANS, TEXTS = of_kind(int), of_kind(float), of_kind(bool), of_kind(str)
+CHOICES = ["schedule", *(name for name in SETTINGS if get_origin(hint_of(name)) is Literal)]
+LISTS = ["milestones", "low_res_px", "low_res_until"]
+INTEGERS, FLOATS = ([name for name in names if name not in LISTS] for names in (INTEGERS, FLOATS))
+NUMBERS = INTEGERS + FLOATS
+
+
+def test_every_setting_is_of_a_kind_tested_here():
+    assert set(NUMBERS + BOOLEANS + CHOICES + TEXTS + LISTS + ["shape"]) == set(NAMES)
+
+
+BAD = [
+    *((name, -1) for name in NUMBERS),
+    *((name, value) for name in FLOATS for value in (float("nan"), float("inf"), -float("inf"), -0.1)),
+    *((name, value) for name in NUMBERS for value in ("3", "", True, [1], (1,), 1j)),
+    *((name, 2.5) for name in INTEGERS),
+    *((name, value) for name in BOOLEANS for value in (1, 0, "yes", None)),
+    *((name, value) for name in CHOICES for value in ("", "nonsense", "Auto", None, 1, ["sgd"])),
+    *((name, value) for name in TEXTS for value in (1, True, ["a"], 2.5)),
+    *((name, None) for name in SETTINGS if not may_be_none(name)),
+    *((name, 0) for name in ("epochs", "batch_size", "runs", "eval_every", "div_factor", "t_mult", "t_0", "step_size",
+                             "cycles", "subset", "swa_every", "extend_epochs", "final_div_factor", "gamma", "factor",
+                             "target", "stop_at")),
+    *((name, 1) for name in ("pct_start", "momentum", "momentum_min", "momentum_max", "label_smoothing", "val_split",
+                             "factor", "target", "stop_at", "swa_momentum")),
+    ("tta_share", 0),
+    ("tta_share", 1.1),
+    *((name, 94) for name in ("target", "stop_at", "val_split", "pct_start")),
+    ("gamma", 1.5),
+    ("seed", 2**64),
+    ("epochs", 100_001),
+    ("low_res_px", 15),
+    ("low_res_px", (24, 33)),
+    ("low_res_until", 0.5),
+    ("low_res_until", -0.5),
+    ("low_res_until", (0.5, 0.3)),
+    ("crop_pad_px", 9),
+    ("swa_start", 30),
+    ("swa_start", 31.5),
+    *(("milestones", value) for value in (0.5, "0.5", [0.5], (0.8, 0.5), (0.0, 0.5), (-1.0,), (float("nan"),),
+                                          (float("inf"),), ("0.5",), (None,))),
+    ("momentum_min", 0.999),
+    ("momentum_max", 0.0),
+    ("schedule", "plateau"),
+]  # fmt: skip
+
+
+def base_for(name: str) -> Config:
+    """A config in which a setting has an effect."""
+    base = with_settings(PLAIN, resume="run") if name == "extend_epochs" else PLAIN
+    if name in SETTINGS and SETTINGS[name].part == "schedule" and not isinstance(base.schedule, SETTINGS[name].owners):
+        owner: Any = SETTINGS[name].owners[0]
+        base = with_settings(base, schedule=owner.name, val_split=0.1)
+    return base
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=str)
+def test_a_bad_value_is_named_in_one_line(name, value):
+    with pytest.raises(ValueError) as error:
+        with_settings(base_for(name), **{name: value})
+    message = str(error.value)
+    assert name in message and "\n" not in message and len(message) < 200
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_may_be_any_text(name):
+    assert flat(with_settings(PLAIN, **{name: "-1 é"}))[name] == "-1 é"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 1},
+        {"epochs": 0.01},
+        {"epochs": 5, "swa_start": 4.99},
+        {"swa_start": 0.0},
+        {"swa_start": None},
+        {"schedule": "multistep", "milestones": ()},
+        {"schedule": "multistep", "milestones": (0.25, 3, 7.5)},
+        {"pct_start": 0.0, "lr_peak": 0.0},
+        {"schedule": "constant", "momentum": 0.0},
+        {"schedule": "plateau", "val_split": 0.1},
+        {"target": 0.94},
+        {"resume": "run", "extend_epochs": 40},
+        {"seed": 2**63 - 1},
+        {"low_res_px": (16,), "low_res_until": (0.5,)},
+        {"low_res_px": (24, 28), "low_res_until": (0.3, 0.6)},
+    ],
+)
+def test_values_at_the_edge_are_taken(settings):
+    values = flat(with_settings(PLAIN, **settings))
+    assert all(values[name] == value for name, value in settings.items())
+
+
+def test_target_in_percent_is_told_how_to_write_it():
+    with pytest.raises(ValueError, match=r"target is 94; give the accuracy as a fraction, such as 0\.94"):
+        Run(target=94)
+
+
+def test_plateau_without_held_out_images_is_told_what_to_add():
+    with pytest.raises(ValueError, match=r"--val-split 0\.1"):
+        with_settings(PLAIN, schedule="plateau")
+
+
+def test_plateau_needs_the_accuracy_of_every_epoch():
+    with pytest.raises(ValueError, match="eval_every must be 1"):
+        with_settings(PLAIN, schedule="plateau", val_split=0.1, eval_every=2)
+
+
+def test_extending_needs_a_run_to_extend():
+    with pytest.raises(ValueError, match="add --resume"):
+        Run(extend_epochs=40)
+
+
+def test_several_runs_are_not_extended():
+    with pytest.raises(ValueError, match="does not go with --runs"):
+        Run(runs=2, resume="run", extend_epochs=40)
+
+
+@pytest.mark.parametrize(
+    ("when", "epochs", "expected"),
+    [(0.5, 30, 15), (2 / 3, 30, 20), (2 / 3, 9, 6), (20, 30, 20), (1, 30, 1), (0.0, 30, 0), (0.5, 1, 0.5)],
+)
+def test_below_one_is_a_share_of_the_run_else_an_epoch(when, epochs, expected):
+    assert epoch_of(when, epochs) == pytest.approx(expected)
+
+
+def test_replacing_epochs_keeps_the_proportions():
+    assert PLAIN.tail and PLAIN.epoch_of(PLAIN.tail.start) == pytest.approx(20)
+    shorter = replace(PLAIN, epochs=12)
+    assert shorter.tail and shorter.epoch_of(shorter.tail.start) == pytest.approx(8)
+
+
+# Settings by flag
+
+
+def test_an_unknown_setting_is_refused_with_the_closest_one():
+    with pytest.raises(ValueError, match="lr_peek is no setting; did you mean lr_peak"):
+        with_settings(PLAIN, lr_peek=0.1)
+
+
+def test_flat_gives_what_with_settings_takes():
+    for config in RECIPES.values():
+        values = {name: value for name, value in flat(config).items() if name in ("epochs", "lr_peak", "tta", "seed")}
+        assert with_settings(config, **values) == config
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_another_schedule_keeps_what_it_shares(name):
+    before = with_settings(PLAIN, lr_peak=0.37, momentum_min=0.5, val_split=0.1)
+    schedule = with_settings(before, schedule=name).schedule
+    assert type(schedule) is SCHEDULES[name] and schedule.peak == 0.37
+    if hasattr(schedule, "momentum_min"):
+        assert schedule.momentum_min == 0.5
+
+
+def test_a_schedule_from_python_keeps_its_type_under_other_settings():
+    config = replace(PLAIN, schedule=PerStep(peak=0.1, factor=lambda step: 1.0))
+    assert isinstance(with_settings(config, epochs=3).schedule, PerStep)
+
+
+def test_a_tail_comes_and_goes():
+    without = with_settings(PLAIN, swa_start=None)
+    assert without.tail is None and flat(without)["swa_start"] is None
+    assert with_settings(without, swa_start=0.5, swa_lr=0.3).tail == Tail(start=0.5, lr=0.3)
+
+
+def test_what_decides_the_weights_is_compared_and_nothing_else():
+    free = {"device": "cpu", "precision": "fp32", "tta": "flip", "out": "x", "runs": 3, "data": "elsewhere",
+            "deterministic": True, "checkpoint_every": 2}  # fmt: skip
+    assert method_differences(PLAIN, with_settings(PLAIN, **free)) == []
+    for name, value in {"seed": 1, "epochs": 3, "lr_peak": 0.3, "batch_size": 7, "subset": 100, "swa_lr": 0.1,
+                        "crop_pad_px": 1, "norm": "gn-ws", "val_split": 0.1}.items():  # fmt: skip
+        (difference,) = method_differences(PLAIN, with_settings(PLAIN, **{name: value}))
+        assert difference == f"{name}: {flat(PLAIN)[name]} -> {value}"
+    assert method_differences(PLAIN, with_settings(PLAIN, swa_start=None))
+    assert "schedule: onecycle -> cosine" in method_differences(PLAIN, with_settings(PLAIN, schedule="cosine"))
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_knows_its_name_and_names_no_machine(name):
+    config = RECIPES[name]
+    plain = Config(epochs=1, optimizer=Optimizer(batch_size=1), schedule=OneCycle(peak=0.1), run=Run(recipe=name))
+    assert (config.machine, config.run, config.data, config.seed) == (plain.machine, plain.run, plain.data, 0)
+
+
+def test_the_default_recipe_is_one():
+    assert RECIPES[DEFAULT_RECIPE].epochs == 30
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_every_optimizer_and_comes_back(name):
+    config = RECIPES[name]
+    for optimizer in ("muon", "sgd", "apex-sgd"):
+        assert with_optimizer(config, optimizer).optimizer.name == optimizer
+    assert with_optimizer(config, config.optimizer.name) == config
+
+
+def test_the_source_s_experiment_reads_as_it_is_described():
+    """OneCycle to 0.1 with 30% rise and momentum 0.95 to 0.85 for 20 of 30 epochs, then a tail at 0.01."""
+    config = RECIPES["swa30-source"]
+    assert config.schedule == OneCycle(peak=0.1, rise=0.3, momentum_max=0.95, momentum_min=0.85, final_div_factor=1e4)
+    assert config.tail == Tail(start=20 / 30, lr=0.01, every_steps=None) and config.epochs == 30
+    assert config.epoch_of(config.tail.start) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("name", sorted(set(INTEGERS) - {"seed"}))
+def test_every_count_has_an_upper_bound(name):
+    with pytest.raises(ValueError, match=rf"{name} is 1000000000001; it must be (at most|from) "):
+        SETTINGS[name].owners[0](**{**needed(name), SETTINGS[name].field.name: 10**12 + 1})
+
+
+def needed(name: str) -> dict[str, Any]:
+    """What the class of a setting needs besides it."""
+    owner = SETTINGS[name].owners[0]
+    return {"batch_size": 1} if owner is Optimizer else {"peak": 0.1} if owner in SCHEDULES.values() else {}
