@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastcifar.cli import flags
-from fastcifar.cli.options import parse_quietly
+from fastcifar.cli.flags import parse_quietly
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import find_recipe, with_optimizer
 from fastcifar.config.settings import SETTINGS, as_flag, flat, method_differences, with_settings
@@ -95,7 +95,7 @@ def training_command(config: Config) -> str | None:
             part = SETTINGS[name].part if name in SETTINGS else "schedule"
             if name != "data" and (part != "run" or name == "smoke") and base.get(name, ...) != value:
                 words += as_flag(name, value)
-        parsed = flags.parse(words)
+        parsed = flags.parse_config(words, prog="fastcifar train")
     except ValueError:  # from Python: an unknown recipe, or a setting that has no effect
         return None
     text = "".join(words)

@@ -2,7 +2,8 @@
 
 Whether a schedule moves once a step or once an epoch belongs to the schedule, so it cannot be stepped at the wrong
 interval. A config holds one of these values; `fastcifar.optim.schedule_table` turns it into the table that the
-training step reads. To add a schedule, write one class here and name it in `SCHEDULES`.
+training step reads. To add a schedule, write one class here and name it in `SCHEDULES`. torch is imported where its
+scheduler is made: to read flags must not take seconds.
 
 Sources: OneCycle with momentum cycling, Smith and Topin 2018 (arXiv:1708.07120); cosine and warm restarts, Loshchilov
 and Hutter 2017 (arXiv:1608.03983); cyclical, Smith 2017 (arXiv:1506.01186).
@@ -14,13 +15,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch.optim import Optimizer, lr_scheduler
+from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Need, Part, Range, setting
 
-from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Part, Range, setting
+if TYPE_CHECKING:
+    from torch.optim import Optimizer, lr_scheduler
 
 Interval = Literal["step", "epoch"]
+CYCLES_MOMENTUM = Need(
+    "a schedule that cycles the momentum (--cycle-momentum)", lambda c, _: c.schedule.cycles_momentum
+)
+EXP_RANGE = Need("--cyclic-mode exp_range", lambda c, _: c.schedule.mode == "exp_range")
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ class Schedule(Part, ABC):
 class MomentumCycle(Schedule):
     """A schedule whose momentum moves against the learning rate."""
 
-    momentum_max: float = setting(0.95, FRACTION)
+    momentum_max: float = setting(0.95, FRACTION, needs=CYCLES_MOMENTUM)
     """Momentum at the smallest learning rate."""
-    momentum_min: float = setting(0.85, FRACTION)
+    momentum_min: float = setting(0.85, FRACTION, needs=CYCLES_MOMENTUM)
     """Momentum at the largest learning rate."""
     cycle_momentum: bool = True
     """Cycle the momentum against the learning rate."""
@@ -100,6 +106,8 @@ class OneCycle(MomentumCycle):
     """First / last learning rate; None: 1e4, or the value that ends the cycle at the tail's learning rate."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.OneCycleLR:
+        from torch.optim import lr_scheduler
+
         first_lr = self.peak / self.div_factor
         final_div = self.final_div_factor
         if final_div is None and span.tail_lr:
@@ -131,6 +139,8 @@ class MultiStep(Schedule):
             raise ValueError(f"milestones {self.milestones} must be positive and in increasing order")
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.MultiStepLR:
+        from torch.optim import lr_scheduler
+
         epochs = [span.whole_epochs(milestone) for milestone in self.milestones]
         return lr_scheduler.MultiStepLR(optimizer, milestones=epochs, gamma=self.gamma)
 
@@ -147,6 +157,8 @@ class Step(Schedule):
     """Factor of each drop."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.StepLR:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.StepLR(optimizer, span.whole_epochs(self.step_size), gamma=self.gamma)
 
 
@@ -160,6 +172,8 @@ class Cosine(Schedule):
     """Smallest learning rate."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingLR:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=span.count, eta_min=self.eta_min)
 
 
@@ -177,6 +191,8 @@ class WarmRestarts(Schedule):
     """Growth of each next cycle."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingWarmRestarts:
+        from torch.optim import lr_scheduler
+
         first = span.whole_epochs(self.t_0)
         return lr_scheduler.CosineAnnealingWarmRestarts(
             optimizer, T_0=first, T_mult=self.t_mult, eta_min=self.eta_min
@@ -195,10 +211,12 @@ class Cyclic(MomentumCycle):
     """Triangles over the run, equal in length."""
     mode: Literal["triangular", "triangular2", "exp_range"] = setting("triangular", flag="cyclic_mode")
     """How the peaks change."""
-    gamma: float = setting(0.9999, UP_TO_1, "cyclic_gamma")
+    gamma: float = setting(0.9999, UP_TO_1, "cyclic_gamma", EXP_RANGE)
     """exp_range: the factor per step."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CyclicLR:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.CyclicLR(
             optimizer, base_lr=self.base_lr, max_lr=self.peak, step_size_up=max(1, span.count // (2 * self.cycles)),
             mode=self.mode, gamma=self.gamma, cycle_momentum=self.cycle_momentum, base_momentum=self.momentum_min,
@@ -223,6 +241,8 @@ class Plateau(Schedule):
             raise ValueError("factor is 0; it must be in (0, 1)")
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.ReduceLROnPlateau:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=self.factor, patience=self.patience)
 
 
@@ -234,6 +254,8 @@ class Constant(Schedule):
     interval = "epoch"
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.ConstantLR:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
@@ -247,6 +269,8 @@ class Linear(Schedule):
     """Last learning rate / peak."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LinearLR:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.LinearLR(optimizer, 1.0, self.end_factor, total_iters=span.count)
 
 
@@ -260,6 +284,8 @@ class PerStep(Schedule):
     """Learning rate / peak at a step (from 0)."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LambdaLR:
+        from torch.optim import lr_scheduler
+
         return lr_scheduler.LambdaLR(optimizer, self.factor)
 
 

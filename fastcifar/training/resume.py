@@ -13,14 +13,14 @@ from fastcifar.runs.config_file import config_from_plain
 from fastcifar.training.state import State
 
 
-def resume(state: State, config: Config, digest: str) -> bool:
-    """Loads checkpoint.pt of `config.run.resume` into a fresh state, in place, and says whether there was one.
+def resume(state: State, folder: Path, config: Config, digest: str) -> bool:
+    """Loads checkpoint.pt of a run folder into a fresh state, in place, and says whether there was one.
 
     A run that was stopped before its first checkpoint starts from the beginning. CheckpointError when the checkpoint
     is damaged, or is one of other settings or images; ValueError when the extension is shorter than the run.
     """
-    path = Path(config.run.resume or "") / "checkpoint.pt"
-    if not path.exists() and (path.parent / "config.json").exists():
+    path = folder / "checkpoint.pt"
+    if not path.exists() and (folder / "config.json").exists():
         return False
     content = checkpoint.load(path)
     saved = config_from_plain(content["config"], str(path), own=config.schedule)

@@ -6,8 +6,9 @@ Shapes: B images of a step, N training images, K classes. Steps and epochs count
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config.config import Config
+from fastcifar.config.config import Command, Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
 from fastcifar.models.networks import make_model, own_network, train_flop
@@ -61,6 +62,8 @@ class Task:
     """Whitening filters of the training images, the same for every seed; None for a network without them."""
     parts: Parts = NO_PARTS
     """What came from Python in place of settings."""
+    command: Command = field(default=Command())
+    """What this call does with the run."""
 
     @property
     def loss(self) -> Loss:
@@ -195,7 +198,7 @@ def can_capture(task: Task) -> bool:
 
 
 def start(task: Task, stopwatch: Stopwatch) -> State:
-    """The state before the first step, or that of the checkpoint in `config.run.resume`.
+    """The state before the first step, or that of the checkpoint in `command.resume`.
 
     Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
@@ -223,7 +226,8 @@ def start(task: Task, stopwatch: Stopwatch) -> State:
         steps_per_epoch=task.steps_per_epoch,
         world=task.world,
     )
-    resumed = config.run.resume is not None and resume(state, config, task.dataset.digest)
+    folder = task.command.resume
+    resumed = folder is not None and resume(state, Path(folder), config, task.dataset.digest)
     if config.model.init is not None and not resumed:  # a checkpoint has the weights: the file may be gone
         load_initial(model, config.model)
     return state
