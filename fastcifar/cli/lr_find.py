@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from fastcifar.cli import flags
 from fastcifar.cli.flags import UsageError
-from fastcifar.config.config import Run
 from fastcifar.runs import lr_plot
 from fastcifar.training.hardware import resolve
 from fastcifar.training.lr_finder import growing_rates, range_test, suggest
@@ -32,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
     own, rest = split(argv)
     rates = growing_rates(number(own, "--lr-first"), number(own, "--lr-last"), int(number(own, "--steps", whole=True)))
     config = flags.parse_config(rest, prog="fastcifar lr-find")
-    refuse_what_belongs_to_a_run(config.run)
+    if config.run.runs > 1:
+        raise UsageError("--runs has no effect here: it belongs to fastcifar train")
     out = Path(own["--out"])
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file")
@@ -76,10 +75,3 @@ def number(own: dict[str, str], flag: str, whole: bool = False) -> float:
         return int(own[flag]) if whole else float(own[flag])
     except ValueError:
         raise UsageError(f"{flag} is {own[flag][:40]!r}; expected a {'whole ' if whole else ''}number") from None
-
-
-def refuse_what_belongs_to_a_run(run: Run) -> None:
-    """UsageError for flags that this command would ignore."""
-    for f in fields(Run):
-        if f.name not in ("recipe", "smoke") and getattr(run, f.name) != f.default:
-            raise UsageError(f"--{f.name.replace('_', '-')} has no effect here: it belongs to fastcifar train")
