@@ -23,7 +23,7 @@ from bench.run_clock import RunClock
 from fastcifar.cli import flags
 from fastcifar.cli.terminal import Silent, route_log_to
 from fastcifar.config.config import Config
-from fastcifar.config.settings import IneffectiveSetting, flat
+from fastcifar.config.settings import IneffectiveSetting, settings_by_flag
 from fastcifar.data.dataset import Dataset
 from fastcifar.files import write_atomically
 from fastcifar.runs import environment, intervals, record
@@ -117,7 +117,7 @@ class Rows:
 
 def state_of(config: Config, *more: Any) -> str:
     """A short digest of what a measurement depends on besides its key: settings, device, torch, commit and `more`."""
-    settings = flat(with_seed(config, 0))
+    settings = settings_by_flag(with_seed(config, 0))
     device, commit = choose_hardware(config).name, environment.source_state()["commit"]
     text = json.dumps([settings, device, torch.__version__, commit, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -19,7 +19,15 @@ from unittest import mock
 from fastcifar.config.config import SMOKE_IMAGES, Command, Config
 from fastcifar.config.recipes import DEFAULT_RECIPE, OPTIMIZERS, find_recipe, with_optimizer
 from fastcifar.config.schedules import SCHEDULES
-from fastcifar.config.settings import COMMAND, NAMES, PARTS, SETTINGS, flat, method_differences, with_all_settings
+from fastcifar.config.settings import (
+    COMMAND,
+    NAMES,
+    PARTS,
+    SETTINGS,
+    method_differences,
+    settings_by_flag,
+    with_all_settings,
+)
 from fastcifar.runs.config_file import load_config
 
 T = TypeVar("T")
@@ -117,7 +125,7 @@ def _parse_flags(argv: Sequence[str], default: Config, prog: str, description: s
     from tyro.constructors import MISSING_NONPROP, ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
     parts = {**PARTS, "command": Command}
-    specs = _flag_specs(flat(default))
+    specs = _flag_specs(settings_by_flag(default))
     specs[""] += [StructFieldSpec(part, kind, MISSING_NONPROP) for part, kind in parts.items()]
     group_of = {Config: "", **{kind: part for part, kind in parts.items()}}
     registry = ConstructorRegistry()

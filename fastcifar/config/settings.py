@@ -57,7 +57,7 @@ COMMAND = tuple(f.name for f in fields(Command))
 """The settings that are of a Command."""
 
 
-def flat(config: Config) -> dict[str, Any]:
+def settings_by_flag(config: Config) -> dict[str, Any]:
     """Every setting that the config has, by flag: those of its schedule only, and of a tail if there is one."""
     values: dict[str, Any] = {"epochs": config.epochs, "seed": config.seed, "schedule": config.schedule.name}
     for part in PARTS:
@@ -131,7 +131,7 @@ class IneffectiveSetting(ValueError):
 
 def _refuse_ineffective(config: Config, command: Command, names: Iterable[str]) -> None:
     """IneffectiveSetting for the first setting that the run would ignore. None, () and False ask for nothing."""
-    values = {**flat(config), **{name: getattr(command, name) for name in COMMAND}}
+    values = {**settings_by_flag(config), **{name: getattr(command, name) for name in COMMAND}}
     for name in names:
         where, value = SETTINGS.get(name), values.get(name)
         if where and where.part == "schedule" and not isinstance(config.schedule, where.owners):
@@ -163,5 +163,5 @@ def method_differences(saved: Config, now: Config) -> list[str]:
 
 def _method(config: Config) -> dict[str, Any]:
     method = {name for name, where in SETTINGS.items() if where.owners[0].decides_weights and name != "data"}
-    values = {name: value for name, value in flat(config).items() if name in method or name == "schedule"}
+    values = {name: value for name, value in settings_by_flag(config).items() if name in method or name == "schedule"}
     return {**values, "parts from Python": config.from_python or "none"}

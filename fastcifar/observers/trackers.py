@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config.config import Command, Config
-from fastcifar.config.settings import flat
+from fastcifar.config.settings import settings_by_flag
 from fastcifar.runs.record import write_lines
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 
@@ -38,7 +38,7 @@ class Tracker(Observer):
         self.id, self.last_step = secrets.token_hex(4), 0
         if resumed and self.path.exists():
             self.id, self.last_step = _read(self.path)
-        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config).items()}
+        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in settings_by_flag(config).items()}
         self.works = True
         try:
             self.open(out, settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config.config import Command, Config
-from fastcifar.config.settings import SETTINGS, as_flag, flat, method_differences
+from fastcifar.config.settings import SETTINGS, as_flag, method_differences, settings_by_flag
 from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp
 
@@ -126,7 +126,12 @@ def resume_command(out: Path, processes: int = 1, config: Config | None = None, 
     script = sys.argv[0]
     program = [script] if Path(script).name == "train_fast.py" else ["-m", "fastcifar", "train"]  # as it was started
     words = [*program, "--resume", str(out)]
-    values = {**(flat(config) if config else {}), **(asdict(command) if command else {}), "out": None, "resume": None}
+    values = {
+        **(settings_by_flag(config) if config else {}),
+        **(asdict(command) if command else {}),
+        "out": None,
+        "resume": None,
+    }
     for name, where in SETTINGS.items():
         in_file = where.part != "command" and where.field.metadata.get("from_file", True)
         if not in_file and name in values and values[name] != where.field.default:

@@ -16,7 +16,7 @@ import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
 from fastcifar.config.config import Command, Machine
-from fastcifar.config.settings import COMMAND, SETTINGS, flat
+from fastcifar.config.settings import COMMAND, SETTINGS, settings_by_flag
 from fastcifar.data import download
 from fastcifar.data.cache import write_cache
 from fastcifar.data.dataset import Dataset, dataset_digest
@@ -109,7 +109,7 @@ def test_every_setting_that_names_a_folder_a_program_or_a_tracker_is_a_note(run)
     not_read = {name for name, where in SETTINGS.items() if not where.field.metadata.get("from_file", True)}
     assert not_read | {*COMMAND} == NOTES.keys() | {"resume"}
     set_in_config(run, **NOTES, resume="theirs")
-    noted = flat(load_config(run / "config.json"))
+    noted = settings_by_flag(load_config(run / "config.json"))
     defaults = {f.name: f.default for f in fields(Machine)}
     assert {name: noted[name] for name in not_read} == {name: defaults[name] for name in not_read}
     assert not {*COMMAND} & noted.keys()

@@ -13,8 +13,8 @@ from fastcifar.config.settings import (
     NAMES,
     SETTINGS,
     IneffectiveSetting,
-    flat,
     method_differences,
+    settings_by_flag,
     with_all_settings,
     with_settings,
 )
@@ -128,7 +128,7 @@ def test_a_bad_value_is_named_in_one_line(name, value):
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_may_be_any_text(name):
     config, command = with_all_settings(PLAIN, {name: "-1 é"})
-    assert {**flat(config), **asdict(command)}[name] == "-1 é"
+    assert {**settings_by_flag(config), **asdict(command)}[name] == "-1 é"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_text_may_be_any_text(name):
 )
 def test_values_at_the_edge_are_taken(settings):
     config, command = with_all_settings(PLAIN, settings)
-    values = {**flat(config), **asdict(command)}
+    values = {**settings_by_flag(config), **asdict(command)}
     assert all(values[name] == value for name, value in settings.items())
 
 
@@ -231,7 +231,11 @@ def test_an_unknown_setting_is_refused_with_the_closest_one():
 
 def test_flat_gives_what_with_settings_takes():
     for config in RECIPES.values():
-        values = {name: value for name, value in flat(config).items() if name in ("epochs", "lr_peak", "tta", "seed")}
+        values = {
+            name: value
+            for name, value in settings_by_flag(config).items()
+            if name in ("epochs", "lr_peak", "tta", "seed")
+        }
         assert with_settings(config, **values) == config
 
 
@@ -251,7 +255,7 @@ def test_a_schedule_from_python_keeps_its_type_under_other_settings():
 
 def test_a_tail_comes_and_goes():
     without = with_settings(PLAIN, swa_start=None)
-    assert without.tail is None and flat(without)["swa_start"] is None
+    assert without.tail is None and settings_by_flag(without)["swa_start"] is None
     assert with_settings(without, swa_start=0.5, swa_lr=0.3).tail == Tail(start=0.5, lr=0.3)
 
 
@@ -262,7 +266,7 @@ def test_what_decides_the_weights_is_compared_and_nothing_else():
     for name, value in {"seed": 1, "epochs": 3, "lr_peak": 0.3, "batch_size": 7, "subset": 100, "swa_lr": 0.1,
                         "crop_pad_px": 1, "norm": "gn-ws", "val_split": 0.1}.items():  # fmt: skip
         (difference,) = method_differences(PLAIN, with_settings(PLAIN, **{name: value}))
-        assert difference == f"{name}: {flat(PLAIN)[name]} -> {value}"
+        assert difference == f"{name}: {settings_by_flag(PLAIN)[name]} -> {value}"
     assert method_differences(PLAIN, with_settings(PLAIN, swa_start=None))
     assert "schedule: onecycle -> cosine" in method_differences(PLAIN, with_settings(PLAIN, schedule="cosine"))
 
