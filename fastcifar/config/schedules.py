@@ -2,8 +2,7 @@
 
 Whether a schedule moves once a step or once an epoch belongs to the schedule, so it cannot be stepped at the wrong
 interval. A config holds one of these values; `fastcifar.optim.schedule_table` turns it into the table that the
-training step reads. To add a schedule, write one class here and name it in `SCHEDULES`. torch is imported where its
-scheduler is made: to read flags must not take seconds.
+training step reads. To add a schedule, write one class here and name it in `SCHEDULES`.
 
 Sources: OneCycle with momentum cycling, Smith and Topin 2018 (arXiv:1708.07120); cosine and warm restarts, Loshchilov
 and Hutter 2017 (arXiv:1608.03983); cyclical, Smith 2017 (arXiv:1506.01186).
@@ -11,6 +10,7 @@ and Hutter 2017 (arXiv:1608.03983); cyclical, Smith 2017 (arXiv:1506.01186).
 
 from __future__ import annotations
 
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +21,15 @@ from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, 
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer, lr_scheduler
+else:
+
+    class _LrScheduler:
+        """torch.optim.lr_scheduler, imported at its first use: to read flags must not take seconds."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module("torch.optim.lr_scheduler"), name)
+
+    lr_scheduler = _LrScheduler()
 
 Interval = Literal["step", "epoch"]
 CYCLES_MOMENTUM = Need(
@@ -106,8 +115,6 @@ class OneCycle(MomentumCycle):
     """First / last learning rate; None: 1e4, or the value that ends the cycle at the tail's learning rate."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.OneCycleLR:
-        from torch.optim import lr_scheduler
-
         first_lr = self.peak / self.div_factor
         final_div = self.final_div_factor
         if final_div is None and span.tail_lr:
@@ -139,8 +146,6 @@ class MultiStep(Schedule):
             raise ValueError(f"milestones {self.milestones} must be positive and in increasing order")
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.MultiStepLR:
-        from torch.optim import lr_scheduler
-
         epochs = [span.whole_epochs(milestone) for milestone in self.milestones]
         return lr_scheduler.MultiStepLR(optimizer, milestones=epochs, gamma=self.gamma)
 
@@ -157,8 +162,6 @@ class Step(Schedule):
     """Factor of each drop."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.StepLR:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.StepLR(optimizer, span.whole_epochs(self.step_size), gamma=self.gamma)
 
 
@@ -172,8 +175,6 @@ class Cosine(Schedule):
     """Smallest learning rate."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingLR:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=span.count, eta_min=self.eta_min)
 
 
@@ -191,8 +192,6 @@ class WarmRestarts(Schedule):
     """Growth of each next cycle."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingWarmRestarts:
-        from torch.optim import lr_scheduler
-
         first = span.whole_epochs(self.t_0)
         return lr_scheduler.CosineAnnealingWarmRestarts(
             optimizer, T_0=first, T_mult=self.t_mult, eta_min=self.eta_min
@@ -215,8 +214,6 @@ class Cyclic(MomentumCycle):
     """exp_range: the factor per step."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CyclicLR:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.CyclicLR(
             optimizer, base_lr=self.base_lr, max_lr=self.peak, step_size_up=max(1, span.count // (2 * self.cycles)),
             mode=self.mode, gamma=self.gamma, cycle_momentum=self.cycle_momentum, base_momentum=self.momentum_min,
@@ -241,8 +238,6 @@ class Plateau(Schedule):
             raise ValueError("factor is 0; it must be in (0, 1)")
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.ReduceLROnPlateau:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=self.factor, patience=self.patience)
 
 
@@ -254,8 +249,6 @@ class Constant(Schedule):
     interval = "epoch"
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.ConstantLR:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
@@ -269,8 +262,6 @@ class Linear(Schedule):
     """Last learning rate / peak."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LinearLR:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.LinearLR(optimizer, 1.0, self.end_factor, total_iters=span.count)
 
 
@@ -284,8 +275,6 @@ class PerStep(Schedule):
     """Learning rate / peak at a step (from 0)."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LambdaLR:
-        from torch.optim import lr_scheduler
-
         return lr_scheduler.LambdaLR(optimizer, self.factor)
 
 

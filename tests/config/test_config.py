@@ -229,13 +229,9 @@ def test_an_unknown_setting_is_refused_with_the_closest_one():
         with_settings(PLAIN, lr_peek=0.1)
 
 
-def test_flat_gives_what_with_settings_takes():
+def test_with_settings_takes_what_settings_by_flag_gives():
     for config in RECIPES.values():
-        values = {
-            name: value
-            for name, value in settings_by_flag(config).items()
-            if name in ("epochs", "lr_peak", "tta", "seed")
-        }
+        values = {name: settings_by_flag(config)[name] for name in ("epochs", "lr_peak", "tta", "seed")}
         assert with_settings(config, **values) == config
 
 
