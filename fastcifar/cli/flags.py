@@ -149,9 +149,12 @@ def _flag_specs(defaults: Mapping[str, Any]) -> dict[str, list[Any]]:
     specs: dict[str, list[Any]] = {part: [] for part in ("", *PARTS, "command")}
     choices: Any = Literal[tuple(SCHEDULES)]
     specs["schedule"].append(StructFieldSpec("schedule", choices, defaults["schedule"], "Learning-rate schedule."))
+    read: dict[tuple[type, str], Any] = {}
+    for owner in {where.owners[0] for where in SETTINGS.values()}:
+        of_owner: Any = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(owner, MISSING_NONPROP, False))
+        read |= {(owner, spec.name): spec for spec in of_owner.fields}
     for flag, where in SETTINGS.items():
-        read: Any = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(where.owners[0], MISSING_NONPROP, False))
-        (spec,) = (spec for spec in read.fields if spec.name == where.field.name)
+        spec = read[where.owners[0], where.field.name]
         kind, default, text = spec.type, defaults.get(flag, where.field.default), " ".join(spec.helptext().split())
         if flag == "shape":
             kind, default = str | None, default and str(default)
