@@ -35,7 +35,11 @@ def test_the_line_is_found_and_predicts_a_kind_that_was_left_out(folder):
 
 def test_a_kind_off_the_line_is_seen_best_where_it_is_left_out(folder):
     (folder / "one-process-fused.jsonl").write_text(row(7.0, 1000, late_s=0.2) + "\n")
-    (off,) = (k for name, k in time_model.describe(time_model.read_runs(folder))["kinds"].items() if name == "350 steps, 7 epochs")
+    (off,) = (
+        k
+        for name, k in time_model.describe(time_model.read_runs(folder))["kinds"].items()
+        if name == "350 steps, 7 epochs"
+    )
     assert off["error_left_out"] < off["error"] < 0
     assert off["error_left_out"] == pytest.approx(-0.2 / off["measured_s"], rel=1e-3)
 
