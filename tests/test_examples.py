@@ -61,7 +61,7 @@ def test_the_cells_of_the_notebook_run(tmp_path):
 
 
 def test_the_image_for_containers_copies_what_is_there():
-    """Nobody builds it here: its files exist, none is ignored, and it installs the package without a torch of its own."""
+    """No test builds it: its files exist, none is ignored, and it installs the package on NVIDIA's image."""
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
