@@ -26,7 +26,7 @@ from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel
-from fastcifar.training.refresh import Refresh
+from fastcifar.training.refresh import Refresh, refresh_shape
 from fastcifar.training.start import WHITENED_ON_CARD, filters_of_device_images, preprocess
 from fastcifar.training.state import State
 from fastcifar.training.step import Step, autocast, make_step, random_batch
@@ -123,9 +123,9 @@ def _preprocess_noise(task: Task, model: ResNet9) -> None:
 
 
 def _run_all_shapes(task: Task, model: nn.Module) -> None:
-    """Forward and backward of each training shape, forward of each evaluation shape."""
-    generator = torch.Generator().manual_seed(0)
-    evaluation = task.config.evaluation
+    """Forward and backward of each training shape, forward of each evaluation shape and of the batch-norm refresh."""
+    generator, config = torch.Generator().manual_seed(0), task.config
+    evaluation = config.evaluation
     batch_sizes = evaluate.batch_sizes(task.watched)
     batch_sizes |= evaluate.batch_sizes(task.test, evaluation.tta, evaluation.tta_share)
     shapes = [(True, task.batch_size // task.world.size, size) for size in task.image_sizes]
@@ -137,6 +137,10 @@ def _run_all_shapes(task: Task, model: nn.Module) -> None:
             logits = model(x)
         if training:
             logits.sum().backward()
+    if task.hardware.on_card and config.tail:  # where the step is not captured, the refresh has not rehearsed either
+        model.train()
+        with torch.no_grad(), autocast(task.hardware):
+            model.forward(random_batch(task.hardware, refresh_shape(task)[1], 32, generator))
 
 
 def compile_cache_dir(config: Config) -> Path:
