@@ -31,6 +31,8 @@ class PooledConv2d(TapwiseConv2d):
 
     kernels: dict[tuple[int, int], Kernels]
     """By height and width of the input: chosen when it is first seen, as cuDNN's own kernels are."""
+    times_ms: dict[tuple[int, int], dict[Kernels, float]]
+    """What that choice was made by: milliseconds of forward and backward; nothing where none was timed."""
     milliseconds: Timer
     """How long the card takes for some work."""
 
@@ -71,6 +73,7 @@ def choose(conv: PooledConv2d, norm: nn.Module, x: Tensor, activation: Callable[
         require_close(largest_difference(step(PLAIN), step(Kernels(True, True))), TOLERANCE[x.dtype])
         kinds = [Kernels(*use) for use in itertools.product((False, True), repeat=2)]
         times = {kernels: conv.milliseconds(lambda kernels=kernels: step(kernels)) for kernels in kinds}  # type: ignore[misc]
+        conv.times_ms[x.shape[2], x.shape[3]] = times
         best = min(times, key=times.__getitem__)
         return best if times[best] < GAIN * times[PLAIN] else PLAIN
     return PLAIN
@@ -112,10 +115,23 @@ def use_kernels(model: nn.Module, milliseconds: Timer) -> None:
         layer: Any = getattr(module, "conv1", None)
         if type(layer) is TapwiseConv2d:
             layer.__class__ = PooledConv2d
-            layer.kernels, layer.milliseconds = {}, milliseconds  # type: ignore[assignment]
+            layer.kernels, layer.times_ms, layer.milliseconds = {}, {}, milliseconds  # type: ignore[assignment]
 
 
 def choices(model: nn.Module) -> dict[str, str]:
     """What each layer uses the kernels for, by its name and the size of its input; empty where nothing was chosen."""
+    return {where: str(layer.kernels[size]) for where, layer, size in _chosen(model)}
+
+
+def timings_ms(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Milliseconds that those choices were made by: of each layer and size, with the kernels for each of their uses."""
+    return {
+        where: {str(kernels): round(ms, 4) for kernels, ms in layer.times_ms[size].items()}
+        for where, layer, size in _chosen(model) if size in layer.times_ms
+    }  # fmt: skip
+
+
+def _chosen(model: nn.Module) -> list[tuple[str, PooledConv2d, tuple[int, int]]]:
+    """The layers with each size of their inputs, and what both are called."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PooledConv2d)]
-    return {f"{name} {h}x{w}": str(kernels) for name, layer in layers for (h, w), kernels in layer.kernels.items()}
+    return [(f"{name} {h}x{w}", layer, (h, w)) for name, layer in layers for h, w in layer.kernels]

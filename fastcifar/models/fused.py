@@ -220,6 +220,11 @@ def use_kernels(model: nn.Module) -> list[nn.BatchNorm2d]:
     return norms
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Whether the training of the model uses the kernels: `fuse` has found them right."""
+    return any(isinstance(module, FusedBatchNorm2d) for module in model.modules())
+
+
 def largest_difference(norm: nn.BatchNorm2d, activation: str, dtype: torch.dtype) -> float:
     """Between the kernels and plain torch, over outputs, gradients and running statistics; inf where one has NaN."""
     generator, device = torch.Generator().manual_seed(0), norm.weight.device
