@@ -91,14 +91,15 @@ def message_and_code(error: Exception, training: bool = True) -> tuple[str, int]
     if isinstance(error, ValueError):  # usage, data, checkpoint, settings that do not fit together
         return str(error), BAD_INPUT
     from fastcifar.augment.dali import DaliUnavailable
-    from fastcifar.training import memory, processes
+    from fastcifar.training import processes
+    from fastcifar.training.prepare import ran_out_of_memory
     from fastcifar.training.state import Diverged
 
     if isinstance(error, Diverged):
         return f"training diverged: {error}", DIVERGED
     if isinstance(error, DaliUnavailable):
         return str(error), BAD_INPUT
-    if memory.ran_out(error):
+    if ran_out_of_memory(error):
         when, less = (" before training began", "a smaller --subset") if training else ("", "fewer images")
         return f"out of memory{when}; close other programs or use {less}", BAD_INPUT
     if processes.lost_a_process(error):

@@ -24,7 +24,7 @@ from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.cli.terminal import Lines, make_progress, route_log_to
 from fastcifar.config.config import Command, Config
 from fastcifar.files import lock_folder
-from fastcifar.models.networks import count_parameters, train_flop
+from fastcifar.models.networks import make_model, train_flop
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.observers.run_files import file_observers, measured
@@ -33,14 +33,16 @@ from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import folder, intervals, plots, record
 from fastcifar.runs.config_file import config_to_plain
 from fastcifar.runs.model_file import write_model
-from fastcifar.training import memory, processes
+from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
+from fastcifar.training.prepare import batch_that_fits, ran_out_of_memory
 from fastcifar.training.processes import World
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch, matrix_flop_per_s, process_age_s
-from fastcifar.training.task import Task, load_data, make_task, normalization_facts, plain_network, start
+from fastcifar.training.task import Task, load_data, make_task, normalization_facts
 
 
 def main(config: Config, command: Command, signals: Signals) -> int:
@@ -86,7 +88,7 @@ def run(config: Config, command: Command, signals: Signals) -> int:
         if world.is_leader:
             print(banner(task), flush=True)
         if command.dry_run:
-            start(task, stopwatch)
+            initial_state(task, stopwatch)
             if world.is_leader:
                 print(record.to_json(plan(task)))
             return DONE
@@ -119,10 +121,10 @@ def train_and_report(
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:
-        if not memory.ran_out(e):
+        if not ran_out_of_memory(e):
             raise
         traceback.clear_frames(e.__traceback__)  # releases the step that did not fit
-        fits = memory.batch_that_fits(task)
+        fits = batch_that_fits(task)
         advice = f"--batch-size {fits} fits" if fits else "no batch size fits; try --scale small"
         raise ValueError(f"out of memory on {task.hardware.name} with --batch-size {task.batch_size}: {advice} (as a "
                          "new run; a checkpoint of this one is kept)") from e  # fmt: skip
@@ -178,7 +180,7 @@ def _train_seed(
     resumed = str(path) if path and (path / "config.json").exists() else None
     run = replace(config.run, runs=1, keep_all=False)
     command = replace(task.command, resume=resumed, out=str(path) if path else task.command.out)
-    one = replace(task, config=replace(config, seed=seed, run=run), command=command)
+    one = replace(task.with_config(replace(config, seed=seed, run=run)), command=command)
     if path and task.world.is_leader:
         path.mkdir(exist_ok=True)
         folder.claim(path, one.config, command)
@@ -196,25 +198,26 @@ def _train_seed(
 def banner(task: Task) -> str:
     """Lines on the recipe, the device, the arithmetic, the data and the network, with the reason for each `auto`."""
     config, hardware, settings = task.config, task.hardware, task.config.model
-    model = plain_network(task)
+    machine, scale = config.machine, settings.scale
 
     def reason(name: str) -> str:
         return f" ({hardware.reasons[name]})" if name in hardware.reasons else ""
 
-    size = "of your own shape" if settings.shape else f"{hardware.scale}{reason('scale')}"
+    size = "of your own shape" if settings.shape else f"{scale}{reason('scale')}"
     lines = [
         f"recipe   {config.run.recipe}: {config.epochs:g} epochs x {task.steps_per_epoch} steps of {task.batch_size} "
         f"images, {config.schedule.name}" + (", averaging tail" if config.tail else ", no tail"),
         f"device   {hardware.name}" + (f", {task.world.size} processes" if task.world.size > 1 else ""),
-        f"compute  {hardware.precision}{reason('precision')}, {_layout(model)}, compile {hardware.compile}"
-        f"{reason('compile')}, augmentation by {hardware.executor}{reason('augment')}",
+        f"compute  {machine.precision}{reason('precision')}, {_layout(task.network)}, compile {machine.compile}"
+        f"{reason('compile')}, augmentation by {machine.executor}{reason('augment')}",
         f"data     {task.dataset.name}: {task.num_train:,} training and {len(task.dataset.y_test):,} test images, "
         f"{len(task.dataset.classes)} classes",
-        f"network  {settings.network} {size}: {count_parameters(model):,} parameters, "
+        f"network  {settings.network} {size}: {task.num_parameters:,} parameters, "
         f"{task.train_pflop:.3g} PFLOP of training",
     ]
-    if hardware.scale == "small" and settings.network == "resnet9" and not settings.shape:
-        pflop = task.train_pflop * train_flop(plain_network(task, scale="full", shape=None)) / task.flop_per_image[32]
+    if scale == "small" and settings.network == "resnet9" and not settings.shape:
+        full = make_model(replace(settings, scale="full", shape=None), len(task.dataset.classes), seed=0)
+        pflop = task.train_pflop * train_flop(full) / task.flop_per_image[32]
         hours = pflop * 1e15 / matrix_flop_per_s(hardware.device, hardware.dtype) / 3600
         lines.append("         --scale full would take "
                      f"{pflop:.2g} PFLOP, here at least {hours:.1f} h")  # fmt: skip
@@ -229,13 +232,13 @@ def _layout(model: nn.Module) -> str:
 
 def plan(task: Task) -> dict[str, Any]:
     """What --dry-run prints: what would run on what, and how much work it is."""
-    hardware = task.hardware
+    hardware, machine = task.hardware, task.config.machine
     return {
         "recipe": task.config.run.recipe, "dataset": task.dataset.name, "n_train": task.num_train,
-        "n_test": len(task.dataset.y_test), "scale": hardware.scale, "epochs": task.config.epochs,
+        "n_test": len(task.dataset.y_test), "scale": task.config.model.scale, "epochs": task.config.epochs,
         "num_steps": task.num_steps, "steps_per_epoch": task.steps_per_epoch, "batch_size": task.batch_size,
         "tail_step": make_schedule_table(task.config, task.steps_per_epoch).tail_step,
-        "train_pflop": task.train_pflop, "parameters": count_parameters(plain_network(task)),
-        "device": hardware.name, "precision": hardware.precision, "compile": hardware.compile,
-        "augment": hardware.executor, "config": config_to_plain(task.config),
+        "train_pflop": task.train_pflop, "parameters": task.num_parameters,
+        "device": hardware.name, "precision": machine.precision, "compile": machine.compile,
+        "augment": machine.executor, "config": config_to_plain(task.config),
     }  # fmt: skip
