@@ -21,7 +21,7 @@ from fastcifar.config.settings import with_settings
 from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
-from fastcifar.models import shakedrop, shakeshake
+from fastcifar.models import shake
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
@@ -111,8 +111,7 @@ def real(real_cache: str) -> Dataset:
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network with 8 channels, others with one block per stage, so that a step takes milliseconds."""
     monkeypatch.setitem(SHAPES, "small", replace(processes.TINY, stem=8))
-    for module in (shakeshake, shakedrop):
-        monkeypatch.setattr(module, "DEPTH", 1)
+    monkeypatch.setattr(shake, "DEPTH", 1)
 
 
 @pytest.fixture
