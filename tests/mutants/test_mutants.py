@@ -13,19 +13,27 @@ def test_the_list_is_long_and_has_every_name_once():
     assert len(FAULTS) >= 80 and len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_old_text_is_in_the_code_once(fault):
+def test_the_old_text_of_every_fault_is_in_the_code_once():
     """Else the message says what to do."""
-    compile(fault.spoiled((ROOT / fault.file).read_text()), fault.file, "exec")
-    assert fault.old != fault.new and fault.tests
+    wrong = []
+    for fault in FAULTS:
+        try:
+            compile(fault.spoiled((ROOT / fault.file).read_text()), fault.file, "exec")
+            assert fault.old != fault.new and fault.tests, fault.name
+        except (ValueError, SyntaxError, OSError) as e:
+            wrong.append(f"{fault.name}: {e}")
+    assert not wrong
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_tests_of_a_fault_exist(fault):
-    for test in fault.tests:
-        path, _, function = test.partition("::")
-        names = (ROOT / path).read_text()
-        assert not function or f"def {function.partition('[')[0]}(" in names, f"{fault.name}: no {test}; name another"
+def test_the_tests_of_every_fault_exist():
+    missing = []
+    for fault in FAULTS:
+        for test in fault.tests:
+            path, _, function = test.partition("::")
+            names = (ROOT / path).read_text() if (ROOT / path).exists() else ""
+            if not names or (function and f"def {function.partition('[')[0]}(" not in names):
+                missing.append(f"{fault.name}: no {test}; name another")
+    assert not missing
 
 
 def test_a_text_that_has_changed_is_told_with_what_to_do():
