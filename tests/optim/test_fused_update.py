@@ -83,7 +83,7 @@ def test_equal_numbers_give_equal_bits_and_nothing_else_is_written():
 @needs_triton
 @pytest.mark.parametrize("kind", ["muon, stem fixed", "sgd"])
 def test_recorded_steps_keep_the_state_of_those_without_kernels(kind):
-    """Weights, running statistics, momenta and the sum of losses after six steps at two image sizes."""
+    """Weights, running statistics, momenta and the sum of losses after four steps at two image sizes."""
     found = cases()[f"steps {kind}"]
     assert len(found) >= 40 and {"head.weight", "stem.bias", "loss_sum"} <= set(found)
     assert max(found.values()) <= 1e-4, found
