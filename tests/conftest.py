@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from real_images import REAL
 
-from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.progress import Handler, Lines, shown
 from fastcifar.config.config import Augment, Config, Machine, Model, Optimizer, Tail

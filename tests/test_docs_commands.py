@@ -12,9 +12,9 @@ import pytest
 import tyro
 from conftest import CLASSES, make_dataset
 from PIL import Image
+from processes import write_images
 
 import fastcifar
-from bench.processes import write_images
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
 from fastcifar.cli import train as command

@@ -1,11 +1,11 @@
-"""Starts training runs in processes of their own, for `bench.kills`, `bench.distributed` and the tests.
+"""Starts training runs in processes of their own.
 
-Warm processes are forked from a server that has imported torch already; real ones start from the command line. The
-module is imported; it has no command.
+Warm processes are forked from a server that has imported torch already; real ones start from the command line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -52,9 +53,11 @@ def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
 
 
 def forkserver() -> ForkServerContext:
-    """The server that warm processes are forked from."""
+    """The server that warm processes are forked from. It begins in the repository's root, where it finds fastcifar."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.processes", "matplotlib.pyplot"])
+    context.set_forkserver_preload(["fastcifar.cli.train", "matplotlib.pyplot"])
+    with contextlib.chdir(ROOT):
+        ensure_running()
     return context
 
 
