@@ -1,7 +1,10 @@
 """What several tests share: a set of a few images, a network of a few channels, a run that ends in a second."""
 
-import logging
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; of every process that a test starts, too
+
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
