@@ -172,8 +172,9 @@ def main() -> None:
         with mock.patch.multiple(fused, **LARGE):
             for kind in KINDS:
                 told[f"fp32 {kind} large"] = compare((3, 24, 15, 15), kind)
-                for dtype in ("bf16", "fp16"):
-                    told[f"{dtype} {kind}"] = compare((3, 40, 9, 7), kind, dtype)
+                told[f"bf16 {kind}"] = compare((3, 40, 9, 7), kind, "bf16")
+            for kind in ("plain", "pool border", "plus border"):
+                told[f"fp16 {kind}"] = compare((3, 40, 9, 7), kind, "fp16")
             told |= shapes_and_values()
         told["fp32 pool 31"] = compare((2, 64, 31, 31), "pool")
         told |= {"nan": nan_stays(), "guards": writes_outside(), "bits": equal_bits()}
