@@ -25,6 +25,7 @@ from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.models import shake
+from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
@@ -92,6 +93,23 @@ def make_dataset(n_train: int = 256, n_test: int = 80, seed: int = 0) -> Dataset
         return images, labels
 
     return Dataset("synthetic", CLASSES, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.25,) * 3, f"digest of {seed}")
+
+
+DRAW_CURVES = plots.draw_curves
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Runs in folders draw nothing: a picture takes longer than a run."""
+    plots.draw_curves = processes.no_curves
+    yield
+    plots.draw_curves = DRAW_CURVES
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their curves in this test."""
+    monkeypatch.setattr(plots, "draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
 from fastcifar.cli import train as command
-from fastcifar.runs import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -93,9 +92,8 @@ def check(words: list[str]) -> None:
 
 
 @pytest.fixture
-def made(here, monkeypatch):
-    """What the pages take for granted: runs, pictures and photos. No curves are drawn: that takes longer than a run."""
-    monkeypatch.setattr(plots, "draw_curves", lambda *args: None)
+def made(here):
+    """What the pages take for granted: runs, pictures and photos."""
     data = make_dataset(100, 40)
     for seed, names in enumerate((("NAME", "A", "s0", "stopped"), ("B", "s1"))):
         first = f"runs/{names[0]}"
