@@ -107,7 +107,7 @@ def tree(tmp_path):
 
 
 def test_faults_are_caught_or_survive_and_the_tree_stays_as_it_is(tree, monkeypatch, capsys):
-    monkeypatch.setattr(run_mutants, "PRELOADED", ["pytest"])
+    monkeypatch.setattr(run_mutants, "PRELOADED", ["pytest", "hypothesis"])
     assert run_mutants.main(["double", "skipped"], tree, tree / "faults") == 0
     assert run_mutants.main(["sums", "--jobs", "2", "--table", str(tree / "t.txt")], tree, tree / "faults") == 1
     table = (tree / "t.txt").read_text().splitlines()
@@ -122,7 +122,7 @@ def test_faults_are_caught_or_survive_and_the_tree_stays_as_it_is(tree, monkeypa
 
 
 def test_tests_that_fail_without_a_fault_are_an_error(tree, monkeypatch):
-    monkeypatch.setattr(run_mutants, "PRELOADED", ["pytest"])
+    monkeypatch.setattr(run_mutants, "PRELOADED", ["pytest", "hypothesis"])
     (tree / "test_code.py").write_text(TEST.replace("== 4", "== 5"))
     with pytest.raises(SystemExit, match="without a fault the tests do not pass"):
         run_mutants.main(["double"], tree, tree / "faults")
