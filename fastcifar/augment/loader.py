@@ -10,8 +10,6 @@ The images lie on the device as uint8. Each iteration over the loader is the nex
 Letters: N images, B images of a batch, C = 3 channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -20,11 +18,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import make_executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Augment
 from fastcifar.data.arrays import to_rgb_32
 from fastcifar.data.dataset import channel_mean_std
@@ -83,10 +79,13 @@ class Loader:
             raise ValueError(f"executor is {executor!r}; known: auto, torch, dali")
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank} of {world} processes; it must be in 0..{world - 1}")
-        self.train, self.rank, self.world = train, rank, world
+        self.train = train
+        self.rank, self.world = rank, world
         self.augment = Augment(crop_pad_px=crop_pad_px if train else 0, mirror=mirror, cutout_px=cutout_px)
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
-        self.device, self.dtype, self.kind = torch.device(device), dtype, executor
+        self.batch_size = batch_size
+        self.seed, self.epoch = seed, 0
+        self.device, self.dtype = torch.device(device), dtype
+        self.kind = executor
         self.mean, self.std = mean, std
         self.replace(images, labels)
 
@@ -100,7 +99,10 @@ class Loader:
             mean, std = channel_mean_std(pixels)
             self.mean, self.std = self.mean or mean, self.std or std
         self._pixels, self._targets = pixels, targets.astype(np.int64)
-        self.executor = self._make_executor()
+        on_device = to_device(
+            pixels, self._targets, self.mean, self.std, self.augment.crop_pad_px, self.device, self.dtype
+        )
+        self.executor = make_executor(self.kind, on_device, self.augment.cutout_px)
 
     def keep(self, chosen: ArrayLike) -> None:
         """Trains on some of the present images only, from the next epoch on: a mask bool [N] or indices [M]."""
@@ -145,9 +147,3 @@ class Loader:
             self.images[mine].split(self.batch_size), self.labels[mine].split(self.batch_size), strict=True
         ):
             yield self.normalize(images), labels
-
-    def _make_executor(self) -> Executor:
-        assert self.mean and self.std
-        images = to_device(self._pixels, self._targets, self.mean, self.std, self.augment.crop_pad_px, self.device,
-                           self.dtype)  # fmt: skip
-        return (DaliExecutor if self.kind == "dali" else TorchExecutor)(images, self.augment.cutout_px)

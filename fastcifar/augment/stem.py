@@ -4,15 +4,13 @@ One kernel, which writes none of the images that an executor would make. It give
 run that does not train the stem. Plain torch is what it is compared with. Shapes: B images, C channels, S pixels.
 """
 
-from __future__ import annotations
-
 import logging
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.augment.block import Draws
+from fastcifar.augment.executor import Draws
 from fastcifar.augment.images import DeviceImages
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
 
@@ -33,7 +31,7 @@ def stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) -> Ten
     """
     from fastcifar.augment import stem_kernels  # Triton comes with torch's CUDA builds alone
 
-    images, size, channels = draws.source, draws.size_px, conv.out_channels
+    images, size, channels = draws.source, draws.source.size_px, conv.out_channels
     before, after_y, after_x = border_before_pool((size - 1, size - 1), border) if border else (0, 0, 0)
     shape = (size - 1 + before + after_y, size - 1 + before + after_x)
     y = torch.empty(len(draws.table), channels, *shape, dtype=images.dtype, device=images.padded.device,

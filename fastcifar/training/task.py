@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import Executor, make_executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
@@ -148,8 +146,7 @@ def make_task(
 
     test = share(dataset.x_test, dataset.y_test)
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
-    executor_class = DaliExecutor if hardware.executor == "dali" else TorchExecutor
-    executor = executor_class(train_images, config.augment.cutout_px)
+    executor = make_executor(hardware.executor, train_images, config.augment.cutout_px)
     model, sizes = _make_network(config, len(dataset.classes), world, parts), {*config.augment.low_res_px, 32}
     if parts.network is not None:
         check_network(model, len(dataset.classes), sizes)

@@ -7,9 +7,9 @@ from conftest import QUICK, make_dataset
 
 import fastcifar
 from fastcifar import Loader
+from fastcifar.augment.executor import TorchExecutor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.settings import with_settings
 
 

@@ -9,8 +9,7 @@ import torch
 from conftest import make_config, make_dataset
 from torch import Tensor, nn
 
-from fastcifar.augment.block import Block
-from fastcifar.augment.executor import Blocks, Executor
+from fastcifar.augment.executor import Block, Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.training import state as state_module
 from fastcifar.training import task as task_module
