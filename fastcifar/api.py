@@ -19,7 +19,6 @@ from fastcifar.config.config import Config, Model
 from fastcifar.config.recipes import find_recipe, with_optimizer
 from fastcifar.config.schedules import Schedule
 from fastcifar.config.settings import with_settings
-from fastcifar.data.arrays import dataset_from_arrays
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load as load_dataset
 from fastcifar.files import lock_folder
@@ -145,7 +144,7 @@ def fit(
     test: (images, labels) that the accuracy is measured on. `arguments`: as for `train`. Raises ValueError for arrays
     of another dtype or shape.
     """
-    return train(recipe, data=dataset_from_arrays(images, labels, *test, classes=classes), **arguments)
+    return train(recipe, data=Dataset.from_arrays(images, labels, *test, classes=classes), **arguments)
 
 
 def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True) -> dict[str, float]:

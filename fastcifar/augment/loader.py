@@ -22,8 +22,9 @@ from fastcifar.augment.executor import make_executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw
 from fastcifar.config.config import Augment
-from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.checks import check_labels
 from fastcifar.data.dataset import channel_mean_std
+from fastcifar.data.pixels import to_rgb_32
 
 
 class Loader:
@@ -66,8 +67,8 @@ class Loader:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         executor: Literal["auto", "torch", "dali"] = "torch",
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         seed: int = 0,
         train: bool = True,
         rank: int = 0,
@@ -91,17 +92,15 @@ class Loader:
 
     def replace(self, images: ArrayLike, labels: ArrayLike) -> None:
         """Takes other images from the next epoch on. mean and std stay those of the first ones."""
-        pixels, targets = to_rgb_32(images), np.asarray(labels)
-        if targets.dtype.kind not in "iu" or targets.shape != (len(pixels),) or not len(pixels):
-            found = f"{targets.dtype} {list(targets.shape)} for {len(pixels)} images"
-            raise ValueError(f"labels: {found}; expected integers [N], one for each image, and at least one")
+        pixels, targets = to_rgb_32(images), check_labels("Loader", labels)
+        if len(targets) != len(pixels) or not len(pixels):
+            raise ValueError(f"{len(pixels)} images and {len(targets)} labels; expected one label per image, and some")
         if self.mean is None or self.std is None:
             mean, std = channel_mean_std(pixels)
             self.mean, self.std = self.mean or mean, self.std or std
-        self._pixels, self._targets = pixels, targets.astype(np.int64)
-        on_device = to_device(
-            pixels, self._targets, self.mean, self.std, self.augment.crop_pad_px, self.device, self.dtype
-        )
+        self._pixels, self._targets = pixels, targets
+        pad_px = self.augment.crop_pad_px
+        on_device = to_device(pixels, targets, self.mean, self.std, pad_px, self.device, self.dtype)
         self.executor = make_executor(self.kind, on_device, self.augment.cutout_px)
 
     def keep(self, chosen: ArrayLike) -> None:

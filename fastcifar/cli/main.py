@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + e.number
     except Exception as e:
         from fastcifar.cli.errors import message_and_code
-        from fastcifar.data.errors import printable
+        from fastcifar.data.messages import printable
 
         message, code = message_and_code(e, training=False)
         if not message:

@@ -16,7 +16,7 @@ from fastcifar.cli.schedule import preview
 from fastcifar.cli.seeds import train_seeds
 from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.config.config import Config
-from fastcifar.data.errors import printable
+from fastcifar.data.messages import printable
 from fastcifar.files import lock_folder
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted

@@ -3,8 +3,6 @@
 source (download, folder, archive, arrays or synthetic) -> raw arrays -> `Dataset` -> cache -> subset -> training.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -12,14 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcifar.data import cache, download, sources, synthetic
-from fastcifar.data.cifar10 import is_cifar10
-from fastcifar.data.dataset import Dataset, channel_mean_std, dataset_digest, largest_subset, take_subset
-from fastcifar.data.errors import DataError, print_warning, printable
+from fastcifar.data.checks import RawData
+from fastcifar.data.dataset import Dataset, largest_subset, make_dataset, take_subset
+from fastcifar.data.messages import DataError, print_warning, printable, progress_bar
 from fastcifar.data.official import CIFAR10, OFFICIAL_SETS, OfficialSet, find_official
-from fastcifar.data.progress import progress_bar
-from fastcifar.data.raw import RawData
-
-__all__ = ["SMOKE_IMAGES", "load"]
 
 SMOKE_IMAGES = 2_000
 """Training images of a smoke run for which no subset is chosen."""
@@ -39,7 +33,7 @@ def load(
     progress: bool = True,
     or_synthetic: bool = True,
 ) -> Dataset:
-    """Returns the data set at `source`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
+    """The data set at `source`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
 
     Args:
         source: "cifar10"; "cifar100"; "auto", which is CIFAR-10 or, without a network to download it, the synthetic
@@ -82,7 +76,7 @@ def _load_path(path: Path, cache_dir: str | None, progress: bool) -> Dataset:
     name = printable(name)  # it is printed, and written to files of UTF-8
     if name in (*OFFICIAL_SETS, "synthetic"):
         name += "-custom"  # those names state what the content is
-    dataset = cache.load_or_build(key, lambda: _make_dataset(sources.read_source(path, progress), name), cache_dir)
+    dataset = cache.load_or_build(key, lambda: make_dataset(sources.read_source(path, progress), name), cache_dir)
     # The key stands for the content: the cached name may be that of a copy of the file elsewhere.
     return dataset if dataset.name in OFFICIAL_SETS else replace(dataset, name=name)
 
@@ -110,7 +104,7 @@ def _load_official(official: OfficialSet, cache_dir: str | None, progress: bool)
         if found is None:
             download.fetch(official, archive, progress)
         path = found or archive
-        dataset = _make_dataset(sources.read_source(path, progress), f"{official.name}-custom")
+        dataset = make_dataset(sources.read_source(path, progress), f"{official.name}-custom")
         if dataset.name != official.name:
             raise DataError(f"{path}: not the published {official.title} (its checksums differ); download "
                             f"{official.url} again, or use it as it is with --data {path}")  # fmt: skip
@@ -129,18 +123,10 @@ def _load_synthetic(n_train: int | None, cache_dir: str | None, progress: bool) 
         # The first images of the whole set, in whole groups of ten, which hold each class once
         n = max(10, math.ceil(n_train / 10) * 10)
         raw = RawData(synthetic.CLASSES, *synthetic.make(n, max(10, math.ceil(n / 50) * 10))[:4])
-        return replace(_make_dataset(raw, "synthetic"), mean=synthetic.MEAN, std=synthetic.STD)
+        return replace(make_dataset(raw, "synthetic"), mean=synthetic.MEAN, std=synthetic.STD)
 
     def build() -> Dataset:
         with progress_bar("drawing the synthetic set", progress):
-            return _make_dataset(RawData(synthetic.CLASSES, *synthetic.make()[:4]), "synthetic")
+            return make_dataset(RawData(synthetic.CLASSES, *synthetic.make()[:4]), "synthetic")
 
     return cache.load_or_build(f"synthetic-{synthetic.VERSION}", build, cache_dir)
-
-
-def _make_dataset(raw: RawData, name: str) -> Dataset:
-    """Adds mean, std and digest. The name becomes that of an official set whose content it is."""
-    arrays = raw.x_train, raw.y_train, raw.x_test, raw.y_test
-    mean, std = channel_mean_std(raw.x_train)
-    name = raw.published or ("cifar10" if is_cifar10(raw) else name)
-    return Dataset(name, raw.classes, *arrays, mean, std, dataset_digest(raw.classes, arrays))

@@ -13,8 +13,6 @@ the rounding. The exception, the cosine table of rotations, is rounded to 2^-16.
 Letters: n images of a chunk, H = W = 32 pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.data.raw import Images, Labels
+from fastcifar.data.checks import Images, Labels
 
 CLASSES = ("bars", "checker", "crescent", "cross", "disc", "frame", "ring", "square", "star", "triangle")
 N_TRAIN, N_TEST = 50_000, 10_000

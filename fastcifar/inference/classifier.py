@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.pixels import to_rgb_32
 from fastcifar.models.networks import Network
 from fastcifar.runs.model_file import find_model, load_model
 

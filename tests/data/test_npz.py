@@ -7,7 +7,7 @@ import pytest
 from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
 from tiny_sets import assert_refused, load_path, make_arrays, random_images, write_npz
 
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64, np.int64])

@@ -12,9 +12,10 @@ from isolation import isolated  # noqa: F401  autouse: hides the user's cache, d
 from PIL import Image
 from tiny_sets import encode_image, load_path, make_image_files, make_png, random_images, write_folder, write_tar
 
-from fastcifar.data import images, sources
-from fastcifar.data.errors import DataError
-from fastcifar.data.images import decode_image
+from fastcifar.data import pixels as rule
+from fastcifar.data import sources
+from fastcifar.data.messages import DataError
+from fastcifar.data.pixels import decode_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 READ: dict[str, Callable[[Path, bytes], np.ndarray]] = {
@@ -154,6 +155,6 @@ def test_a_set_that_was_decoded_by_another_rule_is_decoded_again(tmp_path, monke
     for path in (write_folder(tmp_path / "a", make_image_files()), write_tar(tmp_path / "a.tar", make_image_files())):
         now = sources.fingerprint(path)
         with monkeypatch.context() as patched:
-            patched.setattr(sources, "DECODER", images.DECODER - 1)
+            patched.setattr(sources, "DECODER", rule.DECODER - 1)
             assert sources.fingerprint(path) != now
         assert sources.fingerprint(path) == now

@@ -10,7 +10,7 @@ import torch
 from conftest import QUICK, make_dataset
 
 import fastcifar
-from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.pixels import to_rgb_32
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 SMALL: dict[str, Any] = {"device": "cpu", "precision": "fp32", "scale": "small", "epochs": 2, "batch_size": 32}
@@ -120,9 +120,9 @@ def test_evaluate_takes_no_other_data_either(data):
         ({"images": np.zeros((4, 32, 32, 3))}, "images: float64 [4, 32, 32, 3]; expected uint8"),
         ({"images": np.zeros((4, 16, 16), np.uint8)}, "images: 16x16 pixels; expected 24 to 64"),
         ({"images": np.zeros((4, 32, 32, 2), np.uint8)}, "with 1 or 3 channels"),
-        ({"labels": np.zeros(4)}, "labels: float64 [4]; expected integers [N]"),
+        ({"labels": np.zeros(4)}, "y_train is float64 [4]; expected integers [N] or [N, 1]"),
         ({"labels": np.zeros(3, int)}, "4 images and 3 labels"),
-        ({"labels": np.array([0, 0, 0, 9])}, "a label is 9"),
+        ({"labels": np.array([0, 0, 0, 9])}, "a label in y_train is 9"),
         ({"labels": np.array([0, 0, 0, -1])}, "-1"),
         ({"classes": ["a", "a"]}, "class names"),
     ],
