@@ -68,7 +68,7 @@ def test_wrong_arguments_are_told(arguments, told):
 
 @pytest.mark.parametrize("labels", [np.zeros(59, int), np.zeros(60), np.zeros((60, 2), int)])
 def test_wrong_labels_are_told(labels):
-    with pytest.raises(ValueError, match="expected (integers|one label)"):
+    with pytest.raises(ValueError, match=r"expected (integers|one label)"):
         fastcifar.Loader(make_dataset(60).x_train, labels, 20)
 
 
