@@ -33,7 +33,7 @@ class Loader:
     With train=False: all images, in their order, without augmentation; the last batch may be smaller.
 
     Args:
-        images: uint8 [N, H, W, C] or [N, H, W], 24 to 64 pixels, 1 or 3 channels; they become [N, 32, 32, 3].
+        images: as `Dataset.from_arrays` takes them; they become uint8 [N, 32, 32, 3].
         labels: integers [N].
         batch_size: B; the rest of an epoch that fills no batch is left out, other images each time.
         crop_pad_px: as the flag of this name, as are the next two.

@@ -114,4 +114,4 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         data = checks.read_limited(path, checks.MAX_PHOTO_BYTES)
     except OSError as e:
         raise DataError(f"{path}: cannot be read as an image ({e.strerror}); give another one") from e
-    return decode_image(data, str(path), ("PNG", "JPEG", "WEBP", "BMP"), checks.MAX_PHOTO_PIXELS)
+    return decode_image(data, str(path), ("PNG", "JPEG", "WEBP", "BMP"), checks.MAX_PHOTO_PIXELS)[0]

@@ -35,10 +35,10 @@ def read_tar(path: Path, progress: bool) -> RawData:
     with opener(path, "rb") as file:
         stream = _LimitedStream(file)
         with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]  # uses read, seek and tell
-            names, images = decode_images(_read_members(path, tar, batches, class_folders), path, progress)
+            decoded = decode_images(_read_members(path, tar, batches, class_folders), path, progress)
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros
         if not stream.last_block or stream.last_block.strip(b"\0"):
-            count = len(names) + sum(map(len, batches.values()))
+            count = len(decoded[0]) + sum(map(len, batches.values()))
             raise DataError(f"{path}: damaged or cut off after {count} files; download it again")
         while stream.read(1 << 20):  # decompressors verify their checksum at the end of the stream
             pass
@@ -46,7 +46,7 @@ def read_tar(path: Path, progress: bool) -> RawData:
         raise DataError(f"{path}: holds both {' and '.join(sorted(batches))}; make an archive of one of them")
     for folder, files in batches.items():
         return decode_official(path, _FOLDERS[folder], files)
-    return sort_by_class(path, names, images, class_folders)
+    return sort_by_class(path, *decoded, class_folders)
 
 
 class _LimitedStream:

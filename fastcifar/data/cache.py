@@ -1,7 +1,7 @@
 """Stores decoded data sets on disk, so that only the first run decodes a source.
 
-A cache file is a safetensors file of the four arrays. Its header has the name, classes, mean, std and digest as JSON,
-and a checksum of that. Every read verifies all of it, and that a set called cifar10 is that one: the file's own
+A cache file is a safetensors file of the four arrays. Its header has the other fields as JSON, and a
+checksum of that. Every read verifies all of it, and that a set called cifar10 is that one: the file's own
 checksum does not tell who made it. A damaged file is built again and a cache that cannot be written is not used;
 neither stops a run. Files are written atomically, so that processes may start at the same time.
 """
@@ -88,7 +88,7 @@ def is_known_by_content(dataset: Dataset) -> bool:
 
 def write_cache(file: IO[bytes], dataset: Dataset) -> None:
     """Writes the data set in the format of a cache file."""
-    facts = json.dumps([dataset.name, dataset.classes, dataset.mean, dataset.std, dataset.digest])
+    facts = json.dumps([dataset.name, dataset.classes, dataset.mean, dataset.std, dataset.digest, dataset.resized])
     arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, dataset.arrays, strict=True))
     file.write(save(arrays, {"facts": facts, "sha256": hashlib.sha256(facts.encode()).hexdigest()}))
 
@@ -100,8 +100,8 @@ def read_cache(path: Path) -> Dataset:
         arrays = [file.get_tensor(name) for name in _ARRAYS]
     if hashlib.sha256(header["facts"].encode()).hexdigest() != header["sha256"]:
         raise ValueError("its header does not match its checksum")
-    name, classes, mean, std, digest = json.loads(header["facts"])
+    name, classes, mean, std, digest, resized = json.loads(header["facts"])
     if dataset_digest(classes, arrays) != digest:
         raise ValueError("its arrays do not match their checksum")
     x_train, y_train, x_test, y_test = arrays
-    return Dataset(name, tuple(classes), x_train, y_train, x_test, y_test, tuple(mean), tuple(std), digest)
+    return Dataset(name, tuple(classes), x_train, y_train, x_test, y_test, tuple(mean), tuple(std), digest, resized)

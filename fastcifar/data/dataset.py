@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastcifar.data.checks import Images, Labels, RawData, check_raw
+from fastcifar.data.checks import Images, Labels, RawData, check_raw, stratified
 from fastcifar.data.messages import DataError
 from fastcifar.data.official import is_cifar10
-from fastcifar.data.pixels import to_rgb_32
 
 PerChannel = tuple[float, ...]
 """Of 3 channels."""
@@ -41,31 +40,43 @@ class Dataset:
     std: PerChannel
     digest: str
     """SHA-256 of the arrays and the class names."""
+    resized: int = 0
+    """Images of the whole set that had another size than 32x32."""
 
     @classmethod
     def from_arrays(
         cls,
         x_train: ArrayLike,
         y_train: ArrayLike,
-        x_test: ArrayLike,
-        y_test: ArrayLike,
+        x_test: ArrayLike = (),
+        y_test: ArrayLike = (),
+        *,
+        test_split: float = 0,
         classes: Sequence[str] | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """The data set of uint8 images [N, H, W, C] or [N, H, W] and integer labels [N] in 0..K-1, checked.
+        """The data set of images [N, H, W, C], [N, C, H, W] or [N, H, W] and labels [N], checked.
 
         Args:
-            x_train: 24 to 64 pixels high and wide, 1 or 3 channels; torch tensors on the CPU, too.
-            classes: names of the classes; by default "0", "1", ...
+            x_train: uint8 or floats in [0, 1], 24 to 96 pixels high and wide, 1 or 3 channels; torch tensors on the
+                CPU, too. Other sizes than 32x32 are resized.
+            y_train: integers 0..K-1, or names of classes.
+            x_test: likewise. Without any, a part of the training images is taken: give `test_split`.
+            y_test: likewise.
+            test_split: fraction of each class that becomes the test images, the same at each call.
+            classes: names of the classes; by default "0", "1", ..., or the names in y_train in alphabetical order.
             name: what the record calls the data set, unless the images are those of CIFAR-10.
 
         Raises:
             DataError: an array has another dtype, shape or range.
         """
         names = tuple(classes) if classes is not None else None
-        images = to_rgb_32(x_train, "images"), to_rgb_32(x_test, "test images")
-        raw = RawData(names, images[0], np.asarray(y_train), images[1], np.asarray(y_test))
-        return make_dataset(check_raw(name, raw), name)
+        x, y = np.asarray(x_train), np.asarray(y_train)
+        has_test = len(x_test) or len(y_test)  # type: ignore[arg-type]  # arrays and lists have a length
+        x_test, y_test = (np.asarray(x_test), np.asarray(y_test)) if has_test else (x[:0], y[:0])
+        if not 0 <= test_split < 1:
+            raise DataError(f"test_split is {test_split}; it must be at least 0 and below 1")
+        return make_dataset(check_raw(name, RawData(names, x, y, x_test, y_test), test_split), name)
 
     @property
     def arrays(self) -> tuple[Images, Labels, Images, Labels]:
@@ -114,14 +125,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Ima
     of the whole set. Raises DataError if a class would have no images on either side.
     """
     random = np.random.default_rng([seed, 1])
-    is_validation = np.zeros(len(dataset.y_train), bool)
-    for label, name in enumerate(dataset.classes):
-        rows = np.flatnonzero(dataset.y_train == label)
-        count = round(fraction * len(rows))
-        if not 0 < count < len(rows):
-            raise DataError(f"val_split {fraction} takes {count} of the {len(rows)} images of class {name!r}; use a "
-                            "fraction that leaves images both for training and for validation")  # fmt: skip
-        is_validation[random.permutation(rows)[:count]] = True
+    is_validation = stratified(dataset.y_train, dataset.classes, fraction, random, "val_split")
     x, y = dataset.x_train, dataset.y_train
     rest = _replace_arrays(dataset, x[~is_validation], y[~is_validation], dataset.x_test, dataset.y_test)
     return rest, x[is_validation], y[is_validation]
@@ -167,4 +171,4 @@ def make_dataset(raw: RawData, name: str) -> Dataset:
     arrays = raw.x_train, raw.y_train, raw.x_test, raw.y_test
     mean, std = channel_mean_std(raw.x_train)
     name = raw.published or ("cifar10" if is_cifar10(*arrays) else name)
-    return Dataset(name, raw.classes, *arrays, mean, std, dataset_digest(raw.classes, arrays))
+    return Dataset(name, raw.classes, *arrays, mean, std, dataset_digest(raw.classes, arrays), raw.resized)

@@ -27,34 +27,50 @@ _MAX_PENDING_TASKS = 64  # bounds the memory of images that are read and not yet
 
 
 def read_image_folder(path: Path, progress: bool) -> RawData:
-    """The data set in `path`: train/<class>/*.png|jpg|jpeg and test/<class>/... of 32x32 pixels.
+    """The data set in `path`: train/<class>/*.png|jpg|jpeg and test/<class>/..., or <class>/... without test images.
 
     Hidden files and files with other suffixes are ignored. Raises DataError as `decode_images` and `sort_by_class` do.
     """
     class_folders: set[tuple[str, ...]] = set()
-    names, images = decode_images(_read_files(path, class_folders), path, progress)
-    return sort_by_class(path, names, images, class_folders)
+    decoded = decode_images(_read_files(path, class_folders), path, progress)
+    return sort_by_class(path, *decoded, class_folders)
 
 
 def _read_files(path: Path, class_folders: set[tuple[str, ...]]) -> Iterator[tuple[str, bytes]]:
     """Yields (train/<class>/<file>, content) in order of name; adds each (split, class) folder to class_folders."""
-    for split in SPLITS:
-        for folder in sorted(f for f in (path / split).glob("*") if f.is_dir() and not f.name.startswith(".")):
+    roots = {root.name: root for root in split_folders(path)} or {"train": path}
+    for split, root in roots.items():
+        for folder in class_folders_of(root):
             class_folders.add((split, folder.name))
             for file in sorted(folder.iterdir()):
                 if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
                     yield f"{split}/{folder.name}/{file.name}", checks.read_limited(file, checks.MAX_IMAGE_BYTES)
 
 
-def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool) -> tuple[list[str], Images]:
-    """The names of the files and their pixels as RGB, uint8 [N, 32, 32, 3], in the order of `files`.
+def split_folders(path: Path) -> list[Path]:
+    """The folders train and test, as far as they exist."""
+    return [path / split for split in SPLITS if (path / split).is_dir()]
+
+
+def class_folders_of(path: Path) -> list[Path]:
+    """The folders in `path` that are not hidden, in order of name."""
+    return sorted(f for f in path.glob("*") if f.is_dir() and not f.name.startswith("."))
+
+
+def is_folder_of_classes(path: Path) -> bool:
+    """Whether a folder in `path` has an image in it."""
+    return any(f.suffix.lower() in IMAGE_SUFFIXES for folder in class_folders_of(path) for f in folder.iterdir())
+
+
+def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool) -> tuple[list[str], Images, int]:
+    """The names of the files, their pixels as RGB, uint8 [N, 32, 32, 3], and how many of them were resized.
 
     `files` yields (name, encoded image). Threads decode while the next files are still being read. Raises DataError
-    for a file that is not a PNG or JPEG of 32x32 pixels, as `decode_image` does; `path` is the source in messages.
+    for a file that is not a PNG or JPEG of 24 to 96 pixels, as `decode_image` does; `path` is the source in messages.
     """
     names: list[str] = []
-    decoded: list[Images] = [np.empty((0, 32, 32, 3), np.uint8)]
-    pending: deque[Future[Images]] = deque()
+    decoded: list[tuple[Images, int]] = [(np.empty((0, 32, 32, 3), np.uint8), 0)]
+    pending: deque[Future[tuple[Images, int]]] = deque()
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         progress_bar(f"decoding the images of {printable(path.name)}", progress) as advance,
@@ -66,17 +82,20 @@ def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool
             if len(pending) > _MAX_PENDING_TASKS:
                 decoded.append(pending.popleft().result())
         decoded += [future.result() for future in pending]
-    return names, np.concatenate(decoded)
+    return names, np.concatenate([pixels for pixels, _ in decoded]), sum(resized for _, resized in decoded)
 
 
-def _decode_chunk(path: Path, files: list[tuple[str, bytes]]) -> Images:
-    pixels = np.empty((len(files), 32, 32, 3), np.uint8)
+def _decode_chunk(path: Path, files: list[tuple[str, bytes]]) -> tuple[Images, int]:
+    pixels, resized = np.empty((len(files), 32, 32, 3), np.uint8), 0
     for row, (name, data) in enumerate(files):
-        pixels[row] = decode_image(data, f"{path}: {name}", ("PNG", "JPEG"))
-    return pixels
+        pixels[row], was_resized = decode_image(data, f"{path}: {name}", ("PNG", "JPEG"))
+        resized += was_resized
+    return pixels, resized
 
 
-def sort_by_class(path: Path, names: list[str], images: Images, class_folders: set[tuple[str, ...]]) -> RawData:
+def sort_by_class(
+    path: Path, names: list[str], images: Images, resized: int, class_folders: set[tuple[str, ...]]
+) -> RawData:
     """The images of each split in order of name, with labels that number the classes in alphabetical order.
 
     CIFAR-10's official labels are in alphabetical order too, so its images get the same labels from any container.
@@ -94,7 +113,7 @@ def sort_by_class(path: Path, names: list[str], images: Images, class_folders: s
     train, test = ({name for split, name in used if split == selected} for selected in SPLITS)
     if not train:
         raise DataError(f"{path}: no images in train/<class>/; {SUPPORTED_SOURCES}")
-    if train != test:
+    if train != test and any(split == "test" for split, _ in class_folders | used):
         unpaired = ", ".join(sorted(train ^ test))
         raise DataError(f"{path}: train and test differ in their classes ({unpaired}); each class needs images in both")
     labels = {name: label for label, name in enumerate(sorted(train))}
@@ -103,4 +122,4 @@ def sort_by_class(path: Path, names: list[str], images: Images, class_folders: s
         rows = sorted((key, row) for row, key in enumerate(keys) if key[0] == split)
         arrays.append((images[[row for _, row in rows]], np.array([labels[key[1]] for key, _ in rows], np.int64)))
     (x_train, y_train), (x_test, y_test) = arrays
-    return RawData(tuple(labels), x_train, y_train, x_test, y_test)
+    return RawData(tuple(labels), x_train, y_train, x_test, y_test, resized=resized)

@@ -6,6 +6,7 @@ source (download, folder, archive, arrays or synthetic) -> raw arrays -> `Datase
 import math
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def load(
     *,
     subset: int | None = None,
     smoke: bool = False,
+    test_split: float = 0,
     cache_dir: str | None = None,
     progress: bool = True,
     or_synthetic: bool = True,
@@ -41,6 +43,7 @@ def load(
         subset: number of training images to take, equally many of each class. None takes all.
         smoke: take at most SMOKE_IMAGES training images, or at most `subset` if it is given; a set without so many
             gives what it has.
+        test_split: fraction of each class that becomes the test images, always the same ones, of a set without any.
         cache_dir: folder of cached data sets; see `cache.cache_folder` for the default.
         progress: show on stderr how far a download or decoding has come.
         or_synthetic: whether "auto" may fall back to the synthetic set; else that is an error.
@@ -49,6 +52,8 @@ def load(
         DataError: the data set is missing, damaged or of no supported kind, or too small for `subset`.
     """
     n_train = SMOKE_IMAGES if smoke and subset is None else subset
+    if test_split and source in ("auto", "synthetic", *OFFICIAL_SETS):
+        raise DataError(f"{source}: has test images of its own; leave test_split out")
     if source == "synthetic":
         dataset = _load_synthetic(n_train, cache_dir, progress)
     elif source in OFFICIAL_SETS:
@@ -64,19 +69,26 @@ def load(
             )
             dataset = _load_synthetic(n_train, cache_dir, progress)
     else:
-        dataset = _load_path(Path(os.path.expanduser(source)), cache_dir, progress)
+        dataset = _load_path(Path(os.path.expanduser(source)), cache_dir, progress, test_split)
+    if dataset.resized and progress:
+        print(f"fastcifar: {dataset.resized:,} images are resized to 32x32 pixels, the size that the network trains on",
+              file=sys.stderr, flush=True)  # fmt: skip
     if n_train is None:
         return dataset
     return take_subset(dataset, min(n_train, largest_subset(dataset)) if smoke else n_train)
 
 
-def _load_path(path: Path, cache_dir: str | None, progress: bool) -> Dataset:
-    key = sources.fingerprint(path)[:32]
+def _load_path(path: Path, cache_dir: str | None, progress: bool, test_split: float) -> Dataset:
+    key = sources.fingerprint(path)[:32] + (f"-test-{test_split:g}" if test_split else "")
     name = re.sub(r"(\.tar)?\.(tar|gz|tgz|xz|txz|bz2|tbz2?|npz)$", "", path.resolve().name, flags=re.IGNORECASE)
     name = printable(name)  # it is printed, and written to files of UTF-8
     if name in (*OFFICIAL_SETS, "synthetic"):
         name += "-custom"  # those names state what the content is
-    dataset = cache.load_or_build(key, lambda: make_dataset(sources.read_source(path, progress), name), cache_dir)
+
+    def build() -> Dataset:
+        return make_dataset(sources.read_source(path, progress, test_split), name)
+
+    dataset = cache.load_or_build(key, build, cache_dir)
     # The key stands for the content: the cached name may be that of a copy of the file elsewhere.
     return dataset if dataset.name in OFFICIAL_SETS else replace(dataset, name=name)
 

@@ -15,7 +15,7 @@ import numpy as np
 from fastcifar.data import checks
 from fastcifar.data.archives import read_tar
 from fastcifar.data.checks import RawData, check_raw
-from fastcifar.data.images import SPLITS, read_image_folder
+from fastcifar.data.images import class_folders_of, is_folder_of_classes, read_image_folder, split_folders
 from fastcifar.data.messages import SUPPORTED_SOURCES, DataError
 from fastcifar.data.official import decode_official, find_official
 from fastcifar.data.pixels import DECODER
@@ -23,15 +23,16 @@ from fastcifar.data.pixels import DECODER
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def read_source(path: Path, progress: bool = True) -> RawData:
+def read_source(path: Path, progress: bool = True, test_split: float = 0) -> RawData:
     """The checked arrays at `path`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
 
+    test_split: the fraction of each class that becomes the test images of a set without any.
     Raises DataError for anything that is not a whole, well-formed data set.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about odd files; the error message alone shall be printed
-            return check_raw(str(path), _read_unchecked(path, progress))
+            return check_raw(str(path), _read_unchecked(path, progress), test_split)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # the parsers of four formats raise too many kinds of exception to list
@@ -51,7 +52,7 @@ def fingerprint(path: Path) -> str:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: hashlib.sha256(decoder)).hexdigest()
         official = find_official(path)
-        roots = [official[1]] if official else [path / split for split in SPLITS]
+        roots = [official[1]] if official else split_folders(path) or class_folders_of(path)
         total = hashlib.sha256(decoder + os.fsencode(path.resolve()))
         for root in roots:
             for folder, subfolders, names in os.walk(root):
@@ -71,7 +72,7 @@ def _source_kind(path: Path) -> Literal["file", "folder"]:
         raise DataError(f"{path}: no such file or folder; {SUPPORTED_SOURCES}")
     if path.is_file():
         return "file"
-    if path.is_dir() and (find_official(path) or any((path / split).is_dir() for split in SPLITS)):
+    if path.is_dir() and (find_official(path) or split_folders(path) or is_folder_of_classes(path)):
         return "folder"
     raise DataError(f"{path}: holds no data set; {SUPPORTED_SOURCES}")
 
@@ -90,7 +91,7 @@ def _read_unchecked(path: Path, progress: bool) -> RawData:
 
 
 def read_npz(path: Path) -> RawData:
-    """The arrays of an .npz file: x_train, y_train, x_test, y_test and optionally classes, strings [K].
+    """The arrays of an .npz file: x_train, y_train, optionally x_test and y_test, and classes, strings [K].
 
     Raises DataError for missing arrays, and for a file that is too large when decompressed.
     """
@@ -98,7 +99,8 @@ def read_npz(path: Path) -> RawData:
         if sum(info.file_size for info in file.zip.infolist()) > checks.MAX_DATASET_BYTES:
             gib = checks.MAX_DATASET_BYTES >> 30
             raise DataError(f"{path}: decompresses to more than {gib} GiB; save a smaller data set")
-        missing = [name for name in _ARRAYS if name not in file.files]
+        has_test = "x_test" in file.files or "y_test" in file.files
+        missing = [name for name in _ARRAYS[: 4 if has_test else 2] if name not in file.files]
         if missing:
             call = f"np.savez(path, {', '.join(f'{name}={name}' for name in _ARRAYS)})"
             raise DataError(f"{path}: lacks {', '.join(missing)}; save it with {call}")
@@ -108,6 +110,8 @@ def read_npz(path: Path) -> RawData:
             raise DataError(f"{path}: an array needs more memory than there is; close other programs, or save it "
                             "again") from None  # fmt: skip
     names = arrays.pop("classes", None)
+    if not has_test:
+        arrays |= {"x_test": arrays["x_train"][:0], "y_test": arrays["y_train"][:0]}
     if names is None:
         return RawData(None, **arrays)
     if names.ndim != 1 or names.dtype.kind not in "US":

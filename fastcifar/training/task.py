@@ -112,7 +112,8 @@ def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Data
 
     or_synthetic: whether `auto` may fall back to the built-in synthetic images.
     """
-    return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
+    data = config.data
+    return load(data.source, subset=data.subset, smoke=config.run.smoke, test_split=data.test_split,
                 cache_dir=config.machine.cache_dir, progress=progress, or_synthetic=or_synthetic)  # fmt: skip
 
 
