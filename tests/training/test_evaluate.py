@@ -12,8 +12,8 @@ from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.models import folded as folding
 from fastcifar.training import evaluate
 from fastcifar.training.hardware import Hardware
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
 
 NUM = 23
 
@@ -182,7 +182,7 @@ def make_network(make_quick_task, monkeypatch):
     def make(**settings):
         monkeypatch.setattr(evaluate, "EVAL_BATCH", 32)
         task = make_quick_task(**settings)
-        model = start(task, Stopwatch()).model
+        model = initial_state(task, Stopwatch()).model
         change(model, 5)
         return task, model
 
