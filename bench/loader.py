@@ -29,10 +29,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from bench import harness
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import Executor, TorchExecutor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.config.settings import with_settings

@@ -28,7 +28,7 @@ from bench import harness
 from bench.time_to_accuracy import BASE
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 from fastcifar.runs import record
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import load_data

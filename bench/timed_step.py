@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.floors import PARTS
-from fastcifar.augment.block import Block
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import Block, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.prepare import warm_up

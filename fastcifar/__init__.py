@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastcifar.config.config import Config
     from fastcifar.config.recipes import RECIPES
     from fastcifar.data.dataset import Dataset
+    from fastcifar.data.load import load as load_data
     from fastcifar.inference.classifier import Classifier, load
     from fastcifar.inference.export import export
     from fastcifar.inference.swag_models import swag_models
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "RECIPES", "Classifier", "Config", "Dataset", "Diverged", "Loader", "Observer", "Result", "Stop", "evaluate",
-    "export", "fit", "load", "swag_models", "train",
+    "export", "fit", "load", "load_data", "swag_models", "train",
 ]  # fmt: skip
 _HOMES = {
     "Classifier": "inference.classifier", "Config": "config.config", "Dataset": "data.dataset",
     "Diverged": "training.state", "Loader": "augment.loader", "Observer": "training.observer",
     "RECIPES": "config.recipes", "Result": "api", "Stop": "training.observer", "evaluate": "api",
-    "export": "inference.export", "fit": "api", "load": "inference.classifier",
+    "export": "inference.export", "fit": "api", "load": "inference.classifier", "load_data": "data.load:load",
     "swag_models": "inference.swag_models", "train": "api",
 }  # fmt: skip
 
@@ -41,4 +42,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fastcifar.{_HOMES[name]}"), name)
+    module, _, name_there = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"fastcifar.{module}"), name_there or name)

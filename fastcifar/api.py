@@ -19,7 +19,7 @@ from fastcifar.config.config import Command, Config, Model
 from fastcifar.config.recipes import find_recipe, with_optimizer
 from fastcifar.config.schedules import Schedule
 from fastcifar.config.settings import SETTINGS, with_all_settings
-from fastcifar.data.arrays import dataset_from_arrays
+from fastcifar.data.checks import check_labels
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load as load_dataset
 from fastcifar.files import lock_folder
@@ -115,17 +115,22 @@ def train(
 def fit(
     images: ArrayLike,
     labels: ArrayLike,
-    test: tuple[ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike] | float,
     classes: Sequence[str] | None = None,
     recipe: str | Config = "swa30",
     **arguments: Any,
 ) -> Result:
-    """Trains a model on arrays: uint8 images [N, H, W, C] of 24 to 64 pixels, 1 or 3 channels, labels [N] in 0..K-1.
+    """Trains a model on arrays: images and labels as `Dataset.from_arrays` takes them.
 
-    test: (images, labels) that the accuracy is measured on. `arguments`: as for `train`. Raises ValueError for arrays
+    test: (images, labels) that the accuracy is measured on, or the fraction of each class that is kept for that.
+    `arguments`: as for `train`. Raises ValueError for arrays
     of another dtype or shape.
     """
-    return train(recipe, data=dataset_from_arrays(images, labels, *test, classes=classes), **arguments)
+    if isinstance(test, (int, float)):
+        dataset = Dataset.from_arrays(images, labels, test_split=test, classes=classes)
+    else:
+        dataset = Dataset.from_arrays(images, labels, *test, classes=classes)
+    return train(recipe, data=dataset, **arguments)
 
 
 def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True) -> dict[str, float]:
@@ -139,7 +144,8 @@ def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], view
     else:
         dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
         images, labels = dataset.x_test, dataset.y_test
-    logits, target = model.logits(images, views), torch.as_tensor(labels).long()
+    logits = model.logits(images, views)
+    target = torch.from_numpy(check_labels("evaluate", labels, classes=model.classes))
     if len(target) != len(logits) or not len(target):
         raise ValueError(f"{len(logits)} images and {len(target)} labels; expected one label per image, and some")
     if not 0 <= int(target.min()) <= int(target.max()) < len(model.classes):

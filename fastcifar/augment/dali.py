@@ -14,8 +14,6 @@ call adds up to one wave of blocks, whatever it has to do, and a small call afte
 small for ever (docs/dali-report.md). So a pipeline gets calls of one size, and not too many of them.
 """
 
-from __future__ import annotations
-
 import traceback
 from typing import Any
 
@@ -24,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
-from fastcifar.augment.block import Block, blank, shrink
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import Block, Executor, cutout, shrink
 from fastcifar.augment.images import DeviceImages, upload
 from fastcifar.augment.plan import EpochPlan
 
@@ -60,7 +57,7 @@ class DaliExecutor(Executor):
 
     def __init__(self, images: DeviceImages, cutout_px: int = 0, max_images: int | None = None) -> None:
         super().__init__(images, cutout_px, max_images)
-        self.size = images.padded.shape[1] - 2 * images.pad_px
+        self.size = images.size_px
         # DALI (2.4) writes FLOAT, FLOAT16, INT8 and UINT8 here and has no bf16 anywhere: for bf16 its fp32 is cast.
         self.output_dtype = torch.float16 if images.dtype == torch.float16 else torch.float32
         self.feed: dict[str, Any] = {}  # what DALI reads next; a dict, so that the pipeline need not refer to self
@@ -103,7 +100,7 @@ class DaliExecutor(Executor):
             batch_size=2 * (2 * images.pad_px + 1) ** 2,
             num_threads=1,
             device_id=images.padded.device.index,  # None on a CPU
-            prefetch_queue_depth=1,  # `one_block_ahead` decides what is made when
+            prefetch_queue_depth=1,  # `Blocks` decides what is made when
         )
         def augment() -> Any:
             # DALI copies a list of GPU tensors in any case. It does so on our stream, so their memory may be used
@@ -148,10 +145,9 @@ class DaliExecutor(Executor):
         x = x.to(images.dtype)
         if self.cutout_px:
             cutout_y, cutout_x = (upload(centre[in_order], device) for centre in (flat.cutout_y, flat.cutout_x))
-            x = blank(x, cutout_y, cutout_x, self.cutout_px)
-        x = shrink(x.permute(0, 3, 1, 2), size_px).permute(0, 2, 3, 1)
+            x = cutout(x, cutout_y, cutout_x, self.cutout_px)
         row_table = upload(torch.from_numpy(rows).view(plan.index.shape), device)
-        return Block(x, images.labels[index], row_table, num_steps=len(plan))
+        return Block(shrink(x, size_px), images.labels[index], row_table, num_steps=len(plan))
 
     def _set_feed(self, sequences: tuple[Tensor, ...], flat: EpochPlan, first: np.ndarray[Any, Any]) -> None:
         """Sets what DALI reads next: G sequences [F, H+2P, W+2P, C] u8, and their G crop places and mirrors.

@@ -4,8 +4,6 @@ Both executors and the evaluation read from here. Shapes: N images, B images of 
 pixels, P pixels of padding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +22,11 @@ class DeviceImages:
     inv_std: Tensor  # [C] f32
     pad_px: int
     dtype: torch.dtype  # of the batches
+
+    @property
+    def size_px(self) -> int:
+        """H = W."""
+        return self.padded.shape[1] - 2 * self.pad_px
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """[..., C] uint8 -> [..., C] in the compute dtype: one fused multiply-add in fp32, then the cast."""

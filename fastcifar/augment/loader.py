@@ -10,8 +10,6 @@ The images lie on the device as uint8. Each iteration over the loader is the nex
 Letters: N images, B images of a batch, C = 3 channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -20,14 +18,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import make_executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Augment
-from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.checks import check_labels
 from fastcifar.data.dataset import channel_mean_std
+from fastcifar.data.pixels import to_rgb_32
 
 
 class Loader:
@@ -36,7 +33,7 @@ class Loader:
     With train=False: all images, in their order, without augmentation; the last batch may be smaller.
 
     Args:
-        images: uint8 [N, H, W, C] or [N, H, W], 24 to 64 pixels, 1 or 3 channels; they become [N, 32, 32, 3].
+        images: as `Dataset.from_arrays` takes them; they become uint8 [N, 32, 32, 3].
         labels: integers [N].
         batch_size: B; the rest of an epoch that fills no batch is left out, other images each time.
         crop_pad_px: as the flag of this name, as are the next two.
@@ -70,8 +67,8 @@ class Loader:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         executor: Literal["auto", "torch", "dali"] = "torch",
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         seed: int = 0,
         train: bool = True,
         rank: int = 0,
@@ -83,24 +80,28 @@ class Loader:
             raise ValueError(f"executor is {executor!r}; known: auto, torch, dali")
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank} of {world} processes; it must be in 0..{world - 1}")
-        self.train, self.rank, self.world = train, rank, world
+        self.train = train
+        self.rank, self.world = rank, world
         self.augment = Augment(crop_pad_px=crop_pad_px if train else 0, mirror=mirror, cutout_px=cutout_px)
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
-        self.device, self.dtype, self.kind = torch.device(device), dtype, executor
+        self.batch_size = batch_size
+        self.seed, self.epoch = seed, 0
+        self.device, self.dtype = torch.device(device), dtype
+        self.kind = executor
         self.mean, self.std = mean, std
         self.replace(images, labels)
 
     def replace(self, images: ArrayLike, labels: ArrayLike) -> None:
         """Takes other images from the next epoch on. mean and std stay those of the first ones."""
-        pixels, targets = to_rgb_32(images), np.asarray(labels)
-        if targets.dtype.kind not in "iu" or targets.shape != (len(pixels),) or not len(pixels):
-            found = f"{targets.dtype} {list(targets.shape)} for {len(pixels)} images"
-            raise ValueError(f"labels: {found}; expected integers [N], one for each image, and at least one")
+        pixels, targets = to_rgb_32(images), check_labels("Loader", labels)
+        if len(targets) != len(pixels) or not len(pixels):
+            raise ValueError(f"{len(pixels)} images and {len(targets)} labels; expected one label per image, and some")
         if self.mean is None or self.std is None:
             mean, std = channel_mean_std(pixels)
             self.mean, self.std = self.mean or mean, self.std or std
-        self._pixels, self._targets = pixels, targets.astype(np.int64)
-        self.executor = self._make_executor()
+        self._pixels, self._targets = pixels, targets
+        pad_px = self.augment.crop_pad_px
+        on_device = to_device(pixels, targets, self.mean, self.std, pad_px, self.device, self.dtype)
+        self.executor = make_executor(self.kind, on_device, self.augment.cutout_px)
 
     def keep(self, chosen: ArrayLike) -> None:
         """Trains on some of the present images only, from the next epoch on: a mask bool [N] or indices [M]."""
@@ -145,9 +146,3 @@ class Loader:
             self.images[mine].split(self.batch_size), self.labels[mine].split(self.batch_size), strict=True
         ):
             yield self.normalize(images), labels
-
-    def _make_executor(self) -> Executor:
-        assert self.mean and self.std
-        images = to_device(self._pixels, self._targets, self.mean, self.std, self.augment.crop_pad_px, self.device,
-                           self.dtype)  # fmt: skip
-        return (DaliExecutor if self.kind == "dali" else TorchExecutor)(images, self.augment.cutout_px)

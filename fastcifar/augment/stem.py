@@ -4,13 +4,11 @@ One kernel, which writes none of the images that an executor would make. It give
 run that does not train the stem. Plain torch is what it is compared with. Shapes: B images, C channels, S pixels.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.augment.block import Draws
+from fastcifar.augment.executor import Draws
 from fastcifar.augment.images import DeviceImages
 from fastcifar.models.launch import TOLERANCE, farthest, launch, require_close, tried
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
@@ -26,7 +24,7 @@ def stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) -> Ten
     border: size of the filters of a pooled convolution that reads the output, which then has its zero border
     (`pad_before_pool`).
     """
-    images, size, channels = draws.source, draws.size_px, conv.out_channels
+    images, size, channels = draws.source, draws.source.size_px, conv.out_channels
     before, after_y, after_x = border_before_pool((size - 1, size - 1), border) if border else (0, 0, 0)
     shape = (size - 1 + before + after_y, size - 1 + before + after_x)
     y = torch.empty(len(draws.table), channels, *shape, dtype=images.dtype, device=images.padded.device,

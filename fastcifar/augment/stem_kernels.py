@@ -1,8 +1,6 @@
 """The Triton kernel of `fastcifar.augment.stem`, which imports this file only on a CUDA card."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -162,12 +162,11 @@ def _compiler(on_gpu: bool) -> Item:
 
 def _cifar10() -> Item:
     """Where CIFAR-10 comes from."""
-    cached = cache.cache_folder() / "cifar10.cache"
+    cached = cache.cache_file("cifar10")
     found, archive = locate(CIFAR10)
     if cached.is_file():
         try:
-            with cached.open("rb") as file:
-                return Item("ok", "CIFAR-10", f"{cache.read_cache(file).name} from the cache, {cached}")
+            return Item("ok", "CIFAR-10", f"{cache.read_cache(cached).name} from the cache, {cached}")
         except Exception as error:  # a damaged file may raise anything
             return Item("missing", "CIFAR-10", f"the cache is damaged ({error}): rm {cached}")
     if found:

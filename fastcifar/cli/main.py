@@ -47,7 +47,7 @@ def run(name: str, argv: Sequence[str], prog: str, signals: Signals | None = Non
         print(e, file=sys.stderr, flush=True)
         return 128 + e.number
     except Exception as e:
-        from fastcifar.data.errors import printable
+        from fastcifar.data.messages import printable
 
         message, code = message_and_code(e, training=name == "train")
         if not message or (name == "train" and "--debug" in argv):

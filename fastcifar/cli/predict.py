@@ -18,9 +18,9 @@ import tyro
 from numpy.typing import NDArray
 
 from fastcifar.cli.flags import UsageError, parse_quietly
-from fastcifar.data import limits
-from fastcifar.data.errors import DataError, printable
-from fastcifar.data.images import decode_image
+from fastcifar.data import checks
+from fastcifar.data.messages import DataError, printable
+from fastcifar.data.pixels import decode_image
 from fastcifar.inference.classifier import load
 from fastcifar.runs.model_file import find_model
 
@@ -111,7 +111,7 @@ def line(path: str, best: list[tuple[str, float]], options: Options) -> str:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """An image file as uint8 [32, 32, 3]. DataError when it is no PNG, JPEG, WebP or BMP image, or too large."""
     try:
-        data = limits.read_limited(path, limits.MAX_PHOTO_BYTES)
+        data = checks.read_limited(path, checks.MAX_PHOTO_BYTES)
     except OSError as e:
         raise DataError(f"{path}: cannot be read as an image ({e.strerror}); give another one") from e
-    return decode_image(data, str(path), ("PNG", "JPEG", "WEBP", "BMP"), limits.MAX_PHOTO_PIXELS)
+    return decode_image(data, str(path), ("PNG", "JPEG", "WEBP", "BMP"), checks.MAX_PHOTO_PIXELS)[0]

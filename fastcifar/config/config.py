@@ -56,6 +56,8 @@ class Data(Part):
     """auto, cifar10, cifar100, synthetic, or a path: official folder or archive, image folder or tar of one, .npz."""
     subset: int | None = setting(None, ABOVE_0)
     """Train on this many images, classes in equal parts, and test on a fifth as many."""
+    test_split: float = setting(0.0, FRACTION)
+    """Fraction of each class of a set without test images that becomes the test images, the same in every run."""
     val_split: float = setting(0.0, FRACTION)
     """Fraction of the training images held out; per-epoch accuracy (and plateau) then uses them, not the test set."""
 

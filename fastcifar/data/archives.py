@@ -4,8 +4,6 @@ A tar is read once, forward, in memory: nothing is unpacked to disk, and sizes a
 unsafe names, links and decompression bombs do no harm. `sources` calls this for every file that is not an .npz.
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma
@@ -14,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from fastcifar.data import limits
-from fastcifar.data.errors import DataError
+from fastcifar.data import checks
+from fastcifar.data.checks import RawData
 from fastcifar.data.images import IMAGE_SUFFIXES, SPLITS, decode_images, sort_by_class
+from fastcifar.data.messages import DataError
 from fastcifar.data.official import OFFICIAL_SETS, decode_official
-from fastcifar.data.raw import RawData
 
 _FOLDERS = {official.folder: official for official in OFFICIAL_SETS.values()}
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by the first two bytes
 
 
 def read_tar(path: Path, progress: bool) -> RawData:
-    """Returns the data set in a tar, plain or compressed with gzip, bzip2 or xz.
+    """The data set in a tar, plain or compressed with gzip, bzip2 or xz.
 
     If it holds official batch files these are decoded, otherwise its images. Raises DataError for entries that are
     unsafe, misplaced or too large and for a damaged end; decompressors raise exceptions of their own.
@@ -37,10 +35,10 @@ def read_tar(path: Path, progress: bool) -> RawData:
     with opener(path, "rb") as file:
         stream = _LimitedStream(file)
         with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]  # uses read, seek and tell
-            names, images = decode_images(_read_members(path, tar, batches, class_folders), path, progress)
+            decoded = decode_images(_read_members(path, tar, batches, class_folders), path, progress)
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros
         if not stream.last_block or stream.last_block.strip(b"\0"):
-            count = len(names) + sum(map(len, batches.values()))
+            count = len(decoded[0]) + sum(map(len, batches.values()))
             raise DataError(f"{path}: damaged or cut off after {count} files; download it again")
         while stream.read(1 << 20):  # decompressors verify their checksum at the end of the stream
             pass
@@ -48,7 +46,7 @@ def read_tar(path: Path, progress: bool) -> RawData:
         raise DataError(f"{path}: holds both {' and '.join(sorted(batches))}; make an archive of one of them")
     for folder, files in batches.items():
         return decode_official(path, _FOLDERS[folder], files)
-    return sort_by_class(path, names, images, class_folders)
+    return sort_by_class(path, *decoded, class_folders)
 
 
 class _LimitedStream:
@@ -72,8 +70,8 @@ class _LimitedStream:
 
     def read(self, n: int) -> bytes:
         # tarfile itself reads long-name records whole, of any size that the archive claims
-        if n > limits.MAX_BATCH_BYTES + tarfile.BLOCKSIZE or self._position > limits.MAX_DATASET_BYTES:
-            mib, gib = limits.MAX_BATCH_BYTES >> 20, limits.MAX_DATASET_BYTES >> 30
+        if n > checks.MAX_BATCH_BYTES + tarfile.BLOCKSIZE or self._position > checks.MAX_DATASET_BYTES:
+            mib, gib = checks.MAX_BATCH_BYTES >> 20, checks.MAX_DATASET_BYTES >> 30
             raise tarfile.ReadError(f"more than {mib} MiB in one file or {gib} GiB in total")
         self.last_block = self._stream.read(n)
         self._position += len(self.last_block)
@@ -88,7 +86,7 @@ def _read_members(
     Adds official batch files to `batches` and each (split, class) folder to `class_folders` on the way.
     """
     outer_folders: set[tuple[str, ...]] = set()
-    for _ in range(limits.MAX_FILES):
+    for _ in range(checks.MAX_FILES):
         member = tar.next()
         tar.members.clear()  # type: ignore[attr-defined]  # else tarfile stores an object for each of the members
         if member is None:
@@ -103,7 +101,7 @@ def _read_members(
             if split_at is not None and len(parts) == split_at + 2:
                 class_folders.add(parts[split_at:])
         elif parts[-1].lower().endswith(IMAGE_SUFFIXES):
-            data = _read_member(path, tar, member, limits.MAX_IMAGE_BYTES)
+            data = _read_member(path, tar, member, checks.MAX_IMAGE_BYTES)
             if split_at is None or len(parts) != split_at + 3:
                 raise DataError(f"{path}: {member.name} is not in train/<class>/ or test/<class>/; move or remove it")
             outer_folders.add(parts[:split_at])
@@ -111,8 +109,8 @@ def _read_members(
                 raise DataError(f"{path}: has train and test in more than one folder; remove all but one")
             yield "/".join(parts[split_at:]), data
         elif len(parts) > 1 and parts[-2] in _FOLDERS and parts[-1] in _FOLDERS[parts[-2]].files:
-            batches.setdefault(parts[-2], {})[parts[-1]] = _read_member(path, tar, member, limits.MAX_BATCH_BYTES)
-    raise DataError(f"{path}: more than {limits.MAX_FILES} files; make an archive of the data set alone")
+            batches.setdefault(parts[-2], {})[parts[-1]] = _read_member(path, tar, member, checks.MAX_BATCH_BYTES)
+    raise DataError(f"{path}: more than {checks.MAX_FILES} files; make an archive of the data set alone")
 
 
 def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes:

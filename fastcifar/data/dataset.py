@@ -5,8 +5,6 @@
 Letters: N images of H = W = 32 pixels, C = 3 channels, K classes, V validation images.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -15,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fastcifar.data.errors import DataError
-from fastcifar.data.raw import Images, Labels
+from fastcifar.data.checks import Images, Labels, RawData, check_raw, stratified
+from fastcifar.data.messages import DataError
+from fastcifar.data.official import is_cifar10
 
-__all__ = ["Dataset", "channel_mean_std", "dataset_digest", "hold_out", "largest_subset", "take_subset"]
-
-PerChannel = tuple[float, float, float]
+PerChannel = tuple[float, ...]
+"""Of 3 channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +40,52 @@ class Dataset:
     std: PerChannel
     digest: str
     """SHA-256 of the arrays and the class names."""
+    resized: int = 0
+    """Images of the whole set that had another size than 32x32."""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x_train: ArrayLike,
+        y_train: ArrayLike,
+        x_test: ArrayLike = (),
+        y_test: ArrayLike = (),
+        *,
+        test_split: float = 0,
+        classes: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """The data set of images [N, H, W, C], [N, C, H, W] or [N, H, W] and labels [N], checked.
+
+        Args:
+            x_train: uint8 or floats in [0, 1], 24 to 96 pixels high and wide, 1 or 3 channels; torch tensors on the
+                CPU, too. Other sizes than 32x32 are resized.
+            y_train: integers 0..K-1, or names of classes.
+            x_test: likewise. Without any, a part of the training images is taken: give `test_split`.
+            y_test: likewise.
+            test_split: fraction of each class that becomes the test images, the same at each call.
+            classes: names of the classes; by default "0", "1", ..., or the names in y_train in alphabetical order.
+            name: what the record calls the data set, unless the images are those of CIFAR-10.
+
+        Raises:
+            DataError: an array has another dtype, shape or range.
+        """
+        names = tuple(classes) if classes is not None else None
+        x, y = np.asarray(x_train), np.asarray(y_train)
+        has_test = len(x_test) or len(y_test)  # type: ignore[arg-type]  # arrays and lists have a length
+        x_test, y_test = (np.asarray(x_test), np.asarray(y_test)) if has_test else (x[:0], y[:0])
+        if not 0 <= test_split < 1:
+            raise DataError(f"test_split is {test_split}; it must be at least 0 and below 1")
+        return make_dataset(check_raw(name, RawData(names, x, y, x_test, y_test), test_split), name)
+
+    @property
+    def arrays(self) -> tuple[Images, Labels, Images, Labels]:
+        """x_train, y_train, x_test, y_test."""
+        return self.x_train, self.y_train, self.x_test, self.y_test
 
 
 def take_subset(dataset: Dataset, n_train: int) -> Dataset:
-    """Returns the first n_train training images, with classes in equal parts, and at most a fifth as many test images.
+    """The first n_train training images, with classes in equal parts, and at most a fifth as many test images.
 
     There is at least one test image of each class, where the set has one. mean and std stay those of the whole set.
     Raises DataError if n_train is below K or above `largest_subset(dataset)`.
@@ -64,7 +104,7 @@ def take_subset(dataset: Dataset, n_train: int) -> Dataset:
 
 
 def largest_subset(dataset: Dataset) -> int:
-    """Returns the largest number of training images with equally many of each class."""
+    """The largest number of training images with equally many of each class."""
     k = len(dataset.classes)
     return int(np.bincount(dataset.y_train, minlength=k).min()) * k
 
@@ -79,20 +119,13 @@ def _rows_in_equal_parts(labels: Labels, n: int, k: int) -> NDArray[np.intp]:
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Images, Labels]:
-    """Returns the data set without its validation images, and those: x_val uint8 [V, H, W, C] and y_val int64 [V].
+    """The data set without its validation images, and those: x_val uint8 [V, H, W, C] and y_val int64 [V].
 
     The split is random by `seed` and stratified: the same fraction of each class is held out. mean and std stay those
     of the whole set. Raises DataError if a class would have no images on either side.
     """
     random = np.random.default_rng([seed, 1])
-    is_validation = np.zeros(len(dataset.y_train), bool)
-    for label, name in enumerate(dataset.classes):
-        rows = np.flatnonzero(dataset.y_train == label)
-        count = round(fraction * len(rows))
-        if not 0 < count < len(rows):
-            raise DataError(f"val_split {fraction} takes {count} of the {len(rows)} images of class {name!r}; use a "
-                            "fraction that leaves images both for training and for validation")  # fmt: skip
-        is_validation[random.permutation(rows)[:count]] = True
+    is_validation = stratified(dataset.y_train, dataset.classes, fraction, random, "val_split")
     x, y = dataset.x_train, dataset.y_train
     rest = _replace_arrays(dataset, x[~is_validation], y[~is_validation], dataset.x_test, dataset.y_test)
     return rest, x[is_validation], y[is_validation]
@@ -104,7 +137,7 @@ def _replace_arrays(dataset: Dataset, x_train: Images, y_train: Labels, x_test: 
 
 
 def dataset_digest(classes: tuple[str, ...], arrays: Sequence[NDArray[Any]]) -> str:
-    """Returns the SHA-256 of the class names and of the arrays' dtypes, shapes and bytes.
+    """The SHA-256 of the class names and of the arrays' dtypes, shapes and bytes.
 
     arrays: x_train, y_train, x_test, y_test, in this order.
     """
@@ -116,7 +149,7 @@ def dataset_digest(classes: tuple[str, ...], arrays: Sequence[NDArray[Any]]) -> 
 
 
 def channel_mean_std(images: Images) -> tuple[PerChannel, PerChannel]:
-    """Returns the mean and the standard deviation per channel of images uint8 [N, H, W, C], for pixels in [0, 1].
+    """The mean and the standard deviation per channel of images uint8 [N, H, W, C], for pixels in [0, 1].
 
     Both come from exact integer sums, so they do not depend on the order of images or the machine. A constant channel
     gets standard deviation 1, so that dividing by it stays finite.
@@ -125,16 +158,17 @@ def channel_mean_std(images: Images) -> tuple[PerChannel, PerChannel]:
     for start in range(0, len(images), 1_000):  # in chunks, because bincount converts its input to int64
         for channel in range(3):
             counts[channel] += np.bincount(images[start : start + 1_000, ..., channel].reshape(-1), minlength=256)
-    (r_mean, r_std), (g_mean, g_std), (b_mean, b_std) = (
-        _mean_std(channel_counts.tolist()) for channel_counts in counts
-    )
-    return (r_mean, g_mean, b_mean), (r_std, g_std, b_std)
+    levels = np.arange(256)
+    sums = (counts @ np.stack([levels**0, levels, levels**2], axis=1)).tolist()  # as Python's integers: n * squares
+    mean = tuple(total / n / 255 for n, total, _ in sums)  # would overflow 64 bits
+    std = tuple(math.sqrt(n * squares - total * total) / n / 255 or 1.0 for n, total, squares in sums)
+    return mean, std
 
 
-def _mean_std(counts: list[int]) -> tuple[float, float]:
-    """Mean and standard deviation of pixels in [0, 1], from the count of each grey level 0..255."""
-    n = sum(counts)
-    total = sum(level * count for level, count in enumerate(counts))
-    total_of_squares = sum(level * level * count for level, count in enumerate(counts))
-    std = math.sqrt(n * total_of_squares - total * total) / n / 255
-    return total / n / 255, std or 1.0
+def make_dataset(raw: RawData, name: str) -> Dataset:
+    """Checked arrays with mean, std and digest. The name becomes that of an official set whose content it is."""
+    assert raw.classes is not None
+    arrays = raw.x_train, raw.y_train, raw.x_test, raw.y_test
+    mean, std = channel_mean_std(raw.x_train)
+    name = raw.published or ("cifar10" if is_cifar10(*arrays) else name)
+    return Dataset(name, raw.classes, *arrays, mean, std, dataset_digest(raw.classes, arrays), raw.resized)

@@ -3,8 +3,6 @@
 `load` calls this when it finds the data set nowhere on the machine, and then reads the archive like any other source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import threading
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from fastcifar.data.messages import progress_bar
 from fastcifar.data.official import OfficialSet
-from fastcifar.data.progress import progress_bar
 from fastcifar.files import write_atomically
 
 MIB = 1 << 20

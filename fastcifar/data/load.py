@@ -3,24 +3,19 @@
 source (download, folder, archive, arrays or synthetic) -> raw arrays -> `Dataset` -> cache -> subset -> training.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from fastcifar.config.config import SMOKE_IMAGES
 from fastcifar.data import cache, download, sources, synthetic
-from fastcifar.data.cifar10 import is_cifar10
-from fastcifar.data.dataset import Dataset, channel_mean_std, dataset_digest, largest_subset, take_subset
-from fastcifar.data.errors import DataError, print_warning, printable
+from fastcifar.data.checks import RawData
+from fastcifar.data.dataset import Dataset, largest_subset, make_dataset, take_subset
+from fastcifar.data.messages import DataError, print_warning, printable, progress_bar
 from fastcifar.data.official import CIFAR10, OFFICIAL_SETS, OfficialSet, find_official
-from fastcifar.data.progress import progress_bar
-from fastcifar.data.raw import RawData
-
-__all__ = ["SMOKE_IMAGES", "load"]
 
 _MAX_UNCACHED_SYNTHETIC_IMAGES = 10_000  # drawn in about a second
 
@@ -34,11 +29,12 @@ def load(
     *,
     subset: int | None = None,
     smoke: bool = False,
+    test_split: float = 0,
     cache_dir: str | None = None,
     progress: bool = True,
     or_synthetic: bool = True,
 ) -> Dataset:
-    """Returns the data set at `source`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
+    """The data set at `source`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
 
     Args:
         source: "cifar10"; "cifar100"; "auto", which is CIFAR-10 or, without a network to download it, the synthetic
@@ -46,6 +42,7 @@ def load(
         subset: number of training images to take, equally many of each class. None takes all.
         smoke: take at most SMOKE_IMAGES training images, or at most `subset` if it is given; a set without so many
             gives what it has.
+        test_split: fraction of each class that becomes the test images, always the same ones, of a set without any.
         cache_dir: folder of cached data sets; see `cache.cache_folder` for the default.
         progress: show on stderr how far a download or decoding has come.
         or_synthetic: whether "auto" may fall back to the synthetic set; else that is an error.
@@ -54,6 +51,8 @@ def load(
         DataError: the data set is missing, damaged or of no supported kind, or too small for `subset`.
     """
     n_train = SMOKE_IMAGES if smoke and subset is None else subset
+    if test_split and source in ("auto", "synthetic", *OFFICIAL_SETS):
+        raise DataError(f"{source}: has test images of its own; leave test_split out")
     if source == "synthetic":
         dataset = _load_synthetic(n_train, cache_dir, progress)
     elif source in OFFICIAL_SETS:
@@ -69,19 +68,26 @@ def load(
             )
             dataset = _load_synthetic(n_train, cache_dir, progress)
     else:
-        dataset = _load_path(Path(os.path.expanduser(source)), cache_dir, progress)
+        dataset = _load_path(Path(os.path.expanduser(source)), cache_dir, progress, test_split)
+    if dataset.resized and progress:
+        print(f"fastcifar: {dataset.resized:,} images are resized to 32x32 pixels, the size that the network trains on",
+              file=sys.stderr, flush=True)  # fmt: skip
     if n_train is None:
         return dataset
     return take_subset(dataset, min(n_train, largest_subset(dataset)) if smoke else n_train)
 
 
-def _load_path(path: Path, cache_dir: str | None, progress: bool) -> Dataset:
-    key = sources.fingerprint(path)[:32]
+def _load_path(path: Path, cache_dir: str | None, progress: bool, test_split: float) -> Dataset:
+    key = sources.fingerprint(path)[:32] + (f"-test-{test_split:g}" if test_split else "")
     name = re.sub(r"(\.tar)?\.(tar|gz|tgz|xz|txz|bz2|tbz2?|npz)$", "", path.resolve().name, flags=re.IGNORECASE)
     name = printable(name)  # it is printed, and written to files of UTF-8
     if name in (*OFFICIAL_SETS, "synthetic"):
         name += "-custom"  # those names state what the content is
-    dataset = cache.load_or_build(key, lambda: _make_dataset(sources.read_source(path, progress), name), cache_dir)
+
+    def build() -> Dataset:
+        return make_dataset(sources.read_source(path, progress, test_split), name)
+
+    dataset = cache.load_or_build(key, build, cache_dir)
     # The key stands for the content: the cached name may be that of a copy of the file elsewhere.
     return dataset if dataset.name in OFFICIAL_SETS else replace(dataset, name=name)
 
@@ -109,7 +115,7 @@ def _load_official(official: OfficialSet, cache_dir: str | None, progress: bool)
         if found is None:
             download.fetch(official, archive, progress)
         path = found or archive
-        dataset = _make_dataset(sources.read_source(path, progress), f"{official.name}-custom")
+        dataset = make_dataset(sources.read_source(path, progress), f"{official.name}-custom")
         if dataset.name != official.name:
             raise DataError(f"{path}: not the published {official.title} (its checksums differ); download "
                             f"{official.url} again, or use it as it is with --data {path}")  # fmt: skip
@@ -128,18 +134,10 @@ def _load_synthetic(n_train: int | None, cache_dir: str | None, progress: bool) 
         # The first images of the whole set, in whole groups of ten, which hold each class once
         n = max(10, math.ceil(n_train / 10) * 10)
         raw = RawData(synthetic.CLASSES, *synthetic.make(n, max(10, math.ceil(n / 50) * 10))[:4])
-        return replace(_make_dataset(raw, "synthetic"), mean=synthetic.MEAN, std=synthetic.STD)
+        return replace(make_dataset(raw, "synthetic"), mean=synthetic.MEAN, std=synthetic.STD)
 
     def build() -> Dataset:
         with progress_bar("drawing the synthetic set", progress):
-            return _make_dataset(RawData(synthetic.CLASSES, *synthetic.make()[:4]), "synthetic")
+            return make_dataset(RawData(synthetic.CLASSES, *synthetic.make()[:4]), "synthetic")
 
     return cache.load_or_build(f"synthetic-{synthetic.VERSION}", build, cache_dir)
-
-
-def _make_dataset(raw: RawData, name: str) -> Dataset:
-    """Adds mean, std and digest. The name becomes that of an official set whose content it is."""
-    arrays = raw.x_train, raw.y_train, raw.x_test, raw.y_test
-    mean, std = channel_mean_std(raw.x_train)
-    name = raw.published or ("cifar10" if is_cifar10(raw) else name)
-    return Dataset(name, raw.classes, *arrays, mean, std, dataset_digest(raw.classes, arrays))

@@ -1,12 +1,12 @@
 """The official files of CIFAR-10 and CIFAR-100: what they are called and contain, and how they become arrays.
 
 The callers read the files from a folder or from the official archive; `pickles` unpickles them safely. CIFAR-100 is
-read with its 100 fine labels.
+read with its 100 fine labels, and known by its files. CIFAR-10 is known by its content, in whatever container and order
+the images come: a data set is named `cifar10`, and its accuracy compared with published ones, only if it passes
+`is_cifar10`, when it is decoded and again whenever it is read from a cache.
 
 Letters: N images of H = W = 32 pixels.
 """
-
-from __future__ import annotations
 
 import hashlib
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastcifar.data.errors import DataError
+from fastcifar.data.checks import Images, Labels, RawData
+from fastcifar.data.messages import DataError
 from fastcifar.data.pickles import unpickle_dict
-from fastcifar.data.raw import Images, Labels, RawData
 
 
 class OfficialSet(NamedTuple):
@@ -41,7 +41,7 @@ class OfficialSet(NamedTuple):
     labels_key: bytes
     names_key: bytes
     sha256: dict[str, str]
-    """Of each file's content; empty for a set that is recognised by its images (`fastcifar.data.cifar10`)."""
+    """Of each file's content; empty for a set that is recognised by its images (`is_cifar10`)."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -70,6 +70,12 @@ CIFAR100 = OfficialSet(
         "meta": "a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9",
     },
 )  # fmt: skip
+CIFAR10_CONTENT = {
+    "train": (50_000, "6c3d94351344c6460973c9795f4a4fcc19984b1b894a9b39889a02e380f4d4d3"),
+    "test": (10_000, "7742db831caeba84ea1d4663e0d07ca1879cbb76e501e036935be5fd5506749b"),
+}
+"""Number of images and `content_digest` of the published splits, whose labels number the class names in alphabetical
+order."""
 OFFICIAL_SETS = {official.name: official for official in (CIFAR10, CIFAR100)}
 
 
@@ -84,7 +90,7 @@ def find_official(path: Path) -> tuple[OfficialSet, Path] | None:
 
 
 def decode_official(where: Path, official: OfficialSet, files: dict[str, bytes]) -> RawData:
-    """Returns the data set in the official files: images uint8 [N, 32, 32, 3], labels int64 [N].
+    """The data set in the official files: images uint8 [N, 32, 32, 3], labels int64 [N].
 
     `files` maps a file's name to its content. Any files of this format are accepted; `published` of the result names
     the set whose known digests they have. Raises DataError if one is missing or malformed.
@@ -125,3 +131,21 @@ def _decode_batch(where: str, data: bytes, labels_key: bytes) -> tuple[Images, L
     if len(labels) != len(images):
         raise DataError(f"{where}: {len(images)} images but {len(labels)} labels; download it again")
     return images, np.array(labels, np.int64)
+
+
+def is_cifar10(x_train: Images, y_train: Labels, x_test: Images, y_test: Labels) -> bool:
+    """Whether both splits hold exactly the images and labels of CIFAR-10, in any order."""
+    splits = {"train": (x_train, y_train), "test": (x_test, y_test)}
+    if any(len(labels) != CIFAR10_CONTENT[name][0] for name, (_, labels) in splits.items()):
+        return False  # saves hashing 60,000 images of other sets
+    return all(content_digest(*splits[name]) == digest for name, (_, digest) in CIFAR10_CONTENT.items())
+
+
+def content_digest(images: Images, labels: Labels) -> str:
+    """The SHA-256 over the sorted SHA-256 digests of each image's pixels and label: the same in every order.
+
+    images: uint8 [N, 32, 32, 3], C-contiguous. labels: int64 [N], hashed as 8 bytes, little-endian.
+    """
+    pairs = zip(images, labels.astype("<i8"), strict=True)
+    digests = sorted(hashlib.sha256(image.tobytes() + label.tobytes()).digest() for image, label in pairs)
+    return hashlib.sha256(b"".join(digests)).hexdigest()

@@ -5,15 +5,13 @@ allowed, and each allowed name leads to a harmless replacement defined here. The
 any others, so that one path is tested.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 _MAX_MEMO_INDEX = 1 << 20  # pickle allocates the memo up to its largest index: 2^32 would take 64 GiB
 
@@ -61,7 +59,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def unpickle_dict(where: str, data: bytes) -> dict[Any, Any]:
-    """Returns the pickled dictionary, str keys encoded to bytes, arrays as PickledArray.
+    """The pickled dictionary, str keys encoded to bytes, arrays as PickledArray.
 
     `where` names the file in messages. Raises DataError if the data is no pickled dictionary or uses an instruction
     or a name that is not allowed.

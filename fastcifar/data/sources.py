@@ -4,32 +4,35 @@ A source is a folder of official batches, a folder of images, a tar of either, o
 Whatever is wrong with a source ends in a `DataError`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings
 from pathlib import Path
 from typing import Literal
 
-from fastcifar.data import limits
+import numpy as np
+
+from fastcifar.data import checks
 from fastcifar.data.archives import read_tar
-from fastcifar.data.errors import SUPPORTED_SOURCES, DataError
-from fastcifar.data.images import DECODER, SPLITS, read_image_folder
-from fastcifar.data.npz import read_npz
+from fastcifar.data.checks import RawData, check_raw
+from fastcifar.data.images import class_folders_of, is_folder_of_classes, read_image_folder, split_folders
+from fastcifar.data.messages import SUPPORTED_SOURCES, DataError
 from fastcifar.data.official import decode_official, find_official
-from fastcifar.data.raw import RawData, check_raw
+from fastcifar.data.pixels import DECODER
+
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def read_source(path: Path, progress: bool = True) -> RawData:
-    """Returns the checked arrays at `path`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
+def read_source(path: Path, progress: bool = True, test_split: float = 0) -> RawData:
+    """The checked arrays at `path`: images uint8 [N, 32, 32, 3], labels int64 [N] in 0..K-1.
 
+    test_split: the fraction of each class that becomes the test images of a set without any.
     Raises DataError for anything that is not a whole, well-formed data set.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about odd files; the error message alone shall be printed
-            return check_raw(path, _read_unchecked(path, progress))
+            return check_raw(str(path), _read_unchecked(path, progress), test_split)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # the parsers of four formats raise too many kinds of exception to list
@@ -38,7 +41,7 @@ def read_source(path: Path, progress: bool = True) -> RawData:
 
 
 def fingerprint(path: Path) -> str:
-    """Returns a hexadecimal SHA-256 that changes with the data at `path`, and with the way images are decoded.
+    """A hexadecimal SHA-256 that changes with the data at `path`, and with the way images are decoded.
 
     For a file it covers the content; for a folder the path and the names, sizes and modification times of the files
     below, which is much faster than reading them. Raises DataError if `path` is no data set or cannot be read.
@@ -49,7 +52,7 @@ def fingerprint(path: Path) -> str:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: hashlib.sha256(decoder)).hexdigest()
         official = find_official(path)
-        roots = [official[1]] if official else [path / split for split in SPLITS]
+        roots = [official[1]] if official else split_folders(path) or class_folders_of(path)
         total = hashlib.sha256(decoder + os.fsencode(path.resolve()))
         for root in roots:
             for folder, subfolders, names in os.walk(root):
@@ -69,7 +72,7 @@ def _source_kind(path: Path) -> Literal["file", "folder"]:
         raise DataError(f"{path}: no such file or folder; {SUPPORTED_SOURCES}")
     if path.is_file():
         return "file"
-    if path.is_dir() and (find_official(path) or any((path / split).is_dir() for split in SPLITS)):
+    if path.is_dir() and (find_official(path) or split_folders(path) or is_folder_of_classes(path)):
         return "folder"
     raise DataError(f"{path}: holds no data set; {SUPPORTED_SOURCES}")
 
@@ -80,8 +83,37 @@ def _read_unchecked(path: Path, progress: bool) -> RawData:
             return read_image_folder(path, progress)
         official, root = found
         existing = [name for name in official.files if (root / name).exists()]
-        files = {name: limits.read_limited(root / name, limits.MAX_BATCH_BYTES) for name in existing}
+        files = {name: checks.read_limited(root / name, checks.MAX_BATCH_BYTES) for name in existing}
         return decode_official(root, official, files)
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"  # an .npz is a zip; the content decides, not the suffix
     return read_npz(path) if is_zip else read_tar(path, progress)
+
+
+def read_npz(path: Path) -> RawData:
+    """The arrays of an .npz file: x_train, y_train, optionally x_test and y_test, and classes, strings [K].
+
+    Raises DataError for missing arrays, and for a file that is too large when decompressed.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if sum(info.file_size for info in file.zip.infolist()) > checks.MAX_DATASET_BYTES:
+            gib = checks.MAX_DATASET_BYTES >> 30
+            raise DataError(f"{path}: decompresses to more than {gib} GiB; save a smaller data set")
+        has_test = "x_test" in file.files or "y_test" in file.files
+        missing = [name for name in _ARRAYS[: 4 if has_test else 2] if name not in file.files]
+        if missing:
+            call = f"np.savez(path, {', '.join(f'{name}={name}' for name in _ARRAYS)})"
+            raise DataError(f"{path}: lacks {', '.join(missing)}; save it with {call}")
+        try:
+            arrays = {name: file[name] for name in (*_ARRAYS, "classes") if name in file.files}
+        except MemoryError:  # the header of an array may claim any size
+            raise DataError(f"{path}: an array needs more memory than there is; close other programs, or save it "
+                            "again") from None  # fmt: skip
+    names = arrays.pop("classes", None)
+    if not has_test:
+        arrays |= {"x_test": arrays["x_train"][:0], "y_test": arrays["y_train"][:0]}
+    if names is None:
+        return RawData(None, **arrays)
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise DataError(f"{path}: classes is {names.dtype} {list(names.shape)}; expected strings [K]")
+    return RawData(tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist()), **arrays)

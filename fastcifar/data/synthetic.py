@@ -13,8 +13,6 @@ the rounding. The exception, the cosine table of rotations, is rounded to 2^-16.
 Letters: n images of a chunk, H = W = 32 pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.data.raw import Images, Labels
+from fastcifar.data.checks import Images, Labels
 
 CLASSES = ("bars", "checker", "crescent", "cross", "disc", "frame", "ring", "square", "star", "triangle")
 N_TRAIN, N_TEST = 50_000, 10_000
@@ -157,69 +155,28 @@ def _min(a: Floats, b: Floats) -> Floats:
     return smaller
 
 
-def _disc(u: Floats, v: Floats, t: Floats) -> Floats:
-    squeeze = 1 + np.float32(0.3) * t  # at most a slight ellipse
-    return np.sqrt(u * u + v * v * squeeze) - np.float32(0.92)
-
-
-def _norm(u: Floats, v: Floats) -> Floats:
-    return np.sqrt(u * u + v * v)
-
-
-def _ring(u: Floats, v: Floats, t: Floats) -> Floats:
-    norm = _norm(u, v)
-    return _max(norm - np.float32(0.95), np.float32(0.65) * t - norm)
-
-
-def _square(u: Floats, v: Floats, t: Floats) -> Floats:
-    return _max(abs(u), abs(v) * (1 + np.float32(0.25) * t)) - np.float32(0.82)
-
-
-def _frame(u: Floats, v: Floats, t: Floats) -> Floats:
-    max_norm = _max(abs(u), abs(v))
-    return _max(max_norm - np.float32(0.85), np.float32(0.65) * t - max_norm)
+def _norm(u: Floats, v: Floats, squeeze: Floats | int = 1) -> Floats:
+    return np.sqrt(u * u + v * v * squeeze)
 
 
 def _triangle(u: Floats, v: Floats, t: Floats) -> Floats:
-    slopes = np.float32(0.866) * abs(u) + np.float32(0.5) * v
-    return _max(slopes, -v * (1 - np.float32(0.2) * t)) - np.float32(0.55)
+    return _max(0.866 * abs(u) + 0.5 * v, -v * (1 - 0.2 * t)) - 0.55
 
 
-def _star(u: Floats, v: Floats, t: Floats) -> Floats:
-    return _min(_triangle(u, v, 0 * t), _triangle(u, -v, 0 * t)) + np.float32(0.08) * t
-
-
-def _cross(u: Floats, v: Floats, t: Floats) -> Floats:
-    arm = np.float32(0.15) + np.float32(0.65) * t
-    u, v = abs(u), abs(v)
-    return _max(_max(u, v) - np.float32(0.95), _min(u, v) - arm)
-
-
-def _crescent(u: Floats, v: Floats, t: Floats) -> Floats:
-    bite = _norm(u - np.float32(1.35) + np.float32(0.9) * t, v)
-    return _max(_norm(u, v) - np.float32(0.95), np.float32(0.75) - bite)
-
-
-def _bars(u: Floats, v: Floats, t: Floats) -> Floats:
-    half_width = np.float32(0.16) + np.float32(0.42) * t
-    return _max(abs(u) - np.float32(0.9), abs(abs(v) - np.float32(0.58)) - half_width)
-
-
-def _checker(u: Floats, v: Floats, t: Floats) -> Floats:
-    gap = np.float32(0.15) * (t - np.float32(0.5))
-    same_sign = _min(_max(u, v), _max(-u, -v)) + gap  # two of the four quarters
-    return _max(_max(abs(u), abs(v)) - np.float32(0.9), same_sign)
+def _quarters(u: Floats, v: Floats) -> Floats:
+    """Two of the four quarters of the plane: where u and v have the same sign."""
+    return _min(_max(u, v), _max(-u, -v))
 
 
 _SHAPES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
-    "bars": _bars,
-    "checker": _checker,
-    "crescent": _crescent,
-    "cross": _cross,
-    "disc": _disc,
-    "frame": _frame,
-    "ring": _ring,
-    "square": _square,
-    "star": _star,
+    "bars": lambda u, v, t: _max(abs(u) - 0.9, abs(abs(v) - 0.58) - (0.16 + 0.42 * t)),
+    "checker": lambda u, v, t: _max(_max(abs(u), abs(v)) - 0.9, _quarters(u, v) + 0.15 * (t - 0.5)),
+    "crescent": lambda u, v, t: _max(_norm(u, v) - 0.95, 0.75 - _norm(u - 1.35 + 0.9 * t, v)),
+    "cross": lambda u, v, t: _max(_max(abs(u), abs(v)) - 0.95, _min(abs(u), abs(v)) - (0.15 + 0.65 * t)),
+    "disc": lambda u, v, t: _norm(u, v, 1 + 0.3 * t) - 0.92,  # at most a slight ellipse
+    "frame": lambda u, v, t: _max(_max(abs(u), abs(v)) - 0.85, 0.65 * t - _max(abs(u), abs(v))),
+    "ring": lambda u, v, t: _max(_norm(u, v) - 0.95, 0.65 * t - _norm(u, v)),
+    "square": lambda u, v, t: _max(abs(u), abs(v) * (1 + 0.25 * t)) - 0.82,
+    "star": lambda u, v, t: _min(_triangle(u, v, 0 * t), _triangle(u, -v, 0 * t)) + 0.08 * t,
     "triangle": _triangle,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.pixels import to_rgb_32
 from fastcifar.models.networks import Network
 from fastcifar.runs.model_file import find_model, load_model
 
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def logits(self, images: Any, views: bool = False) -> Tensor:
-        """Logits [N, K] f32 on the CPU, of uint8 images [N, H, W, C] (24 to 64 pixels, 1 or 3 channels).
+        """Logits [N, K] f32 on the CPU, of images [N, H, W, C], [N, C, H, W] or [N, H, W], as `fit` takes them.
 
         views: average over the image and its mirror. Raises DataError, a ValueError, for other arrays.
         """

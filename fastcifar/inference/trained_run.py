@@ -75,7 +75,8 @@ def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
         if name not in ("cifar10", "synthetic"):  # arrays from Python
             return None
         source = name
-    return {"source": source, "subset": config.data.subset, "smoke": config.run.smoke}
+    data = config.data
+    return {"source": source, "subset": data.subset, "smoke": config.run.smoke, "test_split": data.test_split}
 
 
 def load_test_images(run: TrainedRun, data: str | None, cache_dir: str | None) -> Dataset:

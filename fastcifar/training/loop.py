@@ -167,6 +167,7 @@ def summarize(task: Task, state: State, accuracies: Accuracies, facts: dict[str,
     skipped = skipped_steps(state.scaler.get_scale()) if state.scaler.is_enabled() else 0
     return {
         "dataset": task.dataset.name, "n_train": task.num_train, "n_test": len(task.dataset.y_test),
+        "n_resized": task.dataset.resized,
         "recipe": config.run.recipe, "scale": config.model.scale, "stopped": state.stopped,
         "epochs": state.step / task.steps_per_epoch if state.stopped else config.final_epochs,
         "num_steps": state.step, "seed": config.seed, "accuracy": accuracies.final,

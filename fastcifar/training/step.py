@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcifar.augment.block import Block, Draws
+from fastcifar.augment.executor import Block, Draws
 from fastcifar.augment.images import pinned
 from fastcifar.augment.stem import stem, works
 from fastcifar.models.fused import is_fused

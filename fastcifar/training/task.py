@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import Executor, make_executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Command, Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
@@ -124,7 +122,8 @@ def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Data
 
     or_synthetic: whether `auto` may fall back to the built-in synthetic images.
     """
-    return load(config.data.source, subset=config.data.subset, smoke=config.run.smoke,
+    data = config.data
+    return load(data.source, subset=data.subset, smoke=config.run.smoke, test_split=data.test_split,
                 cache_dir=config.machine.cache_dir, progress=progress, or_synthetic=or_synthetic)  # fmt: skip
 
 
@@ -159,9 +158,8 @@ def make_task(
         return on_device(images[world.rank :: world.size], labels[world.rank :: world.size], 0)
 
     test = share(dataset.x_test, dataset.y_test)
-    executor_class = DaliExecutor if config.machine.executor == "dali" else TorchExecutor
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
-    executor = executor_class(train_images, config.augment.cutout_px)
+    executor = make_executor(config.machine.executor, train_images, config.augment.cutout_px)
     network = _make_network(config, len(dataset.classes), world, parts)
     if isinstance(network, ResNet9) and not on_card:
         network.stem.weight.data.copy_(filters_of_dataset(network, dataset))

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.augment import stem
-from fastcifar.augment.block import Draws
+from fastcifar.augment.executor import Draws, TorchExecutor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import draw
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Augment
 from fastcifar.models.layers import ACTIVATIONS, pad_before_pool
 

@@ -79,7 +79,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(DaliExecutor, "_build", lambda executor: Pipeline(executor))
     monkeypatch.setattr("nvidia.dali.plugin.pytorch.feed_ndarray", lambda *_, **__: None)
     monkeypatch.setattr(dali, "shrink", lambda x, _: x)
-    monkeypatch.setattr(dali, "blank", lambda x, *_: x)
+    monkeypatch.setattr(dali, "cutout", lambda x, *_: x)
     return calls
 
 

@@ -12,9 +12,8 @@ from stem_cases import make_conv, make_images
 from triton_scripts import run_script
 
 from fastcifar.augment import stem
-from fastcifar.augment.block import Draws
+from fastcifar.augment.executor import Draws, TorchExecutor
 from fastcifar.augment.plan import draw
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Augment
 
 ROOT = Path(__file__).parents[2]

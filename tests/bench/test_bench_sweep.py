@@ -8,7 +8,7 @@ import pytest
 from conftest import make_config, make_dataset
 
 from bench import sweep
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 
 def test_quick(tmp_path: Path) -> None:

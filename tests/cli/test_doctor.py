@@ -24,7 +24,7 @@ def report(tmp_path, monkeypatch, capfd):
     for name in ("FASTCIFAR_DATA", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "cache").mkdir()
-    with (tmp_path / "cache/cifar10.cache").open("wb") as file:
+    with (tmp_path / "cache/cifar10-v2.cache").open("wb") as file:
         images = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4)
         cache.write_cache(file, cache.Dataset("cifar10", tuple("abcd"), *images, *images, (0.5,) * 3, (0.2,) * 3,
                                               cache.dataset_digest(tuple("abcd"), (*images, *images))))  # fmt: skip
@@ -55,7 +55,7 @@ def test_a_healthy_machine(report, tmp_path):
 
 
 def test_missing_images_are_told_with_the_command_that_fetches_them(report, tmp_path):
-    (tmp_path / "cache/cifar10.cache").unlink()
+    (tmp_path / "cache/cifar10-v2.cache").unlink()
     code, items = report()
     mark, text = items["CIFAR-10"]
     archive = tmp_path / "cache/cifar-10-python.tar.gz"
@@ -65,10 +65,10 @@ def test_missing_images_are_told_with_the_command_that_fetches_them(report, tmp_
 
 
 def test_a_damaged_cache_is_told(report, tmp_path):
-    (tmp_path / "cache/cifar10.cache").write_bytes(b"x" * 100)
+    (tmp_path / "cache/cifar10-v2.cache").write_bytes(b"x" * 100)
     code, items = report()
     assert code == 0 and items["CIFAR-10"][0] == "missing"
-    assert items["CIFAR-10"][1].endswith(f"rm {tmp_path}/cache/cifar10.cache")
+    assert items["CIFAR-10"][1].endswith(f"rm {tmp_path}/cache/cifar10-v2.cache")
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_only_where_images_must_be_stored(report, tmp_path, monkeypatch):

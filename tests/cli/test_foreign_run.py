@@ -154,7 +154,7 @@ def plant_cifar10(folder, run, name):
     labels = fastcifar.load(run).logits(images).argmax(1).numpy()
     arrays = images, labels, images, labels
     fake = Dataset(name, NAMES, *arrays, (0.5,) * 3, (0.25,) * 3, dataset_digest(NAMES, arrays))
-    with (folder / f"{name}.cache").open("wb") as file:
+    with (folder / f"{name}-v2.cache").open("wb") as file:
         write_cache(file, fake)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastcifar.cli import main as cli
 from fastcifar.cli.predict import read_image
-from fastcifar.data import limits
+from fastcifar.data import checks
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -57,7 +57,7 @@ def test_a_large_image_is_told_by_its_header(run, pictures, capfd):
 
 def test_a_file_of_many_bytes_is_not_read(run, pictures, capfd, monkeypatch):
     save(pictures / "a.png")
-    monkeypatch.setattr(limits, "MAX_PHOTO_BYTES", 1 << 10)
+    monkeypatch.setattr(checks, "MAX_PHOTO_BYTES", 1 << 10)
     assert_refused(capfd, "a.png: larger than", "predict", run, "pictures")
 
 

@@ -21,7 +21,7 @@ from fastcifar.config.settings import (
 
 # A new setting is a decision: whoever adds one adds it here, and says in the change what it is worth.
 FLAGS = """
-    recipe epochs data cache_dir subset val_split smoke scale shape network norm activation init freeze start
+    recipe epochs data cache_dir subset test_split val_split smoke scale shape network norm activation init freeze start
     train_stem device precision compile cuda_graph fused_kernels augment deterministic batch_size
     crop_pad_px mirror cutout_px low_res_px low_res_until
     optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
@@ -85,7 +85,7 @@ BAD = [
                              "cycles", "subset", "swa_every", "extend_epochs", "final_div_factor", "gamma", "factor",
                              "target", "stop_at")),
     *((name, 1) for name in ("pct_start", "momentum", "momentum_min", "momentum_max", "label_smoothing", "val_split",
-                             "factor", "target", "stop_at", "swa_momentum")),
+                             "test_split", "factor", "target", "stop_at", "swa_momentum")),
     ("tta_share", 0),
     ("tta_share", 1.1),
     *((name, 94) for name in ("target", "stop_at", "val_split", "pct_start")),

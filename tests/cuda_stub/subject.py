@@ -1,10 +1,8 @@
 """What is tested: the one file of these tests that knows where in fastcifar things are."""
 
 from fastcifar.augment import stem
-from fastcifar.augment.block import Block, Draws
-from fastcifar.augment.executor import Blocks, Executor
+from fastcifar.augment.executor import Block, Blocks, Draws, Executor, TorchExecutor
 from fastcifar.augment.plan import EpochPlan
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.cli import main as command_line
 from fastcifar.cli.terminal import Lines, route_log_to
 from fastcifar.config.config import Command, Config

@@ -50,7 +50,7 @@ def test_damaged_cache_is_reported_and_built_again(tmp_path, capfd, damage):
     elif damage == "header":
         content[80] ^= 1
     elif damage == "mean":  # another number in the same place, of which the digest of the arrays knows nothing
-        digit = content.index(b'"mean": [0.') + len('"mean": [0.')
+        digit = content.index(b"], [0.") + len("], [0.")
         content[digit] = ord("9") if content[digit] != ord("9") else ord("8")
     changed = {"cut": content[:-9], "empty": b"", "longer": content + b"x", "garbage": b"\xff" * 999}
     cache_file.write_bytes(changed.get(damage, content))

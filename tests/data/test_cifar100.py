@@ -26,8 +26,8 @@ from tiny_sets import (
 
 import fastcifar
 from fastcifar.cli import main as command
-from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
+from fastcifar.data.messages import DataError
 from fastcifar.data.official import CIFAR10, CIFAR100
 
 

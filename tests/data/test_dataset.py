@@ -8,7 +8,7 @@ from isolation import isolated  # noqa: F401  autouse: hides the user's cache, d
 from tiny_sets import load_path, make_arrays, write_npz
 
 from fastcifar.data.dataset import Dataset, dataset_digest, hold_out, take_subset
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 
 def make_toy(n_train: int = 100, n_test: int = 30, k: int = 5) -> Dataset:

@@ -13,7 +13,7 @@ from isolation import isolated  # noqa: F401  autouse: hides the user's cache, d
 from tiny_sets import assert_refused, in_official_folder, make_official_files, write_folder, write_tar
 
 from fastcifar.data import pickles
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 
 class Calls:

@@ -62,8 +62,8 @@ def test_bad_image_is_named(tmp_path):
 
 
 def test_image_of_another_size_is_named_with_what_was_expected(tmp_path):
-    files = make_image_files() | {"train/cat/01.png": encode_image(np.zeros((28, 30, 3), np.uint8))}
-    assert_refused(write_folder(tmp_path / "toy", files), "train/cat/01.png", "30x28", "32x32")
+    files = make_image_files() | {"train/cat/01.png": encode_image(np.zeros((20, 30, 3), np.uint8))}
+    assert_refused(write_folder(tmp_path / "toy", files), "train/cat/01.png", "30x20 pixels; expected 24 to 96")
 
 
 def test_empty_class_folder(tmp_path):
@@ -81,4 +81,4 @@ def test_classes_that_differ_between_train_and_test(tmp_path):
 
 
 def test_train_without_test(tmp_path):
-    assert_refused(write_folder(tmp_path / "toy", make_image_files(n_test=0)), "train and test differ")
+    assert_refused(write_folder(tmp_path / "toy", make_image_files(n_test=0)), "test has 0 images", "test_split 0.1")

@@ -20,8 +20,8 @@ from tiny_sets import (
 )
 
 import fastcifar
-from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
+from fastcifar.data.messages import DataError
 from fastcifar.data.official import CIFAR10
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 from isolation import isolated  # noqa: F401  autouse: hides the user's cache, data folder and network
 from tiny_sets import assert_refused, load_path, make_arrays, random_images, write_npz
 
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64, np.int64])
@@ -27,9 +27,10 @@ def test_npz_with_class_names(tmp_path):
     ("change", "words"),
     [
         ({"x_test": None}, ("lacks x_test",)),
-        ({"x_train": random_images(12).astype(np.float32)}, ("float32", "uint8 [N, 32, 32, 3]")),
-        ({"x_train": random_images(12)[:, :28]}, ("[12, 28, 32, 3]",)),
-        ({"x_train": random_images(12).transpose(0, 3, 1, 2)}, ("[12, 3, 32, 32]",)),
+        ({"x_train": random_images(12).astype(np.float32)}, ("float32 from 0 to 255", "expected uint8, or floats")),
+        ({"x_train": random_images(12)[:, :20]}, ("x_train: 32x20 pixels; expected 24 to 96",)),
+        ({"x_train": random_images(12).astype(np.int16)}, ("int16 [12, 32, 32, 3]", "expected uint8")),
+        ({"x_train": random_images(12)[..., :2]}, ("[12, 32, 32, 2]", "1 or 3 channels")),
         ({"x_train": random_images(11)}, ("11 images and 12 labels",)),
         ({"y_train": np.zeros(12)}, ("y_train is float64",)),
         ({"y_train": np.full(12, np.nan)}, ("y_train is float64",)),

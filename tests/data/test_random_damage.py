@@ -28,7 +28,7 @@ from tiny_sets import (
 )
 
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.errors import DataError
+from fastcifar.data.messages import DataError
 
 # Each function writes a sound set and returns the path to load and the file to damage
 

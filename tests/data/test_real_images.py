@@ -11,7 +11,7 @@ import pytest
 from real_images import REAL, needs_real_images
 from tiny_sets import CIFAR10_CLASSES
 
-from fastcifar.data import cifar10
+from fastcifar.data import cache
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 
@@ -57,9 +57,9 @@ def test_one_changed_image_is_not_cifar10(real: Dataset, tmp_path: Path, change:
 
 
 def test_a_cache_of_the_real_images_is_known_without_and_with_a_look_at_each(real: Dataset, monkeypatch) -> None:
-    assert real.digest == cifar10.CIFAR10_IN_FOLDERS and cifar10.is_known_by_content(real)
-    monkeypatch.setattr(cifar10, "CIFAR10_IN_FOLDERS", "another order")
-    assert cifar10.is_known_by_content(real)
+    assert real.digest == cache.CIFAR10_IN_FOLDERS and cache.is_known_by_content(real)
+    monkeypatch.setattr(cache, "CIFAR10_IN_FOLDERS", "another order")
+    assert cache.is_known_by_content(real)
     labels = real.y_test.copy()
     labels[[0, -1]] = labels[[-1, 0]]
-    assert not cifar10.is_known_by_content(replace(real, y_test=labels))
+    assert not cache.is_known_by_content(replace(real, y_test=labels))

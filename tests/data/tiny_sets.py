@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcifar.data import cifar10, download
+from fastcifar.data import download, official
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
+from fastcifar.data.messages import DataError
 from fastcifar.data.official import CIFAR10, OfficialSet, decode_official
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -129,7 +129,7 @@ def declare_published(
         raw = decode_official(Path("made here"), published, files)
         for split in ("train", "test"):
             images, labels = getattr(raw, f"x_{split}"), getattr(raw, f"y_{split}")
-            monkeypatch.setitem(cifar10.CIFAR10_CONTENT, split, (len(labels), cifar10.content_digest(images, labels)))
+            monkeypatch.setitem(official.CIFAR10_CONTENT, split, (len(labels), official.content_digest(images, labels)))
 
 
 def write_folder(root: Path, files: dict[str, bytes]) -> Path:

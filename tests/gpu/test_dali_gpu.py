@@ -6,10 +6,9 @@ import torch
 from conftest import make_config
 
 from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.executor import Executor
+from fastcifar.augment.executor import Executor, TorchExecutor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
-from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.training.hardware import has_dali
 
 pytestmark = [

@@ -9,8 +9,7 @@ import torch
 from conftest import make_config, make_dataset, task_of
 from torch import Tensor, nn
 
-from fastcifar.augment.block import Block
-from fastcifar.augment.executor import Blocks, Executor
+from fastcifar.augment.executor import Block, Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.training import start
 from fastcifar.training import state as state_module

@@ -10,7 +10,7 @@ import torch
 from conftest import QUICK, make_dataset
 
 import fastcifar
-from fastcifar.data.arrays import to_rgb_32
+from fastcifar.data.pixels import to_rgb_32
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 SMALL: dict[str, Any] = {"device": "cpu", "precision": "fp32", "scale": "small", "epochs": 2, "batch_size": 32}
@@ -123,12 +123,17 @@ def test_evaluate_takes_no_other_data_either(data):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"images": np.zeros((4, 32, 32, 3))}, "images: float64 [4, 32, 32, 3]; expected uint8"),
-        ({"images": np.zeros((4, 16, 16), np.uint8)}, "images: 16x16 pixels; expected 24 to 64"),
+        (
+            {"images": np.zeros((4, 32, 32, 3), int)},
+            "x_train: int64 [4, 32, 32, 3]; expected uint8, or floats in [0, 1]",
+        ),
+        ({"images": np.full((4, 32, 32, 3), 2.5)}, "x_train: float64 from 2.5 to 2.5; expected uint8, or floats in"),
+        ({"images": np.full((4, 32, 32, 3), np.nan)}, "x_train: float64 from nan to nan; expected uint8, or floats"),
+        ({"images": np.zeros((4, 16, 16), np.uint8)}, "x_train: 16x16 pixels; expected 24 to 96 in width and height"),
         ({"images": np.zeros((4, 32, 32, 2), np.uint8)}, "with 1 or 3 channels"),
-        ({"labels": np.zeros(4)}, "labels: float64 [4]; expected integers [N]"),
+        ({"labels": np.zeros(4)}, "y_train is float64 [4]; expected integers [N] or [N, 1]"),
         ({"labels": np.zeros(3, int)}, "4 images and 3 labels"),
-        ({"labels": np.array([0, 0, 0, 9])}, "a label is 9"),
+        ({"labels": np.array([0, 0, 0, 9])}, "a label in y_train is 9"),
         ({"labels": np.array([0, 0, 0, -1])}, "-1"),
         ({"classes": ["a", "a"]}, "class names"),
     ],

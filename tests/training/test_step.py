@@ -9,9 +9,8 @@ from comparison import stop_at_step
 from conftest import Recorder, train_in_folder
 from replays import same_addresses
 
-from fastcifar.augment.block import Block
 from fastcifar.augment.dali import DaliExecutor
-from fastcifar.augment.torch_executor import TorchExecutor
+from fastcifar.augment.executor import Block, TorchExecutor
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.optim.optimizers import Muon, set_row
 from fastcifar.training import prepare, start, step
