@@ -1,18 +1,21 @@
 """What several tests share: a set of a few images, a network of a few channels, a run that ends in a second."""
 
-import logging
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; of every process that a test starts, too
+
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from real_images import REAL
 
-from bench import processes
 from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
 from fastcifar.cli.terminal import Handler, Lines, route_log_to
@@ -23,6 +26,7 @@ from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.models import shake
+from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
@@ -90,6 +94,23 @@ def make_dataset(n_train: int = 256, n_test: int = 80, seed: int = 0) -> Dataset
         return images, labels
 
     return Dataset("synthetic", CLASSES, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.25,) * 3, f"digest of {seed}")
+
+
+DRAW_CURVES = plots.draw_curves
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Runs in folders draw nothing: a picture takes longer than a run."""
+    plots.draw_curves = processes.no_curves
+    yield
+    plots.draw_curves = DRAW_CURVES
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their curves in this test."""
+    monkeypatch.setattr(plots, "draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +202,8 @@ def here(tmp_path, tmp_path_factory, monkeypatch, tiny_network):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path_factory.getbasetemp() / "cache of decoded images"))
     monkeypatch.setattr("sys.argv", ["train_fast.py"])
+    rate = lambda device, dtype: 1e11  # noqa: E731  # measured, it takes as long as some epochs of these runs
+    monkeypatch.setattr("fastcifar.cli.banner.matrix_flop_per_s", rate, raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -12,12 +12,11 @@ import pytest
 import tyro
 from conftest import CLASSES, make_dataset
 from PIL import Image
+from processes import write_images
 
 import fastcifar
-from bench.processes import write_images
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
-from fastcifar.runs import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -92,9 +91,8 @@ def check(words: list[str]) -> None:
 
 
 @pytest.fixture
-def made(here, monkeypatch):
-    """What the pages take for granted: runs, pictures and photos. No curves are drawn: that takes longer than a run."""
-    monkeypatch.setattr(plots, "draw_curves", lambda *args: None)
+def made(here):
+    """What the pages take for granted: runs, pictures and photos."""
     data = make_dataset(100, 40)
     for seed, names in enumerate((("NAME", "A", "s0", "stopped"), ("B", "s1"))):
         first = f"runs/{names[0]}"

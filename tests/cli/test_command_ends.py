@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 
+import processes
 import pytest
 from made_runs import make_run, write_arrays
 
-from bench import processes
 from fastcifar import files as atomic
 from fastcifar.cli import compare, doctor, ensemble, evaluate, export, lr_find, predict, schedule
 from fastcifar.cli import main as cli

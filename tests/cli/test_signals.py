@@ -6,9 +6,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import processes
 import pytest
 
-from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.signals import NUMBERS, Signals, Stopped
 from fastcifar.cli.terminal import Lines

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import processes
 import pytest
 import torch
 from commands import stop_at
 from conftest import Recorder, train_in_folder
 from safetensors.torch import load_file
 
-from bench import processes
 from fastcifar.cli import main as cli
 from fastcifar.config.schedules import PerEpoch
 from fastcifar.files import lock_folder, write_atomically

@@ -1,7 +1,6 @@
 """Every test image counts once, whatever the batch size; the views of test-time augmentation are plain formulas."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ def make_data(num: int = NUM) -> DeviceImages:
     return to_device(images, np.arange(num) % 3, (0.0,) * 3, (1.0,) * 3, 0, torch.device("cpu"), torch.float32)
 
 
-CPU = Hardware(torch.device("cpu"), "fp32", "off", "torch", "small")
+CPU = Hardware(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
@@ -221,7 +220,7 @@ def test_a_recorded_evaluation_equals_a_plain_one(make_network, tta, share):
 
 def test_a_recorded_evaluation_with_kernels_folds_the_weights_of_now(make_network, monkeypatch):
     task, model = make_network(tta="flip", tta_share=0.3)
-    task = replace(task, hardware=replace(task.hardware, fused=True))
+    monkeypatch.setattr(evaluate, "is_fused", lambda model: True)
     folded, before = [], copy.deepcopy(model.state_dict())
 
     def fold_without_kernels(model, dtype, kernel):
@@ -244,7 +243,7 @@ def test_an_evaluation_that_cannot_be_recorded_is_plain(make_network, said):
     again = Again(fails_at=2)
     half = evaluate.Evaluator(task, model, again)  # the second graph, that of the views, fails
     (line,) = said
-    assert "recording the evaluation" in line and "going on without it" in line
+    assert "capturing the evaluation" in line and "going on without it" in line
     change(model, 6)
     expected = evaluate.Evaluator(task, model)(task.test, "flip")
     assert half(task.test, "flip") == expected and again.replayed == 0
