@@ -88,7 +88,7 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
 
 def with_seed(config: Config, seed: int) -> Config:
     """The same settings with another seed, for a single run."""
-    return replace(config, seed=seed, run=replace(config.run, runs=1))
+    return replace(config, seed=seed, run=replace(config.run, runs=1, target=None))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -122,7 +122,9 @@ class Rows:
 def state_of(config: Config, *more: Any) -> str:
     """A short digest of what a measurement depends on besides its key: settings, device, torch, commit and `more`."""
     settings = settings_by_flag(with_seed(config, 0))
-    device, commit = resolve(config)[1].name, environment.source_state()["commit"]
+    with deterministic_algorithms(config.machine.deterministic):
+        device = resolve(config)[1].name
+    commit = environment.source_state()["commit"]
     text = json.dumps([settings, device, torch.__version__, commit, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -12,6 +12,7 @@ from fastcifar.cli import lr_find
 from fastcifar.observers.profiling import RECORDED_STEPS, TABLE, TRACE
 from fastcifar.observers.run_files import file_observers, profile_of
 from fastcifar.training.loop import train
+from fastcifar.training.observer import Observer, Stop
 
 
 def trace_of(folder):
@@ -47,6 +48,18 @@ def test_a_short_run_has_fewer_steps_or_a_warning(make_quick_task, tmp_path, sai
     assert said == ([] if recorded else ["warning: --profile: 3 steps are too few, 4 are needed"])
 
 
+def test_a_run_that_is_stopped_ends_its_profile(make_quick_task, tmp_path, said):
+    class StopSoon(Observer):
+        def on_step(self, run):
+            if run.step == 3:
+                raise Stop("enough")
+
+    task = make_quick_task(profile=True)
+    result = train(task, [StopSoon(), *file_observers(task, tmp_path)])
+    assert result.summary["num_steps"] == 3 and not (tmp_path / TABLE).exists()
+    assert said == ["warning: --profile: 3 steps are too few, 4 are needed"]
+
+
 @pytest.mark.parametrize(("settings", "after_step", "size_px"), [
     ({}, 0, 32),
     ({"low_res_px": 16, "low_res_until": 0.34}, 8, 32),  # one epoch of three
@@ -73,7 +86,7 @@ def test_the_table_is_printed_before_the_last_line(call, base, tmp_path):
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--profile", "--runs", "2"], "profile shows a single run"), (["--profile", "3"], "3"),
+    [(["--profile", "--runs", "2"], "it belongs to a single run"), (["--profile", "3"], "3"),
      (["--profile=yes"], "yes")],
 )  # fmt: skip
 def test_wrong_use_of_the_profile_is_one_line(call, base, flags, words):

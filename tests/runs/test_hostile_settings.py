@@ -114,7 +114,7 @@ def test_settings_that_ask_for_too_much(call, run, path, value):
 @pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
 def test_mutated_files_are_read_or_refused(call, run, monkeypatch, name):
     """Never a traceback: what can be read is resumed (training itself is left out here), the rest is refused."""
-    monkeypatch.setattr(command, "train_and_report", lambda task, *more: command.start(task, more[-1]))
+    monkeypatch.setattr(command, "train_and_report", lambda task, *more: command.initial_state(task, more[-1]))
     whole = (run / name).read_bytes()
     accepted = []
 
