@@ -9,7 +9,7 @@ from subject import RECIPES
 
 pytestmark = marks
 
-ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor")
+ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor", "preparation")
 WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
 PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain"}
 """They were told not to record."""
