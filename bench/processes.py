@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastcifar.cli import train
+from fastcifar.cli.main import train
 from fastcifar.config.shapes import SHAPES, Shape
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +75,7 @@ def _main(argv: list[str], log: str, env: dict[str, str]) -> None:
     os.environ.update(env)
     torch.set_num_threads(1)
     SHAPES["small"] = TINY
-    sys.exit(train.main(argv))
+    sys.exit(train(argv))
 
 
 def join_all(processes: Sequence[BaseProcess], timeout_s: float = 120) -> list[int | None]:

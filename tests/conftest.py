@@ -13,11 +13,12 @@ import torch
 from real_images import REAL
 
 from bench import processes
+from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
-from fastcifar.cli.progress import Handler, Lines, shown
+from fastcifar.cli.terminal import Handler, Lines, route_log_to
 from fastcifar.config.config import Augment, Config, Machine, Model, Optimizer, Tail
 from fastcifar.config.schedules import OneCycle
-from fastcifar.config.settings import with_settings
+from fastcifar.config.settings import with_all_settings, with_settings
 from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
@@ -60,7 +61,7 @@ def task_of(config: Config, dataset: Dataset) -> Task:
 
 def make_config(**settings: Any) -> Config:
     """`PLAIN` with other settings, by flag."""
-    return with_settings(PLAIN, **settings)
+    return with_all_settings(PLAIN, settings)[0]
 
 
 class Recorder(Lines):
@@ -119,7 +120,8 @@ def make_quick_task(tiny_network: None, dataset: Dataset) -> Callable[..., Task]
     """Task of a run on the CPU; keywords are settings by flag, save `data_set`."""
 
     def make(data_set: Dataset = dataset, **settings: Any) -> Task:
-        return task_of(with_settings(QUICK, **settings), data_set)
+        config, command = with_all_settings(QUICK, settings)
+        return replace(task_of(config, data_set), command=command)
 
     return make
 
@@ -139,14 +141,14 @@ def train_in_folder(
 ) -> RunOutcome:
     """Trains as the command line does, with the files of the run in `out` and what it prints in `progress`."""
     signals: Any = FakeSignals(stop)
-    with shown(progress or Recorder()) as recorder:
+    with route_log_to(progress or Recorder()) as recorder:
         return train(task, [recorder, *command.observers_of(task, out, signals)], Stopwatch(task.hardware.device))
 
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """Messages of the fastcifar logger."""
-    with shown(Recorder()) as recorder:
+    with route_log_to(Recorder()) as recorder:
         yield recorder.lines  # type: ignore[attr-defined]
     assert not any(isinstance(handler, Handler) for handler in logging.getLogger("fastcifar").handlers)
 
@@ -199,7 +201,7 @@ def call(capfd):
     """Exit code, lines of stdout, lines of stderr."""
 
     def main(*argv):
-        code = command.main(list(argv))
+        code = entry.train(list(argv))
         said = capfd.readouterr()
         return code, said.out.splitlines(), said.err.splitlines()
 

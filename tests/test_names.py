@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.cli import train as command
-from fastcifar.cli.errors import DONE
+from fastcifar.cli import main as command
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.schedules import SCHEDULES
 
@@ -19,5 +18,5 @@ CASES += [["--network", name, "--scale", "small"] for name in ("resnet18", "shak
 @pytest.mark.parametrize("flags", CASES, ids=" ".join)
 def test_it_runs_by_name(flags: list[str], tmp_path: Path, tiny_network: None) -> None:
     out = tmp_path / "run"
-    assert command.main([*SETTINGS, *flags, "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]) == DONE
+    assert command.train([*SETTINGS, *flags, "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]) == command.DONE
     assert (out / "summary.json").exists() and (out / "curves.png").exists()

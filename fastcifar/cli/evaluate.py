@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from fastcifar.cli.options import parse_quietly
-from fastcifar.cli.table import format_table
+from fastcifar.cli.flags import parse_quietly
+from fastcifar.cli.terminal import format_table
 from fastcifar.data.dataset import Dataset
 from fastcifar.inference import evaluation_plots
 from fastcifar.inference.metrics import per_class, quality

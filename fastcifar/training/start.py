@@ -36,7 +36,7 @@ WHITENED_ON_CARD = 1000
 
 
 def initial_state(task: Task, stopwatch: Stopwatch) -> State:
-    """The state before the first step, or that of the checkpoint in `config.run.resume`.
+    """The state before the first step, or that of the checkpoint in `command.resume`.
 
     Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
@@ -60,7 +60,8 @@ def initial_state(task: Task, stopwatch: Stopwatch) -> State:
         steps_per_epoch=task.steps_per_epoch,
         world=task.world,
     )
-    resumed = config.run.resume is not None and resume(state, config, task.dataset.digest)
+    folder = task.command.resume
+    resumed = folder is not None and resume(state, Path(folder), config, task.dataset.digest)
     if config.model.init is not None and not resumed:  # a checkpoint has the weights: the file may be gone
         load_initial(model, config.model)
     return state
@@ -107,13 +108,13 @@ def load_initial(model: nn.Module, settings: Model) -> None:
     model.load_state_dict({name: fresh[name] if name in own else given[name] for name in fresh})
 
 
-def resume(state: State, config: Config, digest: str) -> bool:
-    """Loads checkpoint.pt of `config.run.resume` into a fresh state, in place, and says whether there was one.
+def resume(state: State, folder: Path, config: Config, digest: str) -> bool:
+    """Loads checkpoint.pt of a run folder into a fresh state, in place, and says whether there was one.
 
     A run that was stopped before its first checkpoint starts from the beginning. CheckpointError when the checkpoint
     is damaged, or is one of other settings or images; ValueError when the extension is shorter than the run.
     """
-    path = Path(config.run.resume or "") / "checkpoint.pt"
+    path = folder / "checkpoint.pt"
     if not path.exists() and (path.parent / "config.json").exists():
         return False
     content = checkpoint.load(path)

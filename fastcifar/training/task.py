@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config.config import Config
+from fastcifar.config.config import Command, Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
 from fastcifar.models.networks import count_parameters, make_model, own_network, train_flop
@@ -60,6 +60,8 @@ class Task:
     """Whether a CUDA graph can hold the step: the host may decide and read nothing in it."""
     parts: Parts = NO_PARTS
     """What came from Python in place of settings."""
+    command: Command = field(default=Command())
+    """What this call does with the run."""
 
     @property
     def loss(self) -> Loss:
