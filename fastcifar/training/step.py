@@ -268,9 +268,10 @@ def make_step(task: Task, state: State, forward: Forward) -> Step:
 
 def _fused_update(task: Task, state: State, forward: Forward) -> FusedUpdate | None:
     """The update by kernels where the batch norms use theirs, in bf16: in fp16 the loss scale wants the plain one."""
-    model, dtype = state.model, task.hardware.dtype
-    if task.parts.names or not is_fused(model) or dtype != torch.bfloat16:  # the parts may have a loss of their own
+    dtype = task.hardware.dtype
+    if task.parts.names or dtype != torch.bfloat16:  # the parts may have a loss of their own
         return None
-    if not isinstance(model, ResNet9) or forward is not model:
+    model = state.model
+    if not isinstance(model, ResNet9) or not is_fused(model) or forward is not model:
         return None
     return fused_update(model, state.optimizers, task.config, dtype)

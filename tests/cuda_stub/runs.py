@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import subject
 import torch
@@ -156,6 +157,22 @@ def executor_waits() -> bool:
     return card.knows(stream, torch.cuda.current_stream())
 
 
+def preparation() -> dict[str, Any]:
+    """What a card makes of its images before the first step: how often, and what that and the set-up ask for."""
+    preprocess, made = subject.preparing.preprocess, list[dict[str, int]]()
+
+    def counted(*arguments: Any, **settings: Any) -> None:
+        with card.counting() as asked:
+            preprocess(*arguments, **settings)
+        made.append(asked)
+
+    with card.counting() as set_up:
+        task = make_task()
+    with mock.patch.object(subject.preparing, "preprocess", counted):
+        watch_run(task)
+    return {"set_up": set_up, "made": made}
+
+
 # ---- faults put in on purpose, for the checks to find
 
 
@@ -251,6 +268,7 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "evaluation, recorded": partial(evaluation, "speedrun94", True),
         "evaluation, plain": partial(evaluation, "speedrun94", False),
         "executor waits": executor_waits,
+        "preparation": preparation,
     }
 
 

@@ -154,3 +154,10 @@ def test_an_evaluation_with_fused_kernels_has_fewer_operations() -> None:
         pytest.skip("Triton does not run on the stub here")
     assert fused["epoch"] == plain["epoch"] and fused["final"] == plain["final"]
     assert fused["recording"]["captured"] <= 0.75 * plain["recording"]["captured"]
+
+
+def test_borders_and_filters_are_made_once_in_a_run() -> None:
+    """The set-up makes neither: its launches are the mean, the deviation and a copy of the images, twice each."""
+    told = ask("runs", "preparation")
+    (made,) = told["made"]
+    assert made["launches"] > 4 and told["set_up"].get("library_calls", 0) == 0 < made["library_calls"]
