@@ -133,9 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=50, help="number of kills")
     parser.add_argument("--real", type=int, default=3, help="how many of them start from the command line")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instants")
-    parser.add_argument(
-        "--quick", action="store_true", help="three kills of runs of half the length, none from the command line"
-    )
+    parser.add_argument("--quick", action="store_true", help="three kills of runs of half the length, all warm")
     options = parser.parse_args(argv)
     kills, real_kills = (3, 0) if options.quick else (options.kills, options.real)
     rows, epochs = [], QUICK_EPOCHS if options.quick else EPOCHS
