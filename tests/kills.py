@@ -30,17 +30,17 @@ from fastcifar.runs.environment import utc_stamp, versions
 from fastcifar.runs.record import write_json
 from fastcifar.training.stopwatch import Stopwatch
 
-EPOCHS = 12
+EPOCHS, QUICK_EPOCHS = 12, 6
 
 
 class Runs:
     """Starts runs in a folder: warm ones with the tiny network, or real ones from the command line."""
 
-    def __init__(self, folder: Path, real: bool) -> None:
+    def __init__(self, folder: Path, real: bool, epochs: int) -> None:
         self.folder, self.real, self.log = folder, real, folder / "log.txt"
         self.stopwatch = Stopwatch()
         self.flags = [*processes.FLAGS, "--data", str(processes.write_images(folder / "images.npz")),
-                      "--cache-dir", str(folder / "cache"), "--epochs", str(EPOCHS)]  # fmt: skip
+                      "--cache-dir", str(folder / "cache"), "--epochs", str(epochs)]  # fmt: skip
 
     def run(self, argv: list[str], out: Path, kill_at_s: float | None = None) -> int:
         """Runs to the end, or until a kill `kill_at_s` seconds after the folder `out` exists. Returns the exit code."""
@@ -104,9 +104,9 @@ def kill_once(runs: Runs, at_s: float, expected: dict[str, Any]) -> dict[str, An
     return {"at_s": round(at_s, 3), "real": runs.real, "came_to": progress, "exit": code, "left": left, "equal": equal}
 
 
-def measure(folder: Path, kills: int, real: bool, seed: int) -> list[dict[str, Any]]:
+def measure(folder: Path, kills: int, real: bool, seed: int, epochs: int) -> list[dict[str, Any]]:
     """Runs twice undisturbed (first to fill the cache, then to measure the length), then once per kill."""
-    runs, generator, rows = Runs(folder, real), random.Random(seed), []
+    runs, generator, rows = Runs(folder, real, epochs), random.Random(seed), []
     for name in ("first", "undisturbed"):
         runs.stopwatch = Stopwatch()
         if code := runs.run([*runs.flags, "--out", str(folder / name)], folder / name):
@@ -133,16 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=50, help="number of kills")
     parser.add_argument("--real", type=int, default=3, help="how many of them start from the command line")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instants")
-    parser.add_argument("--quick", action="store_true", help="three kills, none from the command line")
+    parser.add_argument("--quick", action="store_true", help="three kills of runs of half the length, all warm")
     options = parser.parse_args(argv)
     kills, real_kills = (3, 0) if options.quick else (options.kills, options.real)
-    rows = []
+    rows, epochs = [], QUICK_EPOCHS if options.quick else EPOCHS
     for name, count in (("warm", kills - real_kills), ("real", real_kills)):
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        rows += measure(folder, count, name == "real", options.seed) if count else []
+        rows += measure(folder, count, name == "real", options.seed, epochs) if count else []
         shutil.rmtree(folder)
-    head = {"date": utc_stamp(), "versions": versions(), "seed": options.seed, "epochs": EPOCHS}
+    head = {"date": utc_stamp(), "versions": versions(), "seed": options.seed, "epochs": epochs}
     write_json(options.out / "kills.json", {**head, "kills": rows})
     (options.out / "kills.md").write_text(markdown_table(rows))
     print(markdown_table(rows))

@@ -23,6 +23,7 @@ import torch
 
 from fastcifar.cli.main import train
 from fastcifar.config.shapes import SHAPES, Shape
+from fastcifar.files import write_atomically
 from fastcifar.runs import plots
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ FLAGS = [
 
 def no_curves(path: Path, *_: object) -> None:
     """Takes the place of `plots.draw_curves`, which needs more than a second of the CPU: longer than a run."""
-    path.write_bytes(b"no picture")
+    write_atomically(path, lambda file: file.write(b"no picture"))
 
 
 def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:

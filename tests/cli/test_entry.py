@@ -74,7 +74,7 @@ def test_a_folder_that_holds_a_run_is_refused_before_the_data_is_loaded(call, ba
     assert code == 2 and "holds a run already" in err[0]
 
 
-def test_a_run_on_the_synthetic_images_says_so_where_its_figure_stands(call, base, tmp_path, monkeypatch):
+def test_a_run_on_the_synthetic_images_says_so_where_its_figure_stands(call, base, tmp_path, monkeypatch, curves):
     titles = []
     monkeypatch.setattr(Figure, "suptitle", lambda self, text: titles.append(text))
     code, out, _ = call(*base, "--data", "synthetic", "--subset", "200", "--epochs", "1")
