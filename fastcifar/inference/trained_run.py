@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcifar.config.config import Config
+from fastcifar.config.config import Config, Evaluation
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.inference.classifier import Classifier, load_with_facts
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import load_config
 from fastcifar.runs.model_file import find_model
+from fastcifar.training.hardware import DTYPES
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,19 @@ class TrainedRun:
     """What the run's record calls the data set."""
     config: Config | None
     """None without a config.json."""
+    accuracy: float | None
+    """Test accuracy that the run stands for, as its summary has it; None when it was not recorded."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The views that the run's own figure was measured with; image and mirror when the run does not say."""
+        return self.config.evaluation if self.config else Evaluation(tta="flip")
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic that the run's own figure was measured in; fp32 when the run does not say."""
+        name = self.config.machine.precision if self.config else "auto"
+        return "fp32" if name == "auto" else name
 
 
 def read_run(where: Path) -> TrainedRun:
@@ -43,7 +57,9 @@ def read_run(where: Path) -> TrainedRun:
     model, facts = load_with_facts(path)
     name, settings = str(facts.get("dataset")), path.with_name("config.json")
     config = load_config(settings) if settings.exists() else None
-    return TrainedRun(path.parent, model, _recorded_data(config, name), name, config)
+    accuracy = facts.get("accuracy")
+    accuracy = accuracy if type(accuracy) in (int, float) else None
+    return TrainedRun(path.parent, model, _recorded_data(config, name), name, config, accuracy)
 
 
 def raw_model(run: TrainedRun) -> Classifier | None:
@@ -107,7 +123,13 @@ def some_of(names: tuple[str, ...]) -> str:
     return first if len(names) <= 10 else f"{first}, ... ({len(names)})"
 
 
-def log_probabilities(model: Classifier, dataset: Dataset, views: bool) -> tuple[Tensor, Tensor]:
-    """(log-probabilities [N, K] f32, labels [N]) of the test images, computed on the GPU where there is one."""
+def log_probabilities(
+    model: Classifier, dataset: Dataset, views: bool | str, share: float = 1.0, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """(log-probabilities [N, K] f64, labels [N]) of the test images, computed on the GPU where there is one.
+
+    Arguments as for `Classifier.logits`. In f64 logits that differ have probabilities that differ.
+    """
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.logits(dataset.x_test, views).log_softmax(1), torch.as_tensor(dataset.y_test)
+    logits = model.logits(dataset.x_test, views, share, DTYPES[precision])
+    return logits.double().log_softmax(1), torch.as_tensor(dataset.y_test)
