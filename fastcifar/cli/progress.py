@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastcifar.runs.record import epoch_accuracy
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 
 log = logging.getLogger("fastcifar")
@@ -97,7 +98,7 @@ def shown(progress: Lines) -> Iterator[Lines]:
 
 def epoch_line(row: dict[str, Any], num_epochs: int) -> str:
     """A metrics row as a plain line."""
-    accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+    accuracy = epoch_accuracy(row)
     shown = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
     return (
         f"epoch {row['epoch']:3d}/{num_epochs}  {row['phase']:5s}  lr {row['lr']:<8.4g} "

@@ -20,7 +20,7 @@ from typing import Any
 
 from fastcifar.config.config import Config
 from fastcifar.config.settings import flat
-from fastcifar.runs.record import write_lines
+from fastcifar.runs.record import epoch_accuracy, write_lines
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 
 log = logging.getLogger("fastcifar")
@@ -153,7 +153,7 @@ def make_tracker(config: Config, out: Path) -> Tracker:
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
-    accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+    accuracy = epoch_accuracy(row)
     values = {"epoch": row["epoch"], "loss_train": row["loss_train"], "lr": row["lr"], "momentum": row["momentum"]}
     return values if accuracy is None else {**values, "accuracy": accuracy}
 

@@ -11,6 +11,7 @@ import torch
 
 from fastcifar.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.runs.record import epoch_accuracy
 
 TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
 
@@ -63,7 +64,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
     mark = "o-" if len(history) < 60 else "-"
     loss_axis.plot(ends, [row["loss_train"] for row in history], mark, markersize=3, color="tab:red")
     loss_axis.set(title="training loss (mean of the epoch)")
-    values = [row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val") for row in history]
+    values = [epoch_accuracy(row) for row in history]
     points = [(e, 100 * v) for e, v in zip(ends, values, strict=True) if v is not None]
     if points:
         accuracy_axis.plot(*zip(*points, strict=True), mark, markersize=3, color="tab:green", label="raw weights")

@@ -240,7 +240,7 @@ def test_an_evaluation_that_cannot_be_recorded_is_plain(make_network, said):
     again = Again(fails_at=2)
     half = evaluate.Evaluator(task, model, again)  # the second graph, that of the views, fails
     (line,) = said
-    assert "recording the evaluation" in line and "going on without it" in line
+    assert "capturing the evaluation" in line and "going on without it" in line
     change(model, 6)
     expected = evaluate.Evaluator(task, model)(task.test, "flip")
     assert half(task.test, "flip") == expected and again.replayed == 0
