@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 
 from fastcifar.augment.dali import DaliUnavailable
-from fastcifar.training import memory, processes
+from fastcifar.runs.checkpoint import ran_out_of_memory
+from fastcifar.training import processes
 from fastcifar.training.state import Diverged
 
 DONE, FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
@@ -31,7 +32,7 @@ def message_and_code(error: Exception, training: bool = True) -> tuple[str, int]
         return f"{what}; {remedy} another {'folder' if training else 'place'}{to_resume.format('a run')}", BAD_INPUT
     if isinstance(error, (ValueError, DaliUnavailable)):  # usage, data, checkpoint, settings that do not fit together
         return str(error), BAD_INPUT
-    if memory.ran_out(error):
+    if ran_out_of_memory(error):
         when, less = (" before training began", "a smaller --subset") if training else ("", "fewer images")
         return f"out of memory{when}; close other programs or use {less}", BAD_INPUT
     if processes.lost_a_process(error):

@@ -23,6 +23,7 @@ from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.observers.run_files import file_observers
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder, plots, record
+from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.training import memory, processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
@@ -122,7 +123,7 @@ def train_and_report(
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:
-        if not memory.ran_out(e):
+        if not ran_out_of_memory(e):
             raise
         traceback.clear_frames(e.__traceback__)  # releases the step that did not fit
         fits = memory.batch_that_fits(task)

@@ -5,16 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.training.step import autocast
 from fastcifar.training.task import Task, plain_network
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error means that a device or the host had no memory left."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
 
 
 def batch_that_fits(task: Task) -> int | None:
@@ -27,7 +20,7 @@ def batch_that_fits(task: Task) -> int | None:
             _one_step(task, batch // task.world.size)
             return batch
         except (MemoryError, RuntimeError) as e:
-            if not ran_out(e):
+            if not ran_out_of_memory(e):
                 return None
         batch //= 2
     return None
