@@ -12,7 +12,7 @@ import tyro
 from fastcifar.cli.options import UsageError, parse_quietly
 from fastcifar.cli.table import format_table
 from fastcifar.config.settings import flat
-from fastcifar.runs.comparison_plot import draw_comparison
+from fastcifar.runs.plots import draw_comparison
 from fastcifar.runs.results import RunResults, read_results
 
 LONGEST_CELL = 40

@@ -15,10 +15,9 @@ from fastcifar.cli.options import parse_quietly
 from fastcifar.cli.table import format_table
 from fastcifar.config.config import Evaluation
 from fastcifar.data.dataset import Dataset
-from fastcifar.inference import evaluation_plots
 from fastcifar.inference.metrics import per_class, quality
 from fastcifar.inference.trained_run import load_test_images, log_probabilities, read_run
-from fastcifar.runs import record
+from fastcifar.runs import plots, record
 
 SHOWN_MISTAKES = 40
 
@@ -57,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
         "classes": dict(zip(dataset.classes, rows, strict=True)),
         "confusion": confusion.tolist(),
     })  # fmt: skip
-    evaluation_plots.draw_confusion(out / "confusion.png", confusion, dataset.classes)
+    plots.draw_confusion(out / "confusion.png", confusion, dataset.classes)
     mistakes = most_confident_mistakes(dataset, log_p, labels)
-    evaluation_plots.draw_mistakes(out / "mistakes.png", mistakes, int((log_p.argmax(1) != labels).sum()), len(labels))
+    plots.draw_mistakes(out / "mistakes.png", mistakes, int((log_p.argmax(1) != labels).sum()), len(labels))
 
     print(f"{run.folder} on {dataset.name}: {len(labels)} test images, {views_text(views)}, {precision}")
     print(f"accuracy {measured['accuracy']:.2%}, cross-entropy {measured['nll']:.4f}, calibration error "
@@ -86,13 +85,13 @@ def views_text(evaluation: Evaluation) -> str:
     return text if count == 1 or share == 1 else f"{text} of the least sure {share:.3g} of them"
 
 
-def most_confident_mistakes(dataset: Dataset, log_p: Tensor, labels: Tensor) -> list[evaluation_plots.Mistake]:
+def most_confident_mistakes(dataset: Dataset, log_p: Tensor, labels: Tensor) -> list[plots.Mistake]:
     """The wrongly named test images with the largest probability of the wrong class, largest first."""
     confidence, predicted = log_p.exp().max(1)
     wrong = (predicted != labels).nonzero()[:, 0]
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN_MISTAKES]
     return [
-        evaluation_plots.Mistake(
+        plots.Mistake(
             dataset.x_test[i], dataset.classes[labels[i]], dataset.classes[predicted[i]], confidence[i].item()
         )
         for i in order.tolist()

@@ -12,8 +12,8 @@ from PIL import Image
 import fastcifar
 from fastcifar.cli import main as cli
 from fastcifar.cli.evaluate import most_confident_mistakes
-from fastcifar.inference.evaluation_plots import draw_confusion, draw_mistakes
 from fastcifar.inference.trained_run import load_test_images, log_probabilities, read_run
+from fastcifar.runs.plots import draw_confusion, draw_mistakes
 
 pytestmark = pytest.mark.usefixtures("here")
 
