@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +40,9 @@ class Classifier(nn.Module):
     def logits(
         self, images: Any, views: bool | str = False, share: float = 1.0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Logits [N, K] f32 on the CPU, of uint8 images [N, H, W, C] (24 to 64 pixels, 1 or 3 channels).
+        """Logits [N, K] f32 on the CPU, of uint8 images [N, H, W, C] (24 to 64 pixels, 1 or 3 channels) or [N, H, W].
 
+        A single image [H, W, C] or [H, W] is a batch of one.
         They are those that the accuracy of a run is counted from (`fastcifar.training.evaluate.all_logits`).
 
         views: averaged over these views, by their name for --tta; True: the image and its mirror, as "flip". share: of
@@ -50,16 +52,23 @@ class Classifier(nn.Module):
         tta = views if isinstance(views, str) else "flip" if views else "none"
         if tta not in VIEWS:
             raise ValueError(f"views is {tta!r}; choose from {', '.join(VIEWS)}")
-        pixels = torch.from_numpy(to_rgb_32(images)).to(self.mean.device)
+        array = np.asarray(images)
+        if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)):  # a width of 3 pixels is refused anyway
+            array = array[None]
+        pixels = torch.from_numpy(to_rgb_32(array)).to(self.mean.device)
         if not len(pixels):
             return torch.empty(0, len(self.classes))
         labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)  # not looked at
         taken = DeviceImages(pixels, labels, self.mean, 1 / self.std, pad_px=0, dtype=dtype)
         return all_logits(self.eval().network, taken, tta, share)[1].float().cpu()
 
+    def predict_proba(self, images: Any, views: bool | str = True) -> Tensor:
+        """Probabilities [N, K] f32 of all classes, as `classes` orders them, of uint8 images as `logits` takes them."""
+        return self.logits(images, views).softmax(1)
+
     def predict(self, images: Any, views: bool | str = True) -> tuple[list[str], Tensor]:
-        """(class names [N], their probabilities [N] f32) of uint8 images, as `logits` takes them."""
-        probability, label = self.logits(images, views).softmax(1).max(1)
+        """(most probable classes [N], their probabilities [N] f32) of uint8 images, as `logits` takes them."""
+        probability, label = self.predict_proba(images, views).max(1)
         return [self.classes[i] for i in label.tolist()], probability
 
 

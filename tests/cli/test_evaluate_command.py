@@ -48,8 +48,9 @@ def test_a_run_is_measured_on_the_data_it_was_trained_on(run, data, capsys):
     assert all((run / name).read_bytes() == content for name, content in before.items())
 
 
-@pytest.mark.parametrize(("tta", "share"), [("none", 1.0), ("flip", 1.0), ("flip-shift", 0.3)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("tta", "share", "precision"), [("none", 1.0, "fp32"), ("flip-shift", 0.3, "fp32"), ("flip", 1.0, "bf16")]
+)
 def test_a_fresh_run_is_measured_as_its_summary_says(tmp_path, capsys, tta, share, precision):
     """Also after other weights: the figures of two runs differ, and each is found again."""
     data, images = tmp_path / "x.npz", make_dataset(256, 1000)
