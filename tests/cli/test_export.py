@@ -82,7 +82,7 @@ def test_the_file_says_how_to_use_it(run, form):
     assert json.loads(told["mean"]) == [0.5] * 3 and json.loads(told["std"]) == [0.25] * 3
     assert "32x32" in told["resize"] and "BOX" in told["resize"] and "uint8" in told["images"]
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    small = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX))
+    small = np.array(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX))
     best = int(loaded(path)(small[None]).argmax())
     assert json.loads(told["classes"])[best] == model.predict(image, views=False)[0][0]
 
