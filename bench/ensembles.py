@@ -33,7 +33,7 @@ from fastcifar.files import write_atomically
 from fastcifar.inference.metrics import quality
 from fastcifar.inference.trained_run import TrainedRun, load_test_images, read_run
 from fastcifar.runs import intervals, record
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.step import autocast
 
 MAX_ENSEMBLES = 2_000
@@ -115,7 +115,7 @@ def measure(run: TrainedRun, dataset: Dataset, options: Options) -> Outputs:
     state = harness.state_of(config, digest, dataset.digest, options.samples, options.views)
     path = options.out / "members" / f"{run.folder.name}-{state}.safetensors"
     if not path.exists():
-        with autocast(choose_hardware(config)):
+        with autocast(resolve(config)[1]):
             found = outputs_of(run, dataset, options.views, options.samples)
         run.model.cpu()
         content = save({kind: log_p.float().contiguous() for kind, log_p in found.items()})

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcifar.config.config import Config
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import orthogonalize
-from fastcifar.training.hardware import Hardware, with_hardware
+from fastcifar.training.hardware import Hardware
 from fastcifar.training.stopwatch import copy_bytes_per_s, matrix_flop_per_s
 
 PARTS = ("augment", "forward", "backward", "optimizer", "averaging")
@@ -32,7 +32,7 @@ class Floors:
         torch.backends.cuda.matmul.allow_tf32 = before
         self.bytes_per_s = copy_bytes_per_s(hardware.device, mib=1024 if on_card else 64)
 
-        model = make_model(with_hardware(config, hardware).model, num_classes=10, seed=0).to("meta").train()
+        model = make_model(config.model, num_classes=10, seed=0).to("meta").train()
         forward_flop, flop, kept_values = _count(model)
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         kept_bytes = batch * kept_values * hardware.dtype.itemsize

@@ -5,6 +5,7 @@ The benches import this module; it has no command.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -27,12 +28,12 @@ from fastcifar.config.settings import IneffectiveSetting, flat
 from fastcifar.data.dataset import Dataset
 from fastcifar.files import write_atomically
 from fastcifar.runs import environment, intervals, record
-from fastcifar.training.hardware import choose_hardware, make_deterministic
+from fastcifar.training.hardware import make_deterministic, resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import RunOutcome
+from fastcifar.training.start import preprocess
 from fastcifar.training.stopwatch import repeats_s
-from fastcifar.training.task import Task, make_task, plain_network
-from fastcifar.training.warm_up import prepare
+from fastcifar.training.task import Task, make_task
 
 NOT_IN_STATE = ("seed", "runs", "out", "target", "debug")
 """Settings that a measurement does not depend on, or that are part of its key."""
@@ -40,10 +41,12 @@ NOT_IN_STATE = ("seed", "runs", "out", "target", "debug")
 
 def describe_environment(config: Config) -> dict[str, Any]:
     """Device, versions and commit: the head of every table.json. ValueError when a choice is not available here."""
-    hardware = choose_hardware(config)
+    with deterministic_algorithms(config.machine.deterministic):
+        config, hardware = resolve(config)
+    machine = config.machine
     return {
-        "date": environment.utc_stamp(), "device": hardware.name, "precision": hardware.precision,
-        "compile": hardware.compile, "augment": hardware.executor, "scale": hardware.scale,
+        "date": environment.utc_stamp(), "device": hardware.name, "precision": machine.precision,
+        "compile": machine.compile, "augment": machine.executor, "scale": config.model.scale,
         "versions": environment.versions(), **environment.source_state(),
     }  # fmt: skip
 
@@ -55,7 +58,8 @@ def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> RunOut
     padding, which a CPU does once for all runs of a job; None on a card, where `time_s.train` has them.
     """
     with deterministic_algorithms(config.machine.deterministic):
-        task = make_task(config, dataset, choose_hardware(config))
+        config, hardware = resolve(config)
+        task = make_task(config, dataset, hardware)
         if task.hardware.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(task.hardware.device)  # else an earlier run could set the peak
         clock = RunClock(task.hardware.device, pause_s)
@@ -70,7 +74,7 @@ def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> RunOut
 
 def prepare_alike(task: Task) -> None:
     """What a run on a card does before its first step, on the images of a task and a network of its own."""
-    prepare(task, plain_network(task))
+    preprocess(task, copy.deepcopy(task.network))
 
 
 @contextmanager
@@ -121,7 +125,7 @@ class Rows:
 def state_of(config: Config, *more: Any) -> str:
     """A short digest of what a measurement depends on besides its key: settings, device, torch, commit and `more`."""
     settings = {name: value for name, value in flat(config).items() if name not in NOT_IN_STATE}
-    device, commit = choose_hardware(config).name, environment.source_state()["commit"]
+    device, commit = resolve(config)[1].name, environment.source_state()["commit"]
     text = json.dumps([settings, device, torch.__version__, commit, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

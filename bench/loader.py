@@ -38,7 +38,7 @@ from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.stopwatch import Stopwatch, repeats_s
 
 Kind = Literal["torch", "dali", "dataloader", "torchvision"]
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(rows: harness.Rows, config: Config, options: Options, measurements: list[dict[str, Any]]) -> None:
     """Appends to `measurements`, one repeat of every executor and batch size after the other."""
-    dataset, device = harness.random_dataset(options.images), choose_hardware(config).device
+    dataset, device = harness.random_dataset(options.images), resolve(config)[1].device
     epochs: dict[Case, Epoch] = {}
     for repeat in range(options.repeats):
         for kind in options.executors:
@@ -183,7 +183,7 @@ def make_epoch(kind: str, batch: int, steps: int, dataset: Dataset, config: Conf
 
     Its clock measures three parts of it: "plan" (the random draws), "block" and "rows" (taking a batch of a block).
     """
-    hardware, pad_px = choose_hardware(config), config.augment.crop_pad_px
+    hardware, pad_px = resolve(config)[1], config.augment.crop_pad_px
     if kind in DATALOADERS:
         loader = DataLoader(
             DATALOADERS[kind](dataset, pad_px), batch, shuffle=True, drop_last=True, num_workers=options.workers,

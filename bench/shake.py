@@ -26,8 +26,7 @@ from fastcifar.config.recipes import find_recipe
 from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
-from fastcifar.models.shakedrop import ShakeDrop
-from fastcifar.models.shakeshake import ShakeShake
+from fastcifar.models.shake import ShakeDrop, ShakeShake
 from fastcifar.runs import environment, intervals, record
 from fastcifar.training.task import load_data
 

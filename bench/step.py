@@ -24,7 +24,7 @@ from bench.timed_step import FixedBlocks, time_parts, time_step
 from fastcifar.config.config import Config
 from fastcifar.config.settings import with_settings
 from fastcifar.runs import intervals, record
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.task import Task, make_task
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def default_variants(options: Options) -> tuple[str, ...]:
     """On a card all dtypes and compile modes; on a CPU eager variants only, because compiling takes minutes there."""
-    hardware = choose_hardware(harness.parse(options.recipe, f"device={options.device}"))
+    config, hardware = resolve(harness.parse(options.recipe, f"device={options.device}"))
     if hardware.device.type == "cuda":
         return (
             "bf16",
@@ -96,7 +96,7 @@ def default_variants(options: Options) -> tuple[str, ...]:
             "fp16-compiled",
             "fp32-compiled",
         )
-    return ("fp32", "fp32-nchw", *(("bf16",) if hardware.precision == "bf16" else ()))
+    return ("fp32", "fp32-nchw", *(("bf16",) if config.machine.precision == "bf16" else ()))
 
 
 def configure(name: str, options: Options) -> Config:
@@ -111,8 +111,7 @@ def configure(name: str, options: Options) -> Config:
         epochs=1.0, swa_start=2 / 3, swa_every=None, tta="none", val_split=0.0, low_res_px=(), low_res_until=(),
         schedule="onecycle", lr_peak=0.01,
     )  # fmt: skip
-    choose_hardware(config)
-    return config
+    return resolve(config)[0]
 
 
 def measure(
@@ -126,7 +125,7 @@ def measure(
 
             def measure_variant(name: str = name, config: Config = config) -> dict[str, Any]:
                 if name not in tasks:
-                    tasks[name] = make_task(config, dataset, choose_hardware(config))
+                    tasks[name] = make_task(config, dataset, resolve(config)[1])
                 return time_variant(tasks[name], nchw=name.endswith("-nchw"))
 
             state = harness.state_of(config, options.steps)
@@ -144,8 +143,8 @@ def time_variant(task: Task, nchw: bool) -> dict[str, Any]:
             row[key] = 1e3 * summary["time_s"]["train"] / task.num_steps
     floors = Floors(task.config, task.hardware, task.batch_size)
     return {**row, "floor_ms": floors.parts_ms(), "floor_why": floors.reasons(), "flop_per_s": floors.flop_per_s,
-            "bytes_per_s": floors.bytes_per_s, "augment": task.hardware.executor,
-            "scale": task.hardware.scale}  # fmt: skip
+            "bytes_per_s": floors.bytes_per_s, "augment": task.config.machine.executor,
+            "scale": task.config.model.scale}  # fmt: skip
 
 
 def write_results(measurements: list[dict[str, Any]], head: dict[str, Any], options: Options) -> None:

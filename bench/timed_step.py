@@ -14,11 +14,12 @@ from fastcifar.augment.block import Block
 from fastcifar.augment.executor import Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.optim.optimizers import set_row
+from fastcifar.training.prepare import warm_up
+from fastcifar.training.start import initial_state, preprocess
 from fastcifar.training.state import State
 from fastcifar.training.step import Forward, Step, autocast, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, start
-from fastcifar.training.warm_up import warm_up
+from fastcifar.training.task import Task
 
 UNTIMED_STEPS = 2
 """Number of first steps of an epoch that are not timed."""
@@ -65,7 +66,7 @@ class TimedStep(Step):
             x, y = self.block.batch(i)
             x = x.contiguous(memory_format=self.layout)
         with self.part("optimizer"):
-            set_row(self.state.optimizers, *self.state.schedule.table[self.state.step].tolist())
+            set_row(self.state.optimizers, *self.state.rates[self.state.step])
         self.update(x, y)
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -135,10 +136,12 @@ def set_up(task: Task, nchw: bool, part: Stopwatch | None = None) -> tuple[State
     Without one it is the step of the training loop, recorded as a CUDA graph where possible; with `nchw` a plain one,
     because the buffers of a recorded step are channels_last.
     """
-    state = start(task, Stopwatch(task.hardware.device))
+    state = initial_state(task, Stopwatch(task.hardware.device))
     layout = torch.contiguous_format if nchw else torch.channels_last
     model = state.model.to(memory_format=layout)
-    task = warm_up(task, model)
+    warm_up(task, model)
+    if task.hardware.on_card:
+        preprocess(task, model)
     if part:
         step: Step = TimedStep(task, state, model, part, layout)
     else:

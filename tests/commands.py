@@ -10,7 +10,7 @@ from fastcifar.training import loop
 
 def stop_at(monkeypatch, number, calls=1):
     """A signal arrives when the so-manieth run begins to train."""
-    begin, count = loop.start, []
+    begin, count = loop.initial_state, []
 
     def start(*args):
         count.append(1)
@@ -18,7 +18,7 @@ def stop_at(monkeypatch, number, calls=1):
             os.kill(os.getpid(), number)
         return begin(*args)
 
-    monkeypatch.setattr(loop, "start", start)
+    monkeypatch.setattr(loop, "initial_state", start)
 
 
 def stop_after(monkeypatch, last):

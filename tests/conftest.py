@@ -21,8 +21,8 @@ from fastcifar.config.settings import with_settings
 from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
-from fastcifar.models import shakedrop, shakeshake
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.models import shake
+from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.stopwatch import Stopwatch
@@ -47,6 +47,15 @@ QUICK = replace(
     machine=Machine(device="cpu", precision="fp32", compile="off", executor="torch"),
 )
 """Ends in a second on the CPU."""
+
+
+def task_of(config: Config, dataset: Dataset) -> Task:
+    """The task of a config as it is trained here."""
+    before = torch.are_deterministic_algorithms_enabled()
+    config, hardware = resolve(config)
+    if torch.are_deterministic_algorithms_enabled() != before:  # a run turns them on for the rest of its process
+        torch.use_deterministic_algorithms(before)
+    return make_task(config, dataset, hardware)
 
 
 def make_config(**settings: Any) -> Config:
@@ -102,8 +111,7 @@ def real(real_cache: str) -> Dataset:
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network with 8 channels, others with one block per stage, so that a step takes milliseconds."""
     monkeypatch.setitem(SHAPES, "small", replace(processes.TINY, stem=8))
-    for module in (shakeshake, shakedrop):
-        monkeypatch.setattr(module, "DEPTH", 1)
+    monkeypatch.setattr(shake, "DEPTH", 1)
 
 
 @pytest.fixture
@@ -111,8 +119,7 @@ def make_quick_task(tiny_network: None, dataset: Dataset) -> Callable[..., Task]
     """Task of a run on the CPU; keywords are settings by flag, save `data_set`."""
 
     def make(data_set: Dataset = dataset, **settings: Any) -> Task:
-        config = with_settings(QUICK, **settings)
-        return make_task(config, data_set, choose_hardware(config))
+        return task_of(with_settings(QUICK, **settings), data_set)
 
     return make
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.block import Block
-from fastcifar.augment.images import DeviceImages
+from fastcifar.augment.images import DeviceImages, reflect
 from fastcifar.augment.plan import EpochPlan
 
 BYTES_PER_IMAGE = 32 * 32 * 3 * (1 + 4 + 4 + 2 + 2)
@@ -43,6 +43,12 @@ class Executor(ABC):
             return 1  # so a step a block: larger blocks leave the CPU's cache
         free, _ = torch.cuda.mem_get_info(self.images.padded.device)
         return int(free // 4 // BYTES_PER_IMAGE)
+
+    def fill_borders(self) -> None:
+        """Fills the borders of images that came to the device without them; blocks to come wait for it."""
+        reflect(self.images.padded, self.images.pad_px)
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.images.padded.device))
 
     @abstractmethod
     def make(self, plan: EpochPlan, size_px: int) -> Block:

@@ -42,10 +42,14 @@ def to_device(
     pad_px: int,
     device: torch.device,
     dtype: torch.dtype,
+    borders: bool = True,
 ) -> DeviceImages:
-    """Copies uint8 images [N, 32, 32, 3] to the device, once, and pads them there. mean and std are in [0, 1]."""
+    """Copies uint8 images [N, 32, 32, 3] to the device, once, and pads them there. mean and std are in [0, 1].
+
+    borders: False leaves the padding unwritten, for `Executor.fill_borders`.
+    """
     return DeviceImages(
-        padded=_reflected(torch.as_tensor(images).to(device), pad_px),
+        padded=_padded(torch.as_tensor(images).to(device), pad_px, borders),
         labels=torch.as_tensor(labels).to(device),
         mean=torch.tensor(mean, device=device) * 255,
         inv_std=1 / (torch.tensor(std, device=device) * 255),
@@ -59,14 +63,15 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def _reflected(pixels: Tensor, pad_px: int) -> Tensor:
+def _padded(pixels: Tensor, pad_px: int, borders: bool) -> Tensor:
     """[N, H, W, C] -> [N, H+2P, W+2P, C]."""
     if not pad_px:
         return pixels
     num, height, width, channels = pixels.shape
     padded = pixels.new_empty(num, height + 2 * pad_px, width + 2 * pad_px, channels)
     padded[:, pad_px : pad_px + height, pad_px : pad_px + width] = pixels
-    reflect(padded, pad_px)
+    if borders:
+        reflect(padded, pad_px)
     return padded
 
 

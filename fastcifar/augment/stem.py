@@ -6,22 +6,17 @@ run that does not train the stem. Plain torch is what it is compared with. Shape
 
 from __future__ import annotations
 
-import logging
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.augment.block import Draws
 from fastcifar.augment.images import DeviceImages
+from fastcifar.models.launch import TOLERANCE, farthest, launch, require_close, tried
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
-
-log = logging.getLogger("fastcifar")
 
 BLOCK_M, NUM_WARPS = 128, 4
 """Outputs of a program, and its warps. Not tuned on a card."""
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Largest difference from plain torch, which rounds once more in between, relative to the largest value."""
 
 
 @torch.no_grad()
@@ -31,8 +26,6 @@ def stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) -> Ten
     border: size of the filters of a pooled convolution that reads the output, which then has its zero border
     (`pad_before_pool`).
     """
-    from fastcifar.augment import stem_kernels  # Triton comes with torch's CUDA builds alone
-
     images, size, channels = draws.source, draws.size_px, conv.out_channels
     before, after_y, after_x = border_before_pool((size - 1, size - 1), border) if border else (0, 0, 0)
     shape = (size - 1 + before + after_y, size - 1 + before + after_x)
@@ -41,12 +34,10 @@ def stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) -> Ten
     rows = y.numel() // channels
     assert conv.bias is not None
     weight = conv.weight.permute(0, 2, 3, 1).reshape(channels, 12)  # a view, as filters are channels_last
-    with torch.cuda.device_of(y):
-        stem_kernels.stem[(-(-rows // BLOCK_M),)](
-            images.padded, draws.table, images.mean, images.inv_std, weight, conv.bias, y, rows,
-            images.padded.shape[1], size, *shape, before, channels, CUTOUT=draws.cutout_px, ACT=activation,
-            BLOCK_M=BLOCK_M, BLOCK_C=max(16, 1 << (channels - 1).bit_length()), num_warps=NUM_WARPS,
-        )  # fmt: skip
+    launch("augment.stem_kernels.stem", (-(-rows // BLOCK_M),), images.padded, draws.table, images.mean, images.inv_std,
+           weight, conv.bias, y, rows, images.padded.shape[1], size, *shape, before, channels, CUTOUT=draws.cutout_px,
+           ACT=activation, BLOCK_M=BLOCK_M, BLOCK_C=max(16, 1 << (channels - 1).bit_length()),
+           num_warps=NUM_WARPS)  # fmt: skip
     return y
 
 
@@ -65,18 +56,12 @@ def largest_difference(images: DeviceImages, conv: nn.Conv2d, activation: str, c
     limits = (len(images.labels), places, places, 2, 32, 32)
     columns = [torch.randint(most, (64,), generator=generator) for most in limits]
     draws = Draws(images, torch.stack(columns, 1).int().to(images.padded.device), cutout_px)
-    a, b = (by(draws, conv, activation, border=3).float() for by in (plain_stem, stem))
-    apart = ((a - b).abs().amax() / a.abs().amax().clamp(min=1)).item()
-    return apart if apart == apart else float("inf")
+    return farthest(*([by(draws, conv, activation, border=3)] for by in (plain_stem, stem)))
 
 
 def works(images: DeviceImages, conv: nn.Conv2d, activation: str, cutout_px: int) -> bool:
     """Whether the kernel runs here and agrees with plain torch. A reason against it is logged in one line."""
-    try:
-        if (apart := largest_difference(images, conv, activation, cutout_px)) > TOLERANCE[images.dtype]:
-            raise ValueError(f"it differs from plain torch by {apart:.2g}")
-    except Exception as e:  # of Triton, its compiler or the driver: whatever it is, plain torch does the same
-        reason = " ".join(str(e).split())[:150]
-        log.warning("the stem's kernel does not work here (%s: %s); going on without it", type(e).__name__, reason)
-        return False
-    return True
+    with tried("the stem's kernel"):
+        require_close(largest_difference(images, conv, activation, cutout_px), TOLERANCE[images.dtype])
+        return True
+    return False

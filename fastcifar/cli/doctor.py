@@ -18,6 +18,7 @@ import torch
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
 from fastcifar.augment.images import to_device
 from fastcifar.cli.options import parse_quietly
+from fastcifar.config.config import Config
 from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.config.settings import with_settings
 from fastcifar.data import cache
@@ -25,8 +26,8 @@ from fastcifar.data.load import locate
 from fastcifar.data.official import CIFAR10
 from fastcifar.optim.optimizers import apex_sgd
 from fastcifar.runs.environment import versions
-from fastcifar.training.compile_cache import compile_cache_dir
-from fastcifar.training.hardware import Hardware, choose_hardware, has_dali
+from fastcifar.training.hardware import Hardware, has_dali, resolve
+from fastcifar.training.prepare import compile_cache_dir
 
 LIBRARIES = {"torchvision": "torchvision", "matplotlib": "matplotlib", "rich": "rich", "safetensors": "safetensors",
              "PIL": "pillow", "torchmetrics": "torchmetrics"}  # fmt: skip
@@ -72,13 +73,14 @@ def examine() -> Iterator[Item]:
     """Every item of the report."""
     found, config, problem = versions(), RECIPES[DEFAULT_RECIPE], ""
     try:
-        hardware = choose_hardware(config)
+        config, hardware = resolve(config)
     except RuntimeError as error:  # a card that torch sees and cannot use
-        hardware, problem = choose_hardware(with_settings(config, device="cpu")), str(error) or "CUDA does not start"
+        config, hardware = resolve(with_settings(config, device="cpu"))
+        problem = str(error) or "CUDA does not start"
     yield Item("ok", "python", f"{found['python']}, torch {found['torch']}, torchvision {found['torchvision'] or '-'}")
     absent = [package for module, package in LIBRARIES.items() if find_spec(module) is None]
     yield Item("error", "libraries", f"pip install {' '.join(absent)}") if absent else Item("ok", "libraries", "all")
-    yield _device(hardware, problem)
+    yield _device(config, hardware, problem)
     yield _cuda(found["driver"])
     yield _dali(hardware, found["dali"], found["driver"])
     try:
@@ -98,7 +100,7 @@ def examine() -> Iterator[Item]:
     yield _folder("run folder", Path("runs"), RUN_MIB, "--out DIR", is_needed=True)
 
 
-def _device(hardware: Hardware, problem: str) -> Item:
+def _device(config: Config, hardware: Hardware, problem: str) -> Item:
     """The device of a run, which must multiply."""
     try:
         ones = torch.ones(64, 64, device=hardware.device, dtype=hardware.dtype)
@@ -109,8 +111,9 @@ def _device(hardware: Hardware, problem: str) -> Item:
     if problem:
         reason = " ".join(problem.split())[:150]
         return Item("error", "device", f"does not work ({reason}): look at nvidia-smi, or train with --device cpu")
-    text = f"{hardware.name}; {hardware.precision}, compile {hardware.compile}, augmentation by {hardware.executor}"
-    return Item("ok", "device", f"{text}, scale {hardware.scale}")
+    machine = config.machine
+    text = f"{hardware.name}; {machine.precision}, compile {machine.compile}, augmentation by {machine.executor}"
+    return Item("ok", "device", f"{text}, scale {config.model.scale}")
 
 
 def _cuda(driver: str | None) -> Item:

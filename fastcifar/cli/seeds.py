@@ -62,7 +62,7 @@ def _train_seed(
     config, path = task.config, kept / f"seed{seed}" if kept else None
     resumed = str(path) if path and (path / "config.json").exists() else None
     run = replace(config.run, runs=1, keep_all=False, resume=resumed, out=str(path) if path else config.run.out)
-    one = replace(task, config=replace(config, seed=seed, run=run))
+    one = task.with_config(replace(config, seed=seed, run=run))
     if path and task.world.is_leader:
         path.mkdir(exist_ok=True)
         folder.claim(path, one.config)

@@ -24,14 +24,16 @@ from fastcifar.observers.run_files import file_observers
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder, plots, record
 from fastcifar.runs.checkpoint import ran_out_of_memory
-from fastcifar.training import memory, processes
+from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
+from fastcifar.training.prepare import batch_that_fits
 from fastcifar.training.processes import World
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
-from fastcifar.training.task import Task, load_data, make_task, start
+from fastcifar.training.task import Task, load_data, make_task
 
 DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained."
 
@@ -90,7 +92,7 @@ def run(config: Config, signals: Signals) -> int:
         if world.is_leader:
             print(banner(task), flush=True)
         if config.run.dry_run:
-            start(task, stopwatch)
+            initial_state(task, stopwatch)
             if world.is_leader:
                 print(record.to_json(plan(task)))
             return DONE
@@ -126,7 +128,7 @@ def train_and_report(
         if not ran_out_of_memory(e):
             raise
         traceback.clear_frames(e.__traceback__)  # releases the step that did not fit
-        fits = memory.batch_that_fits(task)
+        fits = batch_that_fits(task)
         advice = f"--batch-size {fits} fits" if fits else "no batch size fits; try --scale small"
         raise ValueError(f"out of memory on {task.hardware.name} with --batch-size {task.batch_size}: {advice} (as a "
                          "new run; a checkpoint of this one is kept)") from e  # fmt: skip

@@ -14,7 +14,7 @@ from fastcifar.optim.averaging import refresh_batch_norm
 from fastcifar.optim.swag import draw_sample
 from fastcifar.runs.config_file import load_config
 from fastcifar.runs.model_file import SWAG_FILE, load_swag
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.refresh import refresh_batches
 from fastcifar.training.step import autocast
 from fastcifar.training.task import load_data, make_task
@@ -35,9 +35,9 @@ def swag_models(run: str | Path, count: int, data: Dataset | None = None) -> Ite
     if not len(dataset.y_train):
         raise ValueError(f"{dataset.name}: has no training images to refresh the batch norms of SWAG's samples with")
     machine = Machine(executor="torch", compile="off")  # the run may have been trained on another one
-    config = replace(config, machine=machine, from_python="")  # a loss or a transform is not needed
-    hardware = choose_hardware(config)
+    config, hardware = resolve(replace(config, machine=machine, from_python=""))  # a loss or a transform is not needed
     task = make_task(config, replace(dataset, mean=tuple(facts["mean"]), std=tuple(facts["std"])), hardware)
+    task.executor.fill_borders()
     batches = list(refresh_batches(task))
     mean = {name: p.detach().clone() for name, p in network.named_parameters()}
     for i in range(count):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 
 from fastcifar.models import fused
 from fastcifar.models.cpu_conv import TapwiseConv2d
-from fastcifar.models.fused import TOLERANCE
+from fastcifar.models.launch import TOLERANCE, farthest_in_norm, require_close, tried
 from fastcifar.models.pooled_conv import PLAIN, Kernels, run
-
-log = logging.getLogger("fastcifar")
 
 Timer = Callable[[Callable[[], object]], float]
 DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
@@ -34,6 +31,8 @@ class PooledConv2d(TapwiseConv2d):
 
     kernels: dict[tuple[int, int], Kernels]
     """By height and width of the input: chosen when it is first seen, as cuDNN's own kernels are."""
+    times_ms: dict[tuple[int, int], dict[Kernels, float]]
+    """What that choice was made by: milliseconds of forward and backward; nothing where none was timed."""
     milliseconds: Timer
     """How long the card takes for some work."""
 
@@ -69,20 +68,15 @@ def kernels_of(conv: PooledConv2d, norm: nn.Module, x: Tensor, activation: Calla
 
 def choose(conv: PooledConv2d, norm: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Kernels:
     """The fastest kernels that agree with cuDNN on x; none, with a warning, where they fail or differ."""
-    try:
+    with tried("the convolution kernels"):
         step = step_on(conv, norm, x, activation)
-        if (apart := largest_difference(step(PLAIN), step(Kernels(True, True)))) > TOLERANCE[x.dtype]:
-            raise ValueError(f"they differ from cuDNN by {apart:.2g}")
+        require_close(largest_difference(step(PLAIN), step(Kernels(True, True))), TOLERANCE[x.dtype])
         kinds = [Kernels(*use) for use in itertools.product((False, True), repeat=2)]
         times = {kernels: conv.milliseconds(lambda kernels=kernels: step(kernels)) for kernels in kinds}  # type: ignore[misc]
-    except Exception as e:  # of Triton, its compiler or the driver: whatever it is, cuDNN does the same
-        reason = " ".join(str(e).split())[:150]
-        log.warning(
-            "the convolution kernels do not work here (%s: %s); going on without them", type(e).__name__, reason
-        )
-        return PLAIN
-    best = min(times, key=times.__getitem__)
-    return best if times[best] < GAIN * times[PLAIN] else PLAIN
+        conv.times_ms[x.shape[2], x.shape[3]] = times
+        best = min(times, key=times.__getitem__)
+        return best if times[best] < GAIN * times[PLAIN] else PLAIN
+    return PLAIN
 
 
 def step_on(
@@ -112,11 +106,7 @@ def step_on(
     return step
 
 
-def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest norm of a difference, by the norm of what is expected; inf where there is a NaN."""
-    pairs = zip(expected, found, strict=True)
-    apart = torch.stack([(a.float() - b.float()).norm() / a.float().norm() for a, b in pairs]).amax().item()
-    return apart if apart == apart else float("inf")
+largest_difference = farthest_in_norm
 
 
 def use_kernels(model: nn.Module, milliseconds: Timer) -> None:
@@ -125,10 +115,23 @@ def use_kernels(model: nn.Module, milliseconds: Timer) -> None:
         layer: Any = getattr(module, "conv1", None)
         if type(layer) is TapwiseConv2d:
             layer.__class__ = PooledConv2d
-            layer.kernels, layer.milliseconds = {}, milliseconds  # type: ignore[assignment]
+            layer.kernels, layer.times_ms, layer.milliseconds = {}, {}, milliseconds  # type: ignore[assignment]
 
 
 def choices(model: nn.Module) -> dict[str, str]:
     """What each layer uses the kernels for, by its name and the size of its input; empty where nothing was chosen."""
+    return {where: str(layer.kernels[size]) for where, layer, size in _chosen(model)}
+
+
+def timings_ms(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Milliseconds that those choices were made by: of each layer and size, with the kernels for each of their uses."""
+    return {
+        where: {str(kernels): round(ms, 4) for kernels, ms in layer.times_ms[size].items()}
+        for where, layer, size in _chosen(model) if size in layer.times_ms
+    }  # fmt: skip
+
+
+def _chosen(model: nn.Module) -> list[tuple[str, PooledConv2d, tuple[int, int]]]:
+    """The layers with each size of their inputs, and what both are called."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PooledConv2d)]
-    return {f"{name} {h}x{w}": str(kernels) for name, layer in layers for (h, w), kernels in layer.kernels.items()}
+    return [(f"{name} {h}x{w}", layer, (h, w)) for name, layer in layers for h, w in layer.kernels]

@@ -5,12 +5,11 @@ Shapes: B images, C channels, H W pixels. All tensors are channels_last.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcifar.models.launch import farthest, launch
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
 
 BLOCK_M, BLOCK_C, NUM_WARPS = 128, 32, 4
@@ -39,17 +38,10 @@ def bias_activation(
     rows, channels = y.numel() // y.shape[1], y.shape[1]
     x = x.contiguous(memory_format=torch.channels_last)
     grid = (-(-rows // BLOCK_M), -(-channels // BLOCK_C))
-    launch("bias_activation", grid, x, plus, scale, bias, y, rows, *x.shape[2:], *shape, before, channels,
-           POOL=pool, ACT=activation, BLOCK_M=BLOCK_M, BLOCK_C=BLOCK_C)  # fmt: skip
+    launch("models.forward_kernels.bias_activation", grid, x, plus, scale, bias, y, rows, *x.shape[2:], *shape,
+           before, channels, POOL=pool, ACT=activation, BLOCK_M=BLOCK_M, BLOCK_C=BLOCK_C,
+           num_warps=NUM_WARPS)  # fmt: skip
     return y
-
-
-def launch(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Runs a kernel on the current stream of its first argument's card."""
-    from fastcifar.models import forward_kernels  # Triton comes with torch's CUDA builds alone
-
-    with torch.cuda.device_of(arguments[0]):
-        getattr(forward_kernels, name)[grid](*arguments, **constants, num_warps=NUM_WARPS)
 
 
 def largest_difference(activation: str, dtype: torch.dtype, device: torch.device) -> float:
@@ -58,9 +50,9 @@ def largest_difference(activation: str, dtype: torch.dtype, device: torch.device
     x, plus = (torch.randn(4, 40, 9, 7, generator=generator).to(device, dtype).contiguous(
         memory_format=torch.channels_last) for _ in range(2))  # fmt: skip
     bias, scale = (torch.randn(40, generator=generator).to(device) for _ in range(2))
-    largest = 0.0
-    for settings in ({"pool": True}, {"border": 3}, {"plus": plus, "scale": scale}):
-        a, b = (bias_activation(x, bias, activation, **settings, kernel=kernel).float() for kernel in (False, True))
-        apart = ((a - b).abs().amax() / a.abs().amax().clamp(min=1)).item()
-        largest = max(largest, apart if apart == apart else float("inf"))
-    return largest
+    expected, found = (
+        [bias_activation(x, bias, activation, **settings, kernel=kernel)
+         for settings in ({"pool": True}, {"border": 3}, {"plus": plus, "scale": scale})]
+        for kernel in (False, True)
+    )  # fmt: skip
+    return farthest(expected, found)

@@ -11,7 +11,6 @@ Shapes: B images, C channels, H W pixels, M = B * H * W rows of a norm's input.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.models import forward
+from fastcifar.models.launch import TOLERANCE, farthest, launch, require_close, tried
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
-
-log = logging.getLogger("fastcifar")
-
 
 BLOCK_C, NUM_WARPS = 32, 8
 """Channels of a tile; warps of a program."""
@@ -32,9 +29,6 @@ REDUCE, APPLY = (128, 256), (64, 512)
 """Rows of a tile and most programs, of a kernel that reduces over rows and of one that writes them: a few programs for
 each multiprocessor. Each of the second kind reads the parts that all of the first kind wrote. Not tuned on a card."""
 NAMES = {function: name for name, function in ACTIVATIONS.items()}
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Largest difference of values of size 1 between the kernels and plain torch, which rounds once more in between, by
-the dtypes that they take."""
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
@@ -78,12 +72,10 @@ def fits(x: Tensor, plus: Tensor | None) -> bool:
     return same and last and x.numel() < 2**31 and len(x) > 1
 
 
-def launch(name: str, grid: tuple[int, int], tiling: tuple[int, int], *arguments: Any, **constants: Any) -> None:
-    """Runs a kernel on the current stream of its first argument's card."""
-    from fastcifar.models import kernels  # Triton comes with torch's CUDA builds alone
-
-    with torch.cuda.device_of(arguments[0]):
-        getattr(kernels, name)[grid](*arguments, **constants, BLOCK_M=tiling[0], BLOCK_C=BLOCK_C, num_warps=NUM_WARPS)
+def run(name: str, grid: tuple[int, int], tiling: tuple[int, int], *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel of `kernels.py`."""
+    launch(f"models.kernels.{name}", grid, *arguments, **constants, BLOCK_M=tiling[0], BLOCK_C=BLOCK_C,
+           num_warps=NUM_WARPS)  # fmt: skip
 
 
 def grid_of(rows: int, channels: int, tiling: tuple[int, int], block_c: int = BLOCK_C) -> tuple[int, tuple[int, int]]:
@@ -113,7 +105,7 @@ class _BorderActivation(torch.autograd.Function):
         y = empty(x, x.shape[1], *ctx.sizes[2:4])
         rows = y.numel() // x.shape[1]
         each, grid = grid_of(rows, x.shape[1], APPLY)
-        launch("activate", grid, APPLY, x, y, rows, each, *ctx.sizes, x.shape[1], ACT=activation)
+        run("activate", grid, APPLY, x, y, rows, each, *ctx.sizes, x.shape[1], ACT=activation)
         ctx.save_for_backward(x)
         return y
 
@@ -125,7 +117,7 @@ class _BorderActivation(torch.autograd.Function):
         d_x = torch.empty_like(x)
         rows = x.numel() // x.shape[1]
         each, grid = grid_of(rows, x.shape[1], APPLY)
-        launch("activation_gradient", grid, APPLY, g, x, d_x, rows, each, *ctx.sizes, x.shape[1],
+        run("activation_gradient", grid, APPLY, g, x, d_x, rows, each, *ctx.sizes, x.shape[1],
                ACT=ctx.activation)  # fmt: skip
         return d_x, None, None
 
@@ -159,7 +151,7 @@ def statistics(x: Tensor, plus: Tensor | None, pool: bool) -> tuple[Tensor, Tens
     rows = z.numel() // channels
     part_rows, grid = grid_of(rows, channels, REDUCE)
     parts = torch.empty(2, grid[0], channels, device=x.device)
-    launch("statistics", grid, REDUCE, x, plus, None if z is x else z, code, parts, rows, part_rows, height, width,
+    run("statistics", grid, REDUCE, x, plus, None if z is x else z, code, parts, rows, part_rows, height, width,
            channels)  # fmt: skip
     return z, code, parts, part_rows
 
@@ -175,7 +167,7 @@ def normalize(
     y, saved = empty(z, channels, *sizes[2:4]), torch.empty(2, channels, device=z.device)
     rows, y_rows = z.numel() // channels, y.numel() // channels
     each, grid = grid_of(y_rows, channels, APPLY)
-    launch("normalize", grid, APPLY, z, y, parts, saved, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+    run("normalize", grid, APPLY, z, y, parts, saved, norm.weight, norm.bias, norm.running_mean, norm.running_var,
            norm.num_batches_tracked, rows, y_rows, each, parts.shape[1], part_rows, norm.momentum, norm.eps, *sizes,
            channels, BORDER=y_rows != rows, ACT=activation)  # fmt: skip
     return y, saved, sizes
@@ -194,12 +186,12 @@ def norm_gradients(
     has_border = g.shape[2:] != z.shape[2:]
     each, grid = grid_of(rows, channels, REDUCE)
     parts = torch.empty(2, grid[0], channels, device=z.device)
-    launch("gradient_sums", grid, REDUCE, g, z, saved, weight, bias, parts, rows, each, *sizes, channels,
+    run("gradient_sums", grid, REDUCE, g, z, saved, weight, bias, parts, rows, each, *sizes, channels,
            BORDER=has_border, ACT=activation)  # fmt: skip
     d_x, d_weight, d_bias = empty(z, channels, height, width), torch.empty_like(weight), torch.empty_like(bias)
     cells = rows if code is None else batch * -(-height // 2) * -(-width // 2)
     each, wide = grid_of(cells, channels, APPLY)
-    launch("input_gradient", wide, APPLY, g, z, code, saved, weight, bias, parts, d_x, d_weight, d_bias, rows, cells,
+    run("input_gradient", wide, APPLY, g, z, code, saved, weight, bias, parts, d_x, d_weight, d_bias, rows, cells,
            each, grid[0], height, width, *sizes[2:], channels, BORDER=has_border, ACT=activation)  # fmt: skip
     return d_x, d_weight, d_bias
 
@@ -210,16 +202,13 @@ def fuse(model: nn.Module, activation: str, dtype: torch.dtype) -> bool:
     A reason against it is logged in one line. Builds all kernels of a run; statistics of the model do not change.
     """
     norms = use_kernels(model)
-    try:
-        if norms and (apart := largest_difference(norms[0], activation, dtype)) > TOLERANCE[dtype]:
-            raise ValueError(f"they differ from plain torch by {apart:.2g}")
-    except Exception as e:  # of Triton, its compiler or the driver: whatever it is, plain torch does the same
-        for norm in norms:
-            norm.__class__ = nn.BatchNorm2d
-        reason = " ".join(str(e).split())[:150]
-        log.warning("the fused kernels do not work here (%s: %s); going on without them", type(e).__name__, reason)
-        return False
-    return bool(norms)
+    with tried("the fused kernels"):
+        if norms:
+            require_close(largest_difference(norms[0], activation, dtype), TOLERANCE[dtype])
+        return bool(norms)
+    for norm in norms:
+        norm.__class__ = nn.BatchNorm2d
+    return False
 
 
 def use_kernels(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -229,6 +218,11 @@ def use_kernels(model: nn.Module) -> list[nn.BatchNorm2d]:
     for norm in norms:
         norm.__class__ = FusedBatchNorm2d
     return norms
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether the training of the model uses the kernels: `fuse` has found them right."""
+    return any(isinstance(module, FusedBatchNorm2d) for module in model.modules())
 
 
 def largest_difference(norm: nn.BatchNorm2d, activation: str, dtype: torch.dtype) -> float:
@@ -249,8 +243,6 @@ def largest_difference(norm: nn.BatchNorm2d, activation: str, dtype: torch.dtype
             y = norm_activation(twin, y, function, pool, inputs[1] if has_plus else None, border)
             y.backward(g[:, :, : y.shape[2], : y.shape[3]])
             grads = [t.grad for t in (*inputs, *twin.parameters()) if t.grad is not None]
-            results.append([t.float() for t in (y.detach(), *grads, *twin.buffers())])
-        for a, b in zip(*results, strict=True):
-            apart = ((a - b).abs().amax() / a.abs().amax().clamp(min=1)).item()
-            largest = max(largest, apart if apart == apart else float("inf"))
+            results.append([y.detach(), *grads, *twin.buffers()])
+        largest = max(largest, farthest(*results))
     return max(largest, forward.largest_difference(activation, dtype, device))

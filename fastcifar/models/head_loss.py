@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcifar.models.launch import launch
+
 BLOCK_B, BLOCK_C, NUM_WARPS = 16, 64, 4
 """Images of a program, channels of a tile, warps. Not tuned on a card."""
 
@@ -33,20 +35,16 @@ def head_loss(features: Tensor, weight: Tensor, labels: Tensor, scale: float, sm
 
     features [B, C, H, W] channels_last, weight [K, C] f32, labels [B] i64. Products take the dtype of the features.
     """
-    from fastcifar.models import head_kernels  # Triton comes with torch's CUDA builds alone
-
     features = features.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = features.shape
     classes, programs = len(weight), -(-batch // BLOCK_B)
     d_features = torch.empty_like(features)
     d_weight = torch.empty(programs, classes, channels, device=features.device)
     losses = torch.empty(programs, device=features.device)
-    with torch.cuda.device_of(features):
-        head_kernels.head_loss[(programs,)](
-            features, weight, labels, d_features, d_weight, losses, batch, classes, scale, smoothing, channels,
-            pixels=height * width, BLOCK_B=BLOCK_B, BLOCK_K=max(16, 1 << (classes - 1).bit_length()), BLOCK_C=BLOCK_C,
-            num_warps=NUM_WARPS, num_stages=1,
-        )  # fmt: skip
+    launch("models.head_kernels.head_loss", (programs,), features, weight, labels, d_features, d_weight, losses, batch,
+           classes, scale, smoothing, channels, pixels=height * width, BLOCK_B=BLOCK_B,
+           BLOCK_K=max(16, 1 << (classes - 1).bit_length()), BLOCK_C=BLOCK_C, num_warps=NUM_WARPS,
+           num_stages=1)  # fmt: skip
     return HeadLoss(d_features, d_weight, losses)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.config.config import Model
-from fastcifar.models import resnet9, resnet18, shakedrop, shakeshake
+from fastcifar.models import resnet9, resnet18, shake
 
 Network = nn.Module | Callable[[], nn.Module]
 """A network from Python, or what makes one."""
@@ -49,9 +49,9 @@ def _make(settings: Model, num_classes: int, seed: int) -> nn.Module:
     if settings.network == "resnet18":
         return resnet18.ResNet18(resnet18.WIDTHS[scale], *rest)
     if settings.network == "shakeshake26":
-        return shakeshake.ShakeShake(shakeshake.WIDTHS[scale], *rest, seed)
+        return shake.ShakeShake(shake.SHAKE_SHAKE_WIDTHS[scale], *rest, seed)
     if settings.network == "shakedrop":
-        return shakedrop.ShakeDrop(shakedrop.WIDTHS[scale], *rest, seed)
+        return shake.ShakeDrop(shake.SHAKE_DROP_WIDTHS[scale], *rest, seed)
     return resnet9.ResNet9(settings.layers, *rest, settings.start)
 
 

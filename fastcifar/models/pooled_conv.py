@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fastcifar.models import fused
 from fastcifar.models.fused import NAMES, empty, norm_activation, norm_gradients, normalize
+from fastcifar.models.launch import launch
 
 PROGRAMS = 264
 """About as many as an H100 runs at a time, two on each multiprocessor. Not tuned on a card."""
@@ -74,15 +75,10 @@ def run(
     return _ConvPoolNorm.apply(x, filters, norm.weight, norm.bias, norm, NAMES[activation], kernels)
 
 
-def launch(name: str, grid: tuple[int, ...], tile: Tile, *arguments: Any, **sizes: int) -> None:
-    """Runs a kernel on the current stream of its first argument's card."""
-    from fastcifar.models import conv_kernels  # Triton comes with torch's CUDA builds alone
-
-    with torch.cuda.device_of(arguments[0]):
-        getattr(conv_kernels, name)[grid](
-            *arguments, **sizes, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.terms, num_warps=tile.warps,
-            num_stages=tile.stages,
-        )  # fmt: skip
+def run_tiles(name: str, grid: tuple[int, ...], tile: Tile, *arguments: Any, **sizes: int) -> None:
+    """Launches a kernel of `conv_kernels.py`."""
+    launch(f"models.conv_kernels.{name}", grid, *arguments, **sizes, BLOCK_M=tile.rows, BLOCK_N=tile.columns,
+           BLOCK_K=tile.terms, num_warps=tile.warps, num_stages=tile.stages)  # fmt: skip
 
 
 class _ConvPoolNorm(torch.autograd.Function):
@@ -125,7 +121,7 @@ def pooled_statistics(x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tenso
     kind, cells = tile_of("conv_pool_stats", c_in, c_out), z.numel() // c_out
     each, grid = fused.grid_of(cells, c_out, (kind.rows, PROGRAMS), kind.columns)
     parts = torch.empty(2, grid[0], c_out, device=x.device)
-    launch("conv_pool_stats", grid, kind, x, filters, z, code, parts, cells, each, height, width, C=c_in, N=c_out,
+    run_tiles("conv_pool_stats", grid, kind, x, filters, z, code, parts, cells, each, height, width, C=c_in, N=c_out,
            KERNEL=kernel)  # fmt: skip
     return z, code, parts, each
 
@@ -136,24 +132,21 @@ def input_gradient(d: Tensor, code: Tensor, filters: Tensor, x: Tensor) -> Tenso
     d_x, before = torch.empty_like(x), (kernel - 1) // 2
     kind, pixels = tile_of("input_gradient_of_pooled", c_in, c_out), len(x) * (height - before) * (width - before)
     grid = (-(-pixels // kind.rows), -(-c_in // kind.columns))
-    launch("input_gradient_of_pooled", grid, kind, d, code, filters, d_x, pixels, height, width, C=c_in, N=c_out,
+    run_tiles("input_gradient_of_pooled", grid, kind, d, code, filters, d_x, pixels, height, width, C=c_in, N=c_out,
            KERNEL=kernel)  # fmt: skip
     return d_x
 
 
 def weight_gradient(x: Tensor, d: Tensor, code: Tensor, filters: Tensor) -> Tensor:
     """Gradient of the filters [N, C, k, k] from that of the maxima, d."""
-    from fastcifar.models import conv_kernels
-
     (c_out, c_in, kernel), cells = filters.shape[:3], d.numel() // d.shape[1]
     kind, numbers = tile_of("weight_gradient_of_pooled", c_in, c_out), filters[0].numel()
     tiles = (-(-c_out // kind.rows), -(-numbers // kind.columns))
     each = -(-cells // kind.terms // max(1, PROGRAMS // (tiles[0] * tiles[1]))) * kind.terms
     parts = torch.empty(-(-cells // each), *filters.shape, device=x.device)
-    launch("weight_gradient_of_pooled", (len(parts), *tiles), kind, x, d, code, parts, cells, each, *x.shape[2:],
+    run_tiles("weight_gradient_of_pooled", (len(parts), *tiles), kind, x, d, code, parts, cells, each, *x.shape[2:],
            C=c_in, N=c_out, KERNEL=kernel)  # fmt: skip
     d_filters = torch.empty_like(filters)  # channels_last, as the parts lie
-    with torch.cuda.device_of(x):
-        grid = (-(-filters.numel() // BLOCK_TO_ADD),)
-        conv_kernels.add_parts[grid](parts, d_filters, len(parts), filters.numel(), BLOCK=BLOCK_TO_ADD)
+    grid = (-(-filters.numel() // BLOCK_TO_ADD),)
+    launch("models.conv_kernels.add_parts", grid, parts, d_filters, len(parts), filters.numel(), BLOCK=BLOCK_TO_ADD)
     return d_filters

@@ -17,7 +17,7 @@ from fastcifar.runs.model_file import SWAG_FILE, write_model
 from fastcifar.training import processes
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.stopwatch import process_age_s
-from fastcifar.training.task import Task, normalization_facts, plain_network
+from fastcifar.training.task import Task, normalization_facts
 
 
 def file_observers(task: Task, out: Path | None, signal: Callable[[], int | None] = lambda: None) -> list[Observer]:
@@ -59,8 +59,8 @@ def profile_of(task: Task, out: Path) -> Profile:
     return Profile(
         out,
         after_step=sizes.index(size_px) * task.steps_per_epoch,
-        heading=f"{batch} images of {size_px} pixels, {task.hardware.precision}",
-        work=lambda: step_work(plain_network(task), batch, size_px, muon=task.config.optimizer.name == "muon"),
+        heading=f"{batch} images of {size_px} pixels, {task.config.machine.precision}",
+        work=lambda: step_work(task.network, batch, size_px, muon=task.config.optimizer.name == "muon"),
     )
 
 

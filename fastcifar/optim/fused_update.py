@@ -14,7 +14,6 @@ has fewer rows.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections import defaultdict
 from functools import partial
@@ -26,11 +25,10 @@ from torch.optim import Optimizer
 
 from fastcifar.config.config import Config
 from fastcifar.models.head_loss import HeadLoss, head_loss, plain_head_loss
+from fastcifar.models.launch import farthest_in_norm, launch, require_close, tried
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.arena import ALIGN, Arena
 from fastcifar.optim.optimizers import NEWTON_SCHULZ, Muon, make_optimizers, set_row
-
-log = logging.getLogger("fastcifar")
 
 BLOCK = 1024
 """Numbers of a program that goes through them one by one. No size here is tuned on a card."""
@@ -45,12 +43,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 Newton-Schulz iteration of either kind is 1% off, and 4% where the gradient has a low rank."""
 
 
-def launch(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Runs a kernel on the current stream of its first argument's card."""
-    from fastcifar.optim import kernels  # Triton comes with torch's CUDA builds alone
-
-    with torch.cuda.device_of(arguments[0]):
-        getattr(kernels, name)[grid](*arguments, **constants)
+def run(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel of `kernels.py`."""
+    launch(f"optim.kernels.{name}", grid, *arguments, **constants)
 
 
 def _items(arena: Arena, tensors: list[Tensor], unit: int) -> Tensor:
@@ -94,15 +89,15 @@ class MuonGroup:
         """New weights, momenta and copies from the gradients. updates: like the arena's copies, written over."""
         arena, count, tile = self.arena, len(self.filters), min(64, self.tile)
         grads = tuple(arena.seen(p).grad for p in self.filters)
-        launch("prepare", (len(self.items),), arena.weights, arena.momenta, updates, grads, self.squares, self.items,
+        run("prepare", (len(self.items),), arena.weights, arena.momenta, updates, grads, self.squares, self.items,
                row, self.parts, unit=self.unit, BLOCK=BLOCK)  # fmt: skip
         if self.grams is not None:
-            launch("gram", ((self.rows // tile) ** 2, self.splits, count), updates, self.shapes, self.grams, self.R,
+            run("gram", ((self.rows // tile) ** 2, self.splits, count), updates, self.shapes, self.grams, self.R,
                    self.rows, self.span, unit=self.unit, TALL=self.tall, TILE=tile, BK=64)  # fmt: skip
-        launch("steps", (count,), updates, self.shapes, self.grams, self.squares, self.matrices, self.R, self.rows,
+        run("steps", (count,), updates, self.shapes, self.grams, self.squares, self.matrices, self.R, self.rows,
                self.parts, *NEWTON_SCHULZ, unit=self.unit, TALL=self.tall, SPLITS=self.splits, STEPS=STEPS,
                TILE=self.tile, BK=tile, BLOCK=BLOCK, num_warps=8 if self.tile == 128 else 4)  # fmt: skip
-        launch("apply", (self.rows // tile, -(-self.most_columns // 128), count), arena.weights, arena.low, updates,
+        run("apply", (self.rows // tile, -(-self.most_columns // 128), count), arena.weights, arena.low, updates,
                self.shapes, self.matrices, self.squares, row, self.R, self.rows, self.parts, self.lr_scale,
                unit=self.unit, TALL=self.tall, SLOT=2 + (STEPS - 1) % 2, TILE=tile, COLUMNS=128, BK=tile,
                BLOCK=BLOCK)  # fmt: skip
@@ -147,7 +142,7 @@ class FusedUpdate:
         """
         batch, n = rows.shape[1], images[0].numel()
         x, y = images.new_empty(batch, *images.shape[1:]), labels.new_empty(batch)
-        launch("take", (batch, -(-n // 2048)), images, labels, rows, table, counters, x, y, self.row, batch, n,
+        run("take", (batch, -(-n // 2048)), images, labels, rows, table, counters, x, y, self.row, batch, n,
                BLOCK=2048)  # fmt: skip
         for group in self.groups:
             group.missing = len(group.filters)
@@ -168,7 +163,7 @@ class FusedUpdate:
         for group in self.groups[:1]:
             group.update(self.updates, self.row)
         grads = tuple(arena.seen(p).grad for p in self.others)
-        launch("sgd", (len(self.items),), arena.weights, arena.low, arena.momenta, grads, loss.d_weight, self.items,
+        run("sgd", (len(self.items),), arena.weights, arena.low, arena.momenta, grads, loss.d_weight, self.items,
                self.rates, self.row, loss.losses, loss_sum, counters, len(loss.losses), BLOCK=BLOCK)  # fmt: skip
         if self.beside:
             torch.cuda.current_stream(self.beside.device).wait_stream(self.beside)
@@ -180,14 +175,10 @@ def fused_update(model: ResNet9, optimizers: list[Optimizer], config: Config, dt
     """The update by the kernels, if those run here and agree with plain torch on random numbers; else one line says why
     and nothing has changed. Builds all of its kernels.
     """
-    try:
-        if (apart := largest_difference(model, config, dtype)) > TOLERANCE[dtype]:
-            raise ValueError(f"they differ from plain torch by {apart:.2g}")
+    with tried("the fused update"):
+        require_close(largest_difference(model, config, dtype), TOLERANCE[dtype])
         return FusedUpdate(model, optimizers, dtype)
-    except Exception as e:  # of Triton, its compiler or the driver: whatever it is, plain torch does the same
-        reason = " ".join(str(e).split())[:150]
-        log.warning("the fused update does not work here (%s: %s); going on without it", type(e).__name__, reason)
-        return None
+    return None
 
 
 def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> float:
@@ -226,8 +217,6 @@ def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> fl
         for found, twin, old, held in zip(results, twins, before, optimizers, strict=True):
             found += [p.detach() - q for p, q in zip(twin.parameters(), old, strict=True) if p.requires_grad]
             found += [o.state[p]["momentum_buffer"] for o in held for g in o.param_groups for p in g["params"]]
-        for a, b in zip(*results, strict=True):
-            apart = ((a.float() - b.float()).norm() / a.float().norm()).item()
-            largest = max(largest, apart if apart == apart else float("inf"))
+        largest = max(largest, farthest_in_norm(*results))
     rounded = torch.allclose(update.arena.low.float(), update.arena.weights, rtol=2.0**-7, atol=0.0)
     return largest if rounded and counters.tolist() == [2, 2] else float("inf")

@@ -1,15 +1,16 @@
-"""Learning rate and momentum as a table with a row per optimizer step, made before training by torch's schedulers.
+"""Learning rate, momentum and "average the weights after this step" as a table with a row per optimizer step.
 
-The training step reads row t: there is no hidden counter and nothing to resume, and the whole schedule can be drawn
-before training starts. The one exception is ReduceLROnPlateau, which needs a metric: it rewrites the rows to come at
-the end of each epoch (`end_epoch`). The averaging tail follows Izmailov et al. 2018 (arXiv:1803.05407).
+Made before training, the rates by torch's schedulers. The training step reads row t: there is no hidden counter and
+nothing to resume, and the whole schedule can be drawn before training starts. The one exception is ReduceLROnPlateau,
+which needs a metric: it rewrites the rates to come at the end of each epoch (`end_epoch`). The averaging tail follows
+Izmailov et al. 2018 (arXiv:1803.05407).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,13 +24,23 @@ from fastcifar.optim.optimizers import UncompiledSGD
 
 @dataclass
 class ScheduleTable:
-    """Learning rate and momentum of every step of a run.
+    """Learning rate and momentum of every step of a run, and after which steps the weights join the average.
 
     table: [num_steps, 2] f64 on the CPU. tail_step: first step of the averaging tail, num_steps without a tail.
+    averages: [num_steps], the third column. It follows from the settings alone, so that a checkpoint is without it.
     """
 
     table: Tensor
     tail_step: int
+    averages: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, step: int) -> tuple[float, float]:
+        """Learning rate and momentum of a step."""
+        lr, momentum = self.table[step].tolist()
+        return lr, momentum
 
     def end_epoch(self, next_step: int, accuracy: float) -> None:
         """Called after each epoch with the held-out accuracy. A table made beforehand ignores it."""
@@ -77,8 +88,31 @@ def make_schedule_table(config: Config, steps_per_epoch: int) -> ScheduleTable:
     table[:tail_step] = _cycle_rows(config, tail_step, steps_per_epoch)
     _write_tail(table, tail_step, config, steps_per_epoch)
     if isinstance(config.schedule, Plateau):
-        return PlateauTable(table, tail_step, config, steps_per_epoch)
-    return ScheduleTable(table, tail_step)
+        rates: ScheduleTable = PlateauTable(table, tail_step, config, steps_per_epoch)
+    else:
+        rates = ScheduleTable(table, tail_step)
+    plan_averages(rates, config, steps_per_epoch)
+    return rates
+
+
+def plan_averages(
+    rates: ScheduleTable, config: Config, steps_per_epoch: int, first_step: int = 0, count: int = 0
+) -> None:
+    """Writes the column `averages`, in place: true every k steps of the tail, or at the ends of its epochs.
+
+    The last step is among them where nothing else would be: of what follows `first_step`, when `count` weights have
+    joined before, as in a run that was resumed and extended.
+    """
+    tail, num_steps = config.tail, len(rates)
+    in_tail = range(1 - rates.tail_step, num_steps - rates.tail_step + 1)  # after each step
+    if tail is None:
+        rates.averages = [False] * num_steps
+    elif tail.every_steps is not None:
+        rates.averages = [k > 0 and k % tail.every_steps == 0 for k in in_tail]
+        rates.averages[-1] |= in_tail[-1] > 0 and not (count or any(rates.averages[first_step:]))
+    else:
+        ends = ((step + 1) % steps_per_epoch == 0 or step + 1 == num_steps for step in range(num_steps))
+        rates.averages = [k > 0 and end for k, end in zip(in_tail, ends, strict=True)]
 
 
 def _throwaway_optimizer(config: Config) -> UncompiledSGD:
@@ -137,4 +171,5 @@ def extend(schedule: ScheduleTable, config: Config, steps_per_epoch: int) -> Sch
         raise ValueError("this run has no averaging tail: its schedule ended, so more epochs would train at its last "
                          "learning rate; start a new run with --epochs instead")  # fmt: skip
     schedule.table = torch.cat([schedule.table, schedule.table[-1:].expand(num_steps - before, 2)])
+    plan_averages(schedule, config, steps_per_epoch)
     return schedule

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastcifar.augment.images import DeviceImages
 from fastcifar.models.folded import fold
+from fastcifar.models.fused import is_fused
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training.processes import sum_over_processes
 from fastcifar.training.step import Capture, may_fail
@@ -155,7 +156,7 @@ class Evaluator:
 
     def _network(self) -> Model:
         """The network by its weights of now, with folded batch norms where the Triton kernels run."""
-        model, hardware = self.model, self.task.hardware
-        if hardware.fused and isinstance(model, ResNet9):
-            return fold(model, hardware.dtype, kernel=True)
+        model = self.model
+        if is_fused(model) and isinstance(model, ResNet9):
+            return fold(model, self.task.hardware.dtype, kernel=True)
         return model

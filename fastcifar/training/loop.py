@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastcifar.optim.swag import Swag
+from fastcifar.runs import environment
+from fastcifar.runs.config_file import config_to_plain
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.observer import Observer, RunOutcome, Stop, StopAt
-from fastcifar.training.processes import data_parallel, sum_over_processes
-from fastcifar.training.refresh import Refresh
-from fastcifar.training.state import Diverged, State
-from fastcifar.training.step import make_step
+from fastcifar.training.prepare import Prepared, prepare, uncompile
+from fastcifar.training.processes import sum_over_processes
+from fastcifar.training.start import initial_state
+from fastcifar.training.state import Diverged, State, skipped_steps
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.summary import Accuracies, summarize
-from fastcifar.training.task import Task, start
-from fastcifar.training.warm_up import prepare, warm_up
+from fastcifar.training.task import Task
 
 CHANCE_STEPS = 50
 """Steps of the first epoch after which an accuracy at chance means that the training has failed."""
@@ -36,36 +37,29 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
         observers = [StopAt(task.config.run.stop_at), *observers]
     stopwatch = stopwatch or Stopwatch(task.hardware.device)
     with stopwatch("compile"):
-        state = start(task, stopwatch)
-        model = state.model
-        task = warm_up(task, model)
-        step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
-        accuracies = Evaluator(task, model, step.capture)
-        refresh = Refresh(task, state, step.capture)
+        state = initial_state(task, stopwatch)
+        model, ready = state.model, prepare(task, state)
 
-    if task.hardware.device.type == "cuda" and state.step == 0:
-        with stopwatch("train"):
-            prepare(task, model)
     blocks = task.executor.blocks(task.plans(state.step))
     while not state.is_over:
         model.train()
         with stopwatch("train"):  # with the augmentation
             block = next(blocks)
-            step.begin(block)
+            ready.step.begin(block)
             for i in range(len(block)):
-                step(i)
-                state.step += 1
-                if joins_average(task, state):
+                ready.step(i)
+                if state.rates.averages[state.step]:
                     state.average.add(model)
+                state.step += 1
                 tell(observers, "on_step", state)
                 if state.is_over:
                     break
             blocks.work_ahead()
         if state.step % task.steps_per_epoch == 0 or state.is_over:
-            row = end_epoch(task, state, accuracies)
+            row = end_epoch(task, state, ready.accuracies)
             tell(observers, "on_epoch", state, row)
 
-    result = finish(task, state, accuracies, refresh)
+    result = finish(task, state, ready)
     for observer in observers:
         observer.on_end(result)
     return result
@@ -80,17 +74,6 @@ def tell(observers: Sequence[Observer], event: str, state: State, *told: Any) ->
             state.stopped = state.stopped or str(stop) or type(observer).__name__
 
 
-def joins_average(task: Task, state: State) -> bool:
-    """Whether the weights after this step join the average: every k steps of the tail, or at its epochs' ends."""
-    tail, in_tail = task.config.tail, state.step - state.schedule.tail_step
-    if tail is None or in_tail <= 0:
-        return False
-    is_last = state.step == task.num_steps
-    if tail.every_steps is not None:
-        return in_tail % tail.every_steps == 0 or (is_last and state.average.count == 0)
-    return state.step % task.steps_per_epoch == 0 or is_last
-
-
 def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]:
     """Measures the epoch and adds its row to the history. Raises Diverged when training has visibly failed."""
     config = task.config
@@ -98,22 +81,22 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     steps = state.step - (state.history[-1]["step"] if state.history else 0)
     loss = sum_over_processes(state.loss_sum.clone(), task.world).item() / steps / task.world.size
     state.loss_sum.zero_()
-    lr, momentum = state.schedule.table[state.step - 1].tolist()
+    lr, momentum = state.rates[state.step - 1]
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}: lower --lr-peak"
-                       + (" or use --precision bf16" if task.hardware.precision == "fp16" else ""))  # fmt: skip
+                       + (" or use --precision bf16" if task.config.machine.precision == "fp16" else ""))  # fmt: skip
     accuracy: float | None = None
     is_last = state.is_over
     if is_last or (epoch + 1) % config.evaluation.eval_every == 0:
         with state.stopwatch("eval"):
             accuracy, _ = accuracies(task.watched)
-        state.schedule.end_epoch(state.step, accuracy)
+        state.rates.end_epoch(state.step, accuracy)
     measured = {"accuracy_test": accuracy}
     if config.data.val_split:
         measured = {"accuracy_test": None, "accuracy_val": accuracy}
     row = {
         "epoch": epoch + 1, "step": state.step,
-        "phase": "tail" if state.step > state.schedule.tail_step else "cycle", "lr": lr, "momentum": momentum,
+        "phase": "tail" if state.step > state.rates.tail_step else "cycle", "lr": lr, "momentum": momentum,
         "loss_train": loss, **measured, "time_s": round(state.stopwatch.time_s["train"], 4),
     }  # fmt: skip
     state.history.append(row)
@@ -126,13 +109,13 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     return row
 
 
-def finish(task: Task, state: State, accuracies: Evaluator, refresh: Refresh) -> RunOutcome:
+def finish(task: Task, state: State, ready: Prepared) -> RunOutcome:
     """Averages the weights of the tail, refreshes batch norm, and measures the final accuracies.
 
     The averaged weights take the place of the raw ones in the network.
     """
     stopwatch, model, has_tail = state.stopwatch, state.model, state.average.count > 0
-    evaluation = task.config.evaluation
+    accuracies, evaluation = ready.accuracies, task.config.evaluation
     raw = state.history[-1].get("accuracy_test")  # None when the last epoch was measured on held-out images
     if has_tail:
         if raw is None:
@@ -140,17 +123,60 @@ def finish(task: Task, state: State, accuracies: Evaluator, refresh: Refresh) ->
                 raw, _ = accuracies(task.test)
         with stopwatch("swa"), task.parts.draws(task.config.seed, task.num_steps, task.hardware.device):
             state.average.copy_to(model)
-            refresh()
+            ready.refresh()
     before_s = stopwatch.seconds("eval")
     with stopwatch("eval"):
         plain, with_views = accuracies(task.test, evaluation.tta, evaluation.tta_share)
-    eval_final_s = stopwatch.seconds("eval") - before_s
     measured = Accuracies(
         raw=plain if raw is None else raw,
         averaged=plain if has_tail else None,
         with_views=with_views if evaluation.tta != "none" else None,
     )
-    summary = summarize(task, state, measured, eval_final_s)
+    summary = summarize(task, state, measured, ready.facts)
+    summary["time_s"]["eval_final"] = round(stopwatch.seconds("eval") - before_s, 4)
     swag = state.average if has_tail and isinstance(state.average, Swag) else None
-    model._compiled_call_impl = None  # it leaves the run as a plain network
-    return RunOutcome(model, summary, state.history, state.schedule, swag)
+    uncompile(model)  # it leaves the run as a plain network
+    return RunOutcome(model, summary, state.history, state.rates, swag)
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Test accuracies of a run, fractions in [0, 1]; None for what the run does not have."""
+
+    raw: float
+    """Of the last weights."""
+    averaged: float | None
+    """Of the averaged weights."""
+    with_views: float | None
+    """Of the averaged weights (or the last ones without a tail), with test-time views."""
+
+    @property
+    def one_view(self) -> float:
+        """Of the weights that are kept, from each image alone: what an exported file gives."""
+        return self.raw if self.averaged is None else self.averaged
+
+    @property
+    def final(self) -> float:
+        """The figure that the run stands for: with views, else of the averaged weights, else of the last ones."""
+        return next(a for a in (self.with_views, self.averaged, self.raw) if a is not None)
+
+
+def summarize(task: Task, state: State, accuracies: Accuracies, facts: dict[str, Any]) -> dict[str, Any]:
+    """The contents of summary.json: everything a reader is promised. `facts`: those of `Prepared`."""
+    config, hardware, stopwatch = task.config, task.hardware, state.stopwatch
+    skipped = skipped_steps(state.scaler.get_scale()) if state.scaler.is_enabled() else 0
+    return {
+        "dataset": task.dataset.name, "n_train": task.num_train, "n_test": len(task.dataset.y_test),
+        "recipe": config.run.recipe, "scale": config.model.scale, "stopped": state.stopped,
+        "epochs": state.step / task.steps_per_epoch if state.stopped else config.final_epochs,
+        "num_steps": state.step, "seed": config.seed, "accuracy": accuracies.final,
+        "accuracy_raw": accuracies.raw, "accuracy_swa": accuracies.averaged, "accuracy_tta": accuracies.with_views,
+        "accuracy_one_view": accuracies.one_view, "views": config.evaluation.views,
+        "loss_last": state.history[-1]["loss_train"], "swa_recorded": state.average.count,
+        "steps_skipped_fp16": skipped, "time_s": stopwatch.report(),
+        "images_per_s": round(state.step * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
+        "train_pflop": task.pflop(state.step), "peak_mem_mib": environment.peak_mem_mib(hardware.device),
+        "device": hardware.name, "precision": config.machine.precision, **facts,
+        "augment": config.machine.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,
+        "versions": environment.versions(), **environment.source_state(), "config": config_to_plain(config),
+    }  # fmt: skip

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fastcifar.augment.plan import image_size
 from fastcifar.optim.optimizers import set_row
+from fastcifar.training.start import initial_state, preprocess
 from fastcifar.training.step import Step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, start
+from fastcifar.training.task import Task
 
 SMOOTHING = 0.9
 """Weight of the past in the running mean of the loss."""
@@ -86,9 +87,10 @@ def range_test(task: Task, rates: list[float]) -> RangeTest:
     The optimizers, their groups' scales, the batches and the loss are those of a run; the momentum is that of the
     schedule where its learning rate is largest, as the result is meant for that point. Nothing is written.
     """
-    state = start(task, Stopwatch(task.hardware.device))
-    table = state.schedule.table
-    momentum = table[int(table[:, 0].argmax()), 1].item()
+    state = initial_state(task, Stopwatch(task.hardware.device))
+    if task.hardware.on_card:
+        preprocess(task, state.model)
+    _, momentum = state.rates[int(state.rates.table[:, 0].argmax())]
     step = Step(task, state, state.model)
     state.model.train()
     losses: list[float] = []

@@ -46,7 +46,7 @@ class Parts:
 
     @property
     def runs_on_the_host(self) -> str:
-        """The parts that no recorded step can hold: they decide and draw in Python at each step."""
+        """The parts that no captured step can hold: they decide and draw in Python at each step."""
         given = {"optimizer": self.optimizer, "transform": self.transform}
         return " and ".join(name for name, part in given.items() if part is not None)
 
@@ -86,10 +86,10 @@ def check_parts(config: Config, parts: Parts = NO_PARTS) -> None:
         raise ValueError("lr_peak is 0; the schedule scales the rates of an optimizer by what it is of its peak")
 
 
-def check_network(model: nn.Module, num_classes: int, sizes_px: set[int]) -> None:
+def check_network(model: nn.Module, num_classes: int, sizes_px: list[int]) -> None:
     """ValueError when a network does not give [B, K] for images of each size."""
     model.eval()
-    for size in sorted(sizes_px):
+    for size in sizes_px:
         advice = "" if size == 32 else "; low_res_px=(), low_res_until=() keeps all images at 32 pixels"
         try:
             with torch.no_grad():

@@ -36,7 +36,8 @@ class State:
     model: nn.Module
     optimizers: list[Optimizer]
     scaler: torch.amp.GradScaler
-    schedule: ScheduleTable
+    rates: ScheduleTable
+    """Learning rate and momentum of every step, and after which steps the weights join the average."""
     average: RunningMean
     loss_sum: Tensor
     """Sum of the loss over the steps of this epoch so far: a scalar on the device."""
@@ -53,7 +54,7 @@ class State:
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return len(self.schedule.table)
+        return len(self.rates)
 
     @property
     def is_over(self) -> bool:
@@ -65,10 +66,10 @@ class State:
 
         All processes must call it together: it averages their loss sums, so that any number of processes can continue.
         """
-        # In place, as a recorded step adds to this very tensor.
+        # In place, as a captured step adds to this very tensor.
         self.loss_sum.copy_(sum_over_processes(self.loss_sum, self.world) / self.world.size)
         if not self.is_finite():
-            lr = self.schedule.table[self.step - 1, 0].item()
+            lr, _ = self.rates[self.step - 1]
             raise Diverged(f"weights or loss are not finite at step {self.step}, learning rate {lr:g}: lower --lr-peak")
         return {**self.tree(), "time_s": {phase: self.stopwatch.seconds(phase) for phase in ("train", "eval")}}
 
@@ -81,7 +82,7 @@ class State:
                 for o in self.optimizers
             ],
             "loss_scale": float(self.scaler.get_scale()),
-            "schedule": self.schedule.state(),
+            "schedule": self.rates.state(),
             "mean": self.average.state(),
             "loss_sum": self.loss_sum,
             "step": self.step,
@@ -101,7 +102,7 @@ class State:
             for p, momentum in zip(_weights(optimizer), momenta, strict=True):
                 optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
-        self.schedule.load(tree["schedule"])
+        self.rates.load(tree["schedule"])
         self.average.load(tree["mean"])
         self.loss_sum.copy_(tree["loss_sum"])
         self.step, self.history = tree["step"], tree["history"]
@@ -110,8 +111,8 @@ class State:
     def preserved(self) -> Iterator[None]:
         """Restores weights, statistics, momenta, sums and loss scale when the block ends, also by an error.
 
-        Clears gradients. Tensors are copied back in place, on their device and without a wait, so that what was
-        recorded on them holds.
+        Clears gradients. Tensors are copied back in place, on their device and without a wait, because a captured graph
+        reads these addresses.
         """
         momenta = [kept["momentum_buffer"] for o in self.optimizers for kept in o.state.values()]
         tensors = [*self.model.state_dict().values(), *self.average.tensors().values(), *momenta, self.loss_sum]
@@ -123,9 +124,10 @@ class State:
             self.model.zero_grad(set_to_none=True)
             self.model.train(training)
             self.average.count = count
-            self.scaler.update(scale)  # forgets a step that was broken off, too ...
+            self.scaler.update(scale)  # also drops what it noted of an interrupted step
             for optimizer in self.optimizers:
-                vars(optimizer).pop("grad_scale", None)  # ... which left its scale, a factor of the next one
+                # Drops the scale that an interrupted step left on the optimizer; the next would multiply by it.
+                vars(optimizer).pop("grad_scale", None)
             with torch.no_grad():
                 for tensor, value in zip(tensors, before, strict=True):
                     tensor.copy_(value)

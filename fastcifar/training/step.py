@@ -20,13 +20,14 @@ from torch import Tensor
 from fastcifar.augment.block import Block, Draws
 from fastcifar.augment.images import pinned
 from fastcifar.augment.stem import stem, works
+from fastcifar.models.fused import is_fused
 from fastcifar.models.head_loss import head_loss
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.fused_update import FusedUpdate, fused_update
 from fastcifar.optim.optimizers import set_row
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
-from fastcifar.training.task import Task, can_capture, stem_fixed_from_px
+from fastcifar.training.task import Task, stem_fixed_from_px
 
 log = logging.getLogger("fastcifar")
 
@@ -37,7 +38,7 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 def autocast(hardware: Hardware) -> torch.autocast:
     """Context of the forward pass: the precision of the run."""
-    return torch.autocast(hardware.device.type, hardware.dtype, enabled=hardware.precision != "fp32")
+    return torch.autocast(hardware.device.type, hardware.dtype, enabled=hardware.dtype != torch.float32)
 
 
 def random_batch(hardware: Hardware, batch: int, size_px: int, generator: torch.Generator) -> Tensor:
@@ -51,11 +52,13 @@ class Step:
 
     capture: Capture | None = None
     """What the step was captured with, for more of the run."""
+    fused: FusedUpdate | None = None
+    """The loss and the update by kernels, in a captured step alone."""
 
     def __init__(self, task: Task, state: State, forward: Forward) -> None:
         self.task, self.state, self.forward = task, state, forward
         self.block: Block | None = None
-        # Several processes await every gradient in each step, so that of a fixed stem is made all the same.
+        # DistributedDataParallel expects every gradient, so the fixed stem's is computed and dropped here.
         self.drop_stem_from_px = stem_fixed_from_px(task.config) if task.world.size > 1 else None
 
     def begin(self, block: Block) -> None:
@@ -66,7 +69,7 @@ class Step:
         assert self.block is not None
         task, step = self.task, self.state.step
         x, y = self.block.batch(i)
-        set_row(self.state.optimizers, *self.state.schedule.table[step].tolist())
+        set_row(self.state.optimizers, *self.state.rates[step])
         with task.parts.draws(task.config.seed, step, x.device):
             if task.parts.transform:
                 x, y = task.parts.transform(x, y)
@@ -129,7 +132,7 @@ class CapturedStep(Step):
         self.labels[:count].copy_(block.labels)
         if block.rows is not None:
             self.rows[: len(block)].copy_(block.rows)
-        table = self.state.schedule.table.to(self.table.dtype)
+        table = self.state.rates.table.to(self.table.dtype)
         self.table.copy_(pinned(table, self.table.device), non_blocking=True)
         self.next.fill_(self.state.step)
         self.position.zero_()
@@ -246,15 +249,15 @@ def makes_images_from_px(task: Task, state: State) -> int | None:
     """Image size from which a captured step takes draws, and the stem's kernel the uint8 images: where the stem is not
     trained, as the kernel has no gradient, beside the other kernels."""
     fixed_from_px, executor, model = stem_fixed_from_px(task.config), task.executor, state.model
-    if fixed_from_px is None or not task.hardware.fused or task.hardware.executor != "torch":
+    if fixed_from_px is None or not is_fused(model) or task.config.machine.executor != "torch":
         return None
     conv: Any = model.get_submodule("stem")
     return fixed_from_px if works(executor.images, conv, task.config.model.activation, executor.cutout_px) else None
 
 
 def make_step(task: Task, state: State, forward: Forward) -> Step:
-    """The captured step where `can_capture`, else the plain one."""
-    if can_capture(task):
+    """The captured step where that can be, else the plain one."""
+    if task.can_capture:
         if host := task.parts.runs_on_the_host:
             log.warning("the %s from Python cannot be part of a CUDA graph: the step is launched without one", host)
             return Step(task, state, forward)
@@ -265,10 +268,9 @@ def make_step(task: Task, state: State, forward: Forward) -> Step:
 
 def _fused_update(task: Task, state: State, forward: Forward) -> FusedUpdate | None:
     """The update by kernels where the batch norms use theirs, in bf16: in fp16 the loss scale wants the plain one."""
-    hardware = task.hardware
-    if task.parts.names or not hardware.fused or hardware.precision != "bf16":  # the parts may have a loss of their own
+    model, dtype = state.model, task.hardware.dtype
+    if task.parts.names or not is_fused(model) or dtype != torch.bfloat16:  # the parts may have a loss of their own
         return None
-    model = state.model
     if not isinstance(model, ResNet9) or forward is not model:
         return None
-    return fused_update(model, state.optimizers, task.config, hardware.dtype)
+    return fused_update(model, state.optimizers, task.config, dtype)

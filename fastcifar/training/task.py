@@ -1,18 +1,18 @@
-"""A run before its first step: what is trained on what (`Task`, fixed), and the first or resumed `State`.
+"""What a run is, before its first step: what is trained on what, all of it fixed (`Task`).
 
 Shapes: B images of a step, N training images, K classes. Steps and epochs count from 0.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fastcifar.augment.dali import DaliExecutor
 from fastcifar.augment.executor import Executor
@@ -22,23 +22,13 @@ from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
-from fastcifar.models.networks import make_model, own_network, train_flop
+from fastcifar.models.networks import count_parameters, make_model, own_network, train_flop
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.optim.averaging import RunningMean
-from fastcifar.optim.optimizers import make_optimizers
-from fastcifar.optim.schedule_table import count_steps, make_schedule_table
-from fastcifar.optim.swag import Swag
+from fastcifar.optim.schedule_table import count_steps
 from fastcifar.runs.model_file import FROM_PYTHON
-from fastcifar.training import processes
-from fastcifar.training.allocator import keep_freed_memory
-from fastcifar.training.fine_tune import load_initial
-from fastcifar.training.hardware import Hardware, with_hardware
-from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts, make_optimizer
+from fastcifar.training.hardware import Hardware, keep_freed_memory
+from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts
 from fastcifar.training.processes import World
-from fastcifar.training.resume import resume
-from fastcifar.training.state import FIRST_LOSS_SCALE, State
-from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.whitening import stem_filters
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,7 @@ class Task:
     """What is trained on what: settings, hardware, data on the device. Nothing in it changes while training."""
 
     config: Config
+    """Resolved: nothing in it is `auto` but the device, which `hardware` has."""
     hardware: Hardware
     dataset: Dataset
     world: World
@@ -55,10 +46,13 @@ class Task:
     """Images that the accuracy per epoch is measured on: the test images, or held-out ones with val_split."""
     num_train: int
     steps_per_epoch: int
+    network: nn.Module
+    """The network of the config's seed before its first step, in fp32 on the CPU: a run trains a copy of it."""
+    num_parameters: int
     flop_per_image: dict[int, float]
-    """Forward and backward, by image size in pixels."""
-    stem_filters: Tensor | None
-    """Whitening filters of the training images, the same for every seed; None for a network without them."""
+    """Forward and backward, by image size in pixels: those that occur in the run, in increasing order."""
+    can_capture: bool
+    """Whether a CUDA graph can hold the step: the host may decide and read nothing in it."""
     parts: Parts = NO_PARTS
     """What came from Python in place of settings."""
 
@@ -81,7 +75,7 @@ class Task:
     @property
     def image_sizes(self) -> list[int]:
         """Image sizes in pixels that occur in the run, in increasing order."""
-        return sorted({*self.config.augment.low_res_px, 32})
+        return list(self.flop_per_image)
 
     @property
     def train_pflop(self) -> float:
@@ -108,6 +102,13 @@ class Task:
         """This process's share of an epoch's random draws."""
         return draw_plan(self.config, self.num_train, epoch).part(self.world.rank, self.world.size)
 
+    def with_config(self, config: Config) -> Task:
+        """The same with another seed, and so another network, or other files."""
+        network = self.network
+        if config.seed != self.config.seed:
+            network = _make_network(config, len(self.dataset.classes), self.world, self.parts)
+        return replace(self, config=config, network=network)
+
 
 def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Dataset:
     """The data set that a config names. DataError when it is missing or damaged.
@@ -121,15 +122,16 @@ def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Data
 def make_task(
     config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None, parts: Parts = NO_PARTS
 ) -> Task:
-    """Puts the data on the device and derives everything fixed from the settings.
+    """Puts the data on the device, builds the network and derives everything fixed from the settings.
 
-    Raises ValueError when settings, data, parts from Python and number of processes do not fit together.
+    config: resolved, as is `hardware` (`fastcifar.training.hardware.resolve`). On a card the images have no borders
+    yet: `fastcifar.training.start.preprocess` makes them. Raises ValueError when settings, data, parts from Python and
+    number of processes do not fit together.
     """
-    world = world or World()
+    world, on_card = world or World(), hardware.on_card
     check_parts(config, parts)
     if hardware.device.type == "cpu":
         keep_freed_memory()
-    config = with_hardware(config, hardware)
     held_out: list[Any] = []
     if config.data.val_split:
         dataset, *held_out = hold_out(dataset, config.data.val_split, config.seed)
@@ -141,24 +143,39 @@ def make_task(
         raise ValueError(f"fewer test images than the {world.size} processes; use a larger set or fewer processes")
 
     def on_device(images: Any, labels: Any, pad_px: int) -> DeviceImages:
-        return to_device(images, labels, dataset.mean, dataset.std, pad_px, hardware.device, hardware.dtype)
+        return to_device(images, labels, dataset.mean, dataset.std, pad_px, hardware.device, hardware.dtype,
+                         borders=not on_card)  # fmt: skip
 
     def share(images: Any, labels: Any) -> DeviceImages:
         return on_device(images[world.rank :: world.size], labels[world.rank :: world.size], 0)
 
     test = share(dataset.x_test, dataset.y_test)
+    executor_class = DaliExecutor if config.machine.executor == "dali" else TorchExecutor
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
-    executor_class = DaliExecutor if hardware.executor == "dali" else TorchExecutor
     executor = executor_class(train_images, config.augment.cutout_px)
-    model, sizes = _make_network(config, len(dataset.classes), world, parts), {*config.augment.low_res_px, 32}
+    network = _make_network(config, len(dataset.classes), world, parts)
+    sizes_px = sorted({*config.augment.low_res_px, 32})
     if parts.network is not None:
-        check_network(model, len(dataset.classes), sizes)
+        check_network(copy.deepcopy(network), len(dataset.classes), sizes_px)
     return Task(
         config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
         test=test, watched=share(*held_out) if held_out else test, steps_per_epoch=num_train // batch,
-        flop_per_image={size: train_flop(model, size) for size in sizes}, parts=parts,
-        stem_filters=stem_filters(model, dataset, train_images),
+        network=network, num_parameters=count_parameters(network), parts=parts,
+        flop_per_image={size: train_flop(network, size) for size in sizes_px},
+        can_capture=_can_capture(config, hardware, world),
     )  # fmt: skip
+
+
+def _can_capture(config: Config, hardware: Hardware, world: World) -> bool:
+    """Excluded are gradients shared between processes, the compile modes that capture graphs themselves, and apex,
+    whose kernel takes momentum as a number."""
+    return (
+        config.machine.cuda_graph
+        and hardware.on_card
+        and config.optimizer.name != "apex-sgd"
+        and world.size == 1
+        and config.machine.compile in ("off", "default")
+    )
 
 
 def stem_fixed_from_px(config: Config) -> int | None:
@@ -178,75 +195,14 @@ def _make_network(config: Config, num_classes: int, world: World, parts: Parts) 
     return model
 
 
-def can_capture(task: Task) -> bool:
-    """Whether a CUDA graph can hold the step: the host may decide and read nothing in it.
-
-    Excluded are gradients shared between processes, the compile modes that record graphs themselves, and apex, whose
-    kernel takes momentum as a number.
-    """
-    config, hardware = task.config, task.hardware
-    return (
-        config.machine.cuda_graph
-        and hardware.device.type == "cuda"
-        and config.optimizer.name != "apex-sgd"
-        and task.world.size == 1
-        and hardware.compile in ("off", "default")
-    )
-
-
-def start(task: Task, stopwatch: Stopwatch) -> State:
-    """The state before the first step, or that of the checkpoint in `config.run.resume`.
-
-    Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
-    """
-    config, device = task.config, task.hardware.device
-    parts = task.parts
-    model: Any = _make_network(config, len(task.dataset.classes), task.world, parts).to(device)
-    if task.stem_filters is not None:
-        with torch.no_grad():
-            model.stem.weight.copy_(task.stem_filters)
-    processes.join_batch_norms(model, task.world)
-    processes.share_noise(model, task.world)
-    rank = config.tail.swag_rank if config.tail else 0
-    state = State(
-        model=model,
-        optimizers=(
-            [make_optimizer(parts.optimizer, model, config.schedule.peak)]
-            if parts.optimizer
-            else make_optimizers(model, config, can_capture(task) and not parts.runs_on_the_host)
-        ),
-        average=Swag(model, rank) if rank else RunningMean(model),
-        scaler=_loss_scaler(device, enabled=task.hardware.precision == "fp16"),
-        schedule=make_schedule_table(config, task.steps_per_epoch),
-        loss_sum=torch.zeros((), device=device),
-        stopwatch=stopwatch,
-        steps_per_epoch=task.steps_per_epoch,
-        world=task.world,
-    )
-    resumed = config.run.resume is not None and resume(state, config, task.dataset.digest)
-    if config.model.init is not None and not resumed:  # a checkpoint has the weights: the file may be gone
-        load_initial(model, config.model)
-    return state
-
-
-def _loss_scaler(device: torch.device, enabled: bool) -> torch.amp.GradScaler:
-    return torch.amp.GradScaler(device.type, FIRST_LOSS_SCALE, growth_interval=2**31 - 1, enabled=enabled)
-
-
 def normalization_facts(task: Task) -> dict[str, Any]:
     """What a reader of the model file needs: class names, normalisation and the network's settings."""
     dataset, settings = task.dataset, task.config.model
     facts = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name}
     if task.parts.network is not None:
-        kind = type(plain_network(task))
+        kind = type(task.network)
         return {**facts, "network": FROM_PYTHON, "scale": f"{kind.__module__}.{kind.__qualname__}"}
     return {
         **facts, "network": settings.network, "norm": settings.norm, "activation": settings.activation,
         "scale": settings.scale, "shape": asdict(settings)["shape"],
     }  # fmt: skip
-
-
-def plain_network(task: Task, **changes: Any) -> nn.Module:
-    """The task's network on the CPU before its first step, with other settings if `changes` names some."""
-    config = replace(task.config, model=replace(task.config.model, **changes))
-    return _make_network(config, len(task.dataset.classes), task.world, task.parts)

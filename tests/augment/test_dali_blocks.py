@@ -12,15 +12,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import task_of
 
 from bench.harness import random_dataset
 from fastcifar.augment import dali
 from fastcifar.augment.dali import MOST_CALLS, DaliExecutor
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.settings import with_settings
-from fastcifar.training.hardware import choose_hardware, has_dali
+from fastcifar.training.hardware import has_dali
 from fastcifar.training.refresh import refresh_batches
-from fastcifar.training.task import make_task
 
 H100_WAVE = 132 * 8
 """Blocks of 256 threads that an H100 holds at once: 132 multiprocessors of 2,048 threads."""
@@ -86,7 +86,7 @@ def recorded(monkeypatch):
 def calls_of_runs(config, runs: int = 1) -> None:
     """Makes all blocks of `runs` runs of one job, as on a card: a whole epoch at a time."""
     config = with_settings(config, augment="dali", device="cpu", scale="small", precision="fp32")
-    task = make_task(config, random_dataset(50_000), choose_hardware(config))
+    task = task_of(config, random_dataset(50_000))
     executor, pad_px = task.executor, config.augment.crop_pad_px
     executor.max_images, executor.most_calls = 50_000, MOST_CALLS
     small = executor.images.padded[:, : 1 + 2 * pad_px, : 1 + 2 * pad_px]  # of one pixel, as nothing looks at them

@@ -16,7 +16,7 @@ from fastcifar.config.schedules import MultiStep, OneCycle
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.runs import environment, intervals
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task
 
@@ -153,8 +153,8 @@ def test_intervals_are_shown_with_significant_digits() -> None:
 
 
 def test_floors_count_the_whole_step() -> None:
-    config = make_config(device="cpu", precision="fp32", scale="small")
-    counted = floors.Floors(config, choose_hardware(config), batch=10)
+    config, hardware = resolve(make_config(device="cpu", precision="fp32", scale="small"))
+    counted = floors.Floors(config, hardware, batch=10)
     model = make_model(Model(network="resnet9", scale="small", norm="bn"), 10, 0)
     assert counted.flop["forward"] + counted.flop["backward"] == pytest.approx(10 * train_flop(model), rel=1e-6)
     assert 1.5 < counted.flop["backward"] / counted.flop["forward"] < 2.1

@@ -148,14 +148,14 @@ def test_a_missing_library(report, monkeypatch):
 
 
 def test_a_card_that_does_not_start(report, monkeypatch):
-    choose = doctor.choose_hardware
+    choose = doctor.resolve
 
     def fail(config):
         if config.machine.device == "auto":
             raise RuntimeError("CUDA unknown error\nsecond line")
         return choose(config)
 
-    monkeypatch.setattr(doctor, "choose_hardware", fail)
+    monkeypatch.setattr(doctor, "resolve", fail)
     code, items = report()
     assert code == 1 and items["device"][0] == "error" and "CUDA unknown error second line" in items["device"][1]
 

@@ -22,7 +22,7 @@ from fastcifar.data.dataset import Dataset, dataset_digest
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain, load_config
 from fastcifar.runs.folder import resume_command
-from fastcifar.training.compile_cache import VARIABLE, compile_cache_dir
+from fastcifar.training.prepare import COMPILE_CACHE, compile_cache_dir
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -55,9 +55,9 @@ def planted(tmp_path, monkeypatch):
     for below in (f"aotautograd/{key}", f"fxgraph/{key[1:3]}/{key}"):
         (theirs / "compiled" / below).mkdir(parents=True)
         (theirs / "compiled" / below / "entry").write_bytes(pickle.dumps(Planted(mark)))
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(COMPILE_CACHE, raising=False)
     yield theirs, mark
-    os.environ.pop(VARIABLE, None)
+    os.environ.pop(COMPILE_CACHE, None)
     torch._dynamo.reset()
 
 
@@ -89,7 +89,7 @@ def test_no_folder_tracker_or_profile_comes_from_the_config(call, run, tmp_path)
 def test_the_planted_cache_would_be_executed(planted, monkeypatch):
     """So that the test above can fail: torch does load what lies there."""
     theirs, mark = planted
-    monkeypatch.setenv(VARIABLE, str(theirs / "compiled"))
+    monkeypatch.setenv(COMPILE_CACHE, str(theirs / "compiled"))
     with pytest.raises(SystemExit, match="executed"):
         torch.compile(lambda x: x + 1)(torch.ones(3))
     assert mark.exists()

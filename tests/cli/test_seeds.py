@@ -67,8 +67,8 @@ def test_every_seed_can_be_kept_and_goes_on_where_it_was_stopped(call, base, tmp
         patched.setattr(run_files.Summary, "on_step", stop_in_the_tail)
         code, out, _ = call(*flags, "--out", "cut")
     assert code == 143 and "--resume cut" in out[-1] and (tmp_path / "cut/seed5/checkpoint.pt").exists()
-    begun, go = [], loop.start
-    monkeypatch.setattr(loop, "start", lambda *args: (state := go(*args), begun.append(state.step))[0])
+    begun, go = [], loop.initial_state
+    monkeypatch.setattr(loop, "initial_state", lambda *args: (state := go(*args), begun.append(state.step))[0])
     said = call("--resume", "cut")
     assert said[0] == 0 and begun == [14, 0], said
     assert seeds_of(tmp_path / "cut/runs.jsonl") == seeds_of(tmp_path / "whole/runs.jsonl")

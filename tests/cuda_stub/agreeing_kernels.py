@@ -21,7 +21,7 @@ def agreeing_kernels(conv_kernels: bool = False) -> Iterator[None]:
     convolutions, which are no time here, the last is the best, or the first.
     """
     checked = (subject.fused, subject.fused_update, subject.stem, subject.conv_choice)
-    timer, timed = subject.warming_up.captured_ms, itertools.count(0, -1 if conv_kernels else 1)
+    timer, timed = subject.preparing.captured_ms, itertools.count(0, -1 if conv_kernels else 1)
     before, update = [module.largest_difference for module in checked], subject.fused_update.FusedUpdate
 
     def load_and_agree(check: Callable[..., float], *arguments: Any) -> float:
@@ -34,14 +34,14 @@ def agreeing_kernels(conv_kernels: bool = False) -> Iterator[None]:
 
     for module, check in zip(checked, before, strict=True):
         module.largest_difference = partial(load_and_agree, check)
-    subject.warming_up.captured_ms = run_and_count
+    subject.preparing.captured_ms = run_and_count
     subject.fused_update.FusedUpdate = WatchedUpdate  # type: ignore[misc]
     WatchedUpdate.missing_waits = WatchedUpdate.beside_backward = 0
     card.forget_kernels()
     try:
         yield
     finally:
-        subject.warming_up.captured_ms = timer
+        subject.preparing.captured_ms = timer
         for module, check in zip(checked, before, strict=True):
             module.largest_difference = check
         subject.fused_update.FusedUpdate = update  # type: ignore[misc]

@@ -94,7 +94,15 @@ def complaints_about_recording(told: dict[str, Any], succeeds: bool) -> list[str
     """The state after a step was made, recorded or given up, is the one before."""
     found = [] if told["recorded"] == succeeds else [f"recorded: {told['recorded']}; it said {told['said']}"]
     found += [f"{told[what]} {what}" for what in ("changed", "replaced") if told[what]]
-    expected = {"gradients": 0, "stream_kept": True, "capturing": False, "training": False, "count": 3, "step": 0}
+    expected = {
+        "gradients": 0,
+        "stream_kept": True,
+        "awaited": True,
+        "capturing": False,
+        "training": False,
+        "count": 3,
+        "step": 0,
+    }
     found += [f"{name} is {told[name]}" for name, value in expected.items() if told[name] != value]
     lines = [line for line in told["said"] if "going on without it" in line]
     if len(lines) != (0 if succeeds else 1) or any("\n" in line for line in lines):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import subject
 import torch
@@ -61,6 +62,19 @@ class Changing:
         return self.state.model(x)
 
 
+@contextmanager
+def capture_streams() -> Iterator[list[torch.cuda.Stream]]:
+    """The list gets the streams that graphs are captured on, where the state is put back when that fails."""
+    streams, make = list[torch.cuda.Stream](), subject.CudaGraphs.__init__
+
+    def make_and_note(self: subject.CudaGraphs) -> None:
+        make(self)
+        streams.append(self.stream)
+
+    with mock.patch.object(subject.CudaGraphs, "__init__", make_and_note):
+        yield streams
+
+
 def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **settings: Any) -> dict[str, Any]:
     """Makes the step with `spoil` at work; what the state then is, and what steps after it do."""
     task = make_task(low_res_px=24, low_res_until=0.5, scale="small", **settings)
@@ -71,8 +85,9 @@ def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **setting
     state.average.count = 3
     expected, stream = values(tensors), torch.cuda.current_stream()
     before()
-    with messages() as said, card.counting() as while_recording:
+    with messages() as said, card.counting() as while_recording, capture_streams() as streams:
         step = subject.make_step(task, state, Changing(state, spoil))
+    awaited = all(card.knows(stream, other) for other in streams)  # before the host waits, which hides it
     card.fail_allocations(False)
     card.fail_captured_launch(0)
     found = values(tensors)
@@ -84,6 +99,7 @@ def recording(spoil: Spoil, before: Callable[[], None] = lambda: None, **setting
         ],
         "gradients": sum(p.grad is not None for p in state.model.parameters()),
         "stream_kept": torch.cuda.current_stream() == stream,
+        "awaited": awaited,
         "capturing": torch.cuda.is_current_stream_capturing(),
         "training": state.model.training,
         "count": state.average.count,

@@ -5,6 +5,7 @@ cuDNN is left on, so that torch chooses layouts as on a card. What comes out is 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,20 +38,20 @@ def steps(
 ) -> dict[str, Any]:
     """A step of each image size, rates as tensors. `spoil` may put a fault into the network."""
     task = make_task(**settings)
-    model = subject.plain_network(task).to("cuda").train()
+    model = copy.deepcopy(task.network).to("cuda").train()
     if spoil:
         spoil(model)
     mode = FakeTensorMode()
     make_fake(model, mode)
     with mode, Layouts() as layouts:
-        optimizers = subject.make_optimizers(model, task.config, subject.can_capture(task))
+        optimizers = subject.make_optimizers(model, task.config, task.can_capture)
         for size in SIZES:
             x, y = fake_batch(size, task.hardware.dtype, batch_device)
             lr, momentum = torch.zeros(2, device="cuda").unbind()
             with subject.autocast(task.hardware):
                 logits = model(x)
             F.cross_entropy(logits, y, label_smoothing=task.config.optimizer.label_smoothing).backward()
-            if subject.can_capture(task):
+            if task.can_capture:
                 subject.set_row(optimizers, lr, momentum)
             for optimizer in optimizers:
                 optimizer.step()

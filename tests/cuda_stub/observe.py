@@ -62,8 +62,8 @@ def make_config(recipe: str, optimizer: str | None = None, **settings: Any) -> s
 def make_task(
     recipe: str = "speedrun94", optimizer: str | None = None, images: int = 60, test_images: int = 20, **settings: Any
 ) -> subject.Task:
-    config = make_config(recipe, optimizer, **settings)
-    return subject.make_task(config, make_dataset(images, test_images), subject.choose_hardware(config))
+    config, hardware = subject.resolve(make_config(recipe, optimizer, **settings))
+    return subject.make_task(config, make_dataset(images, test_images), hardware)
 
 
 @dataclass
@@ -174,7 +174,7 @@ class WatchedStep:
     """A step that is watched."""
 
     def __init__(self, inner: subject.Step, watch: Watch) -> None:
-        self.inner, self.watch, self.capture = inner, watch, inner.capture
+        self.inner, self.watch, self.capture, self.fused = inner, watch, inner.capture, inner.fused
         watch.average = inner.state.average
 
     def begin(self, block: subject.Block) -> None:
@@ -201,7 +201,7 @@ def buffers(work: Any) -> list[Tensor]:
 def watching(watch: Watch) -> Iterator[list[subject.Step]]:
     """Steps that the training loop makes are watched, and what graphs read; the list gets the steps."""
     made: list[subject.Step] = []
-    before, record = subject.loop.make_step, subject.CudaGraphs.__call__
+    before, record = subject.preparing.make_step, subject.CudaGraphs.__call__
 
     def make(task: subject.Task, state: subject.State, forward: Any) -> WatchedStep:
         made.append(before(task, state, forward))
@@ -216,13 +216,13 @@ def watching(watch: Watch) -> Iterator[list[subject.Step]]:
 
         return replay_and_look
 
-    subject.loop.make_step = make
+    subject.preparing.make_step = make
     subject.CudaGraphs.__call__ = record_and_look  # type: ignore[method-assign]
     try:
         yield made
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        subject.loop.make_step = before
+        subject.preparing.make_step = before
         subject.CudaGraphs.__call__ = record  # type: ignore[method-assign]
 
 
@@ -240,9 +240,9 @@ def watch_run(
     watch.close()
     (step,) = steps
     return {
-        "may_be_recorded": subject.can_capture(task),
+        "may_be_recorded": task.can_capture,
         "recorded": isinstance(step, subject.CapturedStep),
-        "fused_update": isinstance(step, subject.CapturedStep) and step.fused is not None,
+        "fused_update": result.summary["fused_update"],
         "place": step.next.item() if isinstance(step, subject.CapturedStep) and not step.fused else None,
         "num_steps": task.num_steps,
         "sizes": task.image_sizes,
@@ -255,6 +255,7 @@ def watch_run(
         "precision": result.summary["precision"],
         "fused": result.summary["fused_kernels"],
         "conv_kernels": result.summary["conv_kernels"],
+        "conv_ms": result.summary["conv_ms"],
         "accuracies": sorted(name for name in result.summary if name.startswith("accuracy")),
     }
 

@@ -55,7 +55,7 @@ def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settin
     task = make_task(recipe, cuda_graph=recorded, fused_kernels=fused_kernels, epochs=8.0, **settings)
     state = subject.start_state(task)
     with agreeing_kernels() if fused_kernels else nullcontext():
-        task = subject.warm_up(task, state.model)
+        subject.warm_up(task, state.model)
         with card.counting() as recording:
             step = subject.make_step(task, state, state.model)
     state.model.train()
@@ -67,7 +67,7 @@ def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settin
             with timed() as average:
                 state.average.add(state.model)
         average_us = average.pop("us")
-    return {"recorded": isinstance(step, subject.CapturedStep), "fused": task.hardware.fused,
+    return {"recorded": isinstance(step, subject.CapturedStep), "fused": subject.fused.is_fused(state.model),
             "captured": recording.get("captured", 0),
             "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
@@ -101,7 +101,7 @@ def evaluation(
     """
     task = make_task(recipe, cuda_graph=recorded, test_images=test_images, **settings)
     state = subject.start_state(task)
-    task = subject.warm_up(task, state.model)
+    subject.warm_up(task, state.model)
     step, views = subject.make_step(task, state, state.model), task.config.evaluation
     told: dict[str, Any] = {}
     with timed() as told["recording"]:
@@ -124,7 +124,7 @@ def evaluation(
                 with timed() as told[name]:
                     part()
                 told[f"{name}_us"] = min(told.get(f"{name}_us", told[name]["us"]), told[name].pop("us"))
-    return {**told, "fused": task.hardware.fused}
+    return {**told, "fused": subject.fused.is_fused(state.model)}
 
 
 @contextmanager

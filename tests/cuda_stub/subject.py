@@ -16,18 +16,18 @@ from fastcifar.observers.checkpoints import Checkpoints, Interrupted
 from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
-from fastcifar.training import loop
-from fastcifar.training import warm_up as warming_up
+from fastcifar.training import prepare as preparing
 from fastcifar.training.evaluate import Evaluator
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
+from fastcifar.training.prepare import warm_up
 from fastcifar.training.refresh import Refresh
+from fastcifar.training.start import initial_state
 from fastcifar.training.state import State
 from fastcifar.training.step import CapturedStep, CudaGraphs, Step, autocast, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, can_capture, make_task, plain_network, start
-from fastcifar.training.warm_up import warm_up
+from fastcifar.training.task import Task, make_task
 
 __all__ = [
     "RECIPES",
@@ -52,24 +52,21 @@ __all__ = [
     "Task",
     "TorchExecutor",
     "autocast",
-    "can_capture",
-    "choose_hardware",
     "command_line",
     "conv_choice",
     "fused",
     "fused_update",
-    "loop",
     "make_optimizers",
     "make_step",
     "make_task",
-    "plain_network",
+    "preparing",
+    "resolve",
     "set_row",
     "shown",
     "start_state",
     "stem",
     "train",
     "warm_up",
-    "warming_up",
     "with_optimizer",
     "with_settings",
 ]  # fmt: skip
@@ -77,4 +74,4 @@ __all__ = [
 
 def start_state(task: Task) -> State:
     """The state before the first step of a run of its own."""
-    return start(task, Stopwatch(task.hardware.device))
+    return initial_state(task, Stopwatch(task.hardware.device))

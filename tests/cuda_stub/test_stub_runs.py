@@ -40,6 +40,10 @@ def test_a_run_with_fused_kernels_is_recorded_and_never_waits(name: str) -> None
     } or name == "head alone"
     assert {"normalize"} <= {*run["kernels"]}
     assert run["conv_kernels"] == chosen(name)
+    for where, used in run["conv_kernels"].items():  # timed four ways, and the least is taken where it is less
+        times = run["conv_ms"][where]
+        assert set(times) == {"none", "forward", "backward", "forward and backward"}
+        assert used == min(times, key=times.__getitem__)
     assert run["fused_update"] == (not name.endswith("plain") and name != "fp16")
     wanted = {"muon": {"prepare", "gram", "steps", "apply", "sgd"}, "sgd": {"sgd"}, "fp16": set()}.get(name, set())
     assert wanted <= set(run["kernels"])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_config, make_dataset
+from conftest import make_config, make_dataset, task_of
 from conv_cases import USES, compare
 
 from fastcifar.models.pooled_conv import Kernels
-from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
-from fastcifar.training.task import make_task
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
 
@@ -41,7 +39,7 @@ def test_every_layer_chooses_once_per_image_size(deterministic_run, request, cap
     config = make_config(device="cuda", scale="full", compile="off", augment="torch", batch_size=500, optimizer="muon",
                          activation="silu", lr_peak=0.05, epochs=2, low_res_px=22, low_res_until=0.5, precision="bf16",
                          deterministic=deterministic_run)  # fmt: skip
-    summary = train(make_task(config, make_dataset(2000, 500), choose_hardware(config))).summary
+    summary = train(task_of(config, make_dataset(2000, 500))).summary
     assert not [line for line in caplog.messages if "convolution kernels" in line], caplog.messages
     sizes = {f"stages.{i}.conv1 {s}x{s}" for i, both in enumerate(((22, 32), (12, 16), (6, 8))) for s in both}
     assert set(summary["conv_kernels"]) == sizes

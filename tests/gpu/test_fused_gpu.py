@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_dataset
+from conftest import make_config, make_dataset, task_of
 from fused_cases import KINDS, compare
 
+from fastcifar.models.fused import is_fused
 from fastcifar.models.networks import make_model
 from fastcifar.optim import fused_update
-from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
 from fastcifar.training.observer import RunOutcome
+from fastcifar.training.prepare import warm_up
+from fastcifar.training.start import initial_state
 from fastcifar.training.step import CapturedStep, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import make_task, start
-from fastcifar.training.warm_up import warm_up
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
 
@@ -32,7 +32,7 @@ def run(**settings: Any) -> RunOutcome:
                              "optimizer": "muon", "activation": "silu", "lr_peak": 0.05, "epochs": 3,
                              "low_res_px": 22, "low_res_until": 0.4}  # fmt: skip
     config = make_config(**plain | settings)
-    return train(make_task(config, DATASET, choose_hardware(config)))
+    return train(task_of(config, DATASET))
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -80,11 +80,11 @@ def test_equal_seeds_agree_bit_for_bit(monkeypatch, deterministic):
 def test_the_step_with_the_kernels_is_recorded(caplog):
     config = make_config(device="cuda", scale="full", compile="off", augment="torch", batch_size=100, precision="bf16",
                          fused_kernels=True, epochs=1)  # fmt: skip
-    task = make_task(config, DATASET, choose_hardware(config))
-    state = start(task, Stopwatch(task.hardware.device))
-    task = warm_up(task, state.model)
+    task = task_of(config, DATASET)
+    state = initial_state(task, Stopwatch(task.hardware.device))
+    warm_up(task, state.model)
     step = make_step(task, state, state.model)
-    assert task.hardware.fused and isinstance(step, CapturedStep) and step.fused, caplog.messages
+    assert is_fused(state.model) and isinstance(step, CapturedStep) and step.fused, caplog.messages
 
 
 @pytest.mark.parametrize(

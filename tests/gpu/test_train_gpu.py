@@ -6,22 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_dataset
+from conftest import make_config, make_dataset, task_of
 from torch import Tensor, nn
 
 from fastcifar.augment.block import Block
 from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
+from fastcifar.training import start
 from fastcifar.training import state as state_module
-from fastcifar.training import task as task_module
 from fastcifar.training.evaluate import Evaluator
-from fastcifar.training.hardware import choose_hardware, has_dali
+from fastcifar.training.hardware import has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.refresh import Refresh
+from fastcifar.training.start import initial_state
 from fastcifar.training.step import CapturedStep, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, make_task, start
+from fastcifar.training.task import Task
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")]
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
@@ -35,7 +36,7 @@ def make_card_task(**settings: Any) -> Task:
         "epochs": 3,
     }  # fmt: skip
     config = make_config(**plain | settings)
-    return make_task(config, DATASET, choose_hardware(config))
+    return task_of(config, DATASET)
 
 
 class Fenced(Executor):
@@ -187,13 +188,13 @@ def test_a_block_is_the_whole_epoch_where_memory_allows():
 @pytest.mark.parametrize("optimizer", ["muon", "sgd"])
 def test_a_step_is_recorded_and_not_given_up(caplog, optimizer, precision):
     task = make_card_task(precision=precision, optimizer=optimizer)
-    state = start(task, Stopwatch(task.hardware.device))
+    state = initial_state(task, Stopwatch(task.hardware.device))
     assert type(make_step(task, state, state.model)) is CapturedStep, caplog.messages
 
 
 def test_fp16_overflow_is_skipped_inside_the_graph(monkeypatch):
     """As many steps as op by op, and never weights that are not finite."""
-    for module in (task_module, state_module):
+    for module in (start, state_module):
         monkeypatch.setattr(module, "FIRST_LOSS_SCALE", 2.0**34)
     settings: dict[str, Any] = {"precision": "fp16", "optimizer": "muon", "lr_peak": 0.05}
     plain, recorded = (train(make_card_task(cuda_graph=graph, **settings)) for graph in (False, True))
@@ -206,7 +207,7 @@ def test_fp16_overflow_is_skipped_inside_the_graph(monkeypatch):
 def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
     task = make_card_task(precision="bf16", optimizer="muon", epochs=1, tta=tta, tta_share=share)
     trained = train(task).model.state_dict()
-    state = start(task, Stopwatch(task.hardware.device))
+    state = initial_state(task, Stopwatch(task.hardware.device))
     step = make_step(task, state, state.model)
     recorded, plain = Evaluator(task, state.model, step.capture), Evaluator(task, state.model)
     assert len(recorded.recorded) == 2, caplog.messages
@@ -217,7 +218,7 @@ def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
 
 def test_a_recorded_refresh_gives_the_statistics_of_the_plain_one(caplog, exact_fp32):
     task = make_card_task(precision="fp32", optimizer="muon", epochs=1)
-    states = [start(task, Stopwatch(task.hardware.device)) for _ in range(2)]
+    states = [initial_state(task, Stopwatch(task.hardware.device)) for _ in range(2)]
     recorder = make_step(task, states[0], states[0].model).capture
     recorded, plain = Refresh(task, states[0], recorder), Refresh(task, states[1])
     assert recorded.replay, caplog.messages

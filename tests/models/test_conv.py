@@ -14,7 +14,7 @@ from test_fused import needs_triton, run_script, small_network
 from torch import Tensor, nn
 
 from fastcifar.models import conv_choice, fused, pooled_conv
-from fastcifar.models.conv_choice import PooledConv2d, choices, kernels_of
+from fastcifar.models.conv_choice import PooledConv2d, choices, kernels_of, timings_ms
 from fastcifar.models.layers import ACTIVATIONS
 from fastcifar.models.pooled_conv import PLAIN, Kernels
 
@@ -110,7 +110,8 @@ def test_choices_are_told_by_layer_and_size(choose):
     choose(conv, norm, x)
     holder = nn.ModuleDict({"conv1": conv})
     assert choices(holder) == {"conv1 8x8": "forward"}
-    assert choices(small_network()) == {}
+    assert timings_ms(holder) == {"conv1 8x8": {str(kernels): ms for kernels, ms in MS.items()}}
+    assert choices(small_network()) == timings_ms(small_network()) == {}
 
 
 def test_nothing_is_timed_when_deterministic_recorded_or_without_gradients(choose, monkeypatch):
@@ -122,7 +123,7 @@ def test_nothing_is_timed_when_deterministic_recorded_or_without_gradients(choos
         assert choose(conv, norm, x) == PLAIN
     assert conv.kernels == {}
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert choose(conv, norm, x) == PLAIN and conv.kernels == {(8, 8): PLAIN}
+    assert choose(conv, norm, x) == PLAIN and conv.kernels == {(8, 8): PLAIN} and conv.times_ms == {}
 
 
 def test_kernels_that_differ_from_cudnn_are_not_used(choose, caplog, monkeypatch):
@@ -131,7 +132,7 @@ def test_kernels_that_differ_from_cudnn_are_not_used(choose, caplog, monkeypatch
     conv, norm, x = layer()
     assert choose(conv, norm, x) == PLAIN
     (line,) = caplog.messages
-    assert line.endswith("they differ from cuDNN by 0.2); going on without them"), line
+    assert line.endswith("differs from plain torch by 0.2); going on with plain torch"), line
 
 
 def test_without_triton_or_a_card_one_line_says_so(caplog, monkeypatch):
@@ -140,7 +141,7 @@ def test_without_triton_or_a_card_one_line_says_so(caplog, monkeypatch):
     conv, norm, x = layer()
     assert kernels_of(conv, norm, x, ACTIVATIONS["silu"]) == PLAIN
     (line,) = caplog.messages
-    assert line.startswith("the convolution kernels do not work here (")
+    assert line.startswith("the convolution kernels cannot be used here (")
 
 
 def test_only_layers_that_fit_use_them(monkeypatch):

@@ -10,8 +10,7 @@ from torch import nn
 
 from fastcifar.config.config import Model
 from fastcifar.models.networks import count_parameters, make_model, train_flop
-from fastcifar.models.shakedrop import DropBlock, ShakeDrop, keep_probabilities
-from fastcifar.models.shakeshake import ShakeBlock, ShakeShake, Shortcut
+from fastcifar.models.shake import DropBlock, ShakeBlock, ShakeDrop, ShakeShake, Shortcut, keep_probabilities
 from fastcifar.optim.averaging import refresh_batch_norm
 from fastcifar.training.processes import JoinedBatchNorm2d, World, join_batch_norms, share_noise
 

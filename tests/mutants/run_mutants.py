@@ -180,6 +180,7 @@ def _pytest(copy: Path, tests: list[str], scenarios: str, output: str) -> None:
     os.environ["PYTEST_XDIST_TESTRUNUID"] = Path(
         output
     ).stem  # by which the stub's results are kept: none of another fault
+    vars(sys.modules["__main__"]).pop("__file__", None)  # processes that the tests start must not import this file
     sys.path[:] = [str(copy), *(place for place in sys.path if place != str(Path(__file__).parent))]
     import pytest
 

@@ -6,7 +6,7 @@ from conftest import make_config
 from torch.optim import lr_scheduler as torch_schedulers
 from torch_rows import LARGEST_DIFFERENCE, TORCH, documented_loop, throwaway_optimizer
 
-from fastcifar.optim.schedule_table import extend, make_schedule_table
+from fastcifar.optim.schedule_table import extend, make_schedule_table, plan_averages
 
 
 @pytest.mark.parametrize("strategy", ["cos", "linear"])
@@ -81,6 +81,55 @@ def test_anneal_below_one_is_a_fraction_of_the_run():
     settings = {"epochs": 20, "schedule": "constant", "lr_peak": 1.0, "swa_start": 0.75, "swa_lr": 0.0}
     fraction, epochs = (make_schedule_table(make_config(swa_anneal=a, **settings), 5).table for a in (0.15, 3))
     assert torch.equal(fraction, epochs) and fraction[-1, 0] == 0 and (fraction[:, 0] > 0).sum() == 75 + 14
+
+
+# The third column: after which steps the weights join the average
+
+
+def joins(rates):
+    """Steps after which the weights join, counted from 1."""
+    return [step for step, averages in enumerate(rates.averages, 1) if averages]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"epochs": 3}, [24]),
+        ({"epochs": 6}, [40, 48]),
+        ({"epochs": 5.5, "swa_start": 4}, [40, 44]),  # and at the end of the run
+        ({"epochs": 3, "swa_every": 3}, [19, 22]),
+        ({"epochs": 3, "swa_every": 1, "swa_start": 2.5}, [21, 22, 23, 24]),
+        ({"epochs": 3, "swa_every": 100}, [24]),  # never nothing
+        ({"epochs": 2, "swa_start": None}, []),
+        ({"epochs": 1, "swa_start": 0.0, "swa_every": 4}, [4, 8]),
+        ({"epochs": 6, "swa_start": 3, "val_split": 0.1, "schedule": "plateau"}, [32, 40, 48]),
+    ],
+)
+def test_weights_join_every_k_steps_of_the_tail_or_after_its_epochs(settings, steps):
+    rates = make_schedule_table(make_config(**settings), 8)
+    assert joins(rates) == steps and len(rates.averages) == len(rates)
+
+
+def test_a_row_is_read_by_its_step():
+    rates = make_schedule_table(make_config(epochs=6), 5)
+    assert rates[7] == tuple(rates.table[7].tolist()) and isinstance(rates[7], tuple)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, [25, 30, 35, 40]), (4, [24, 28, 32, 36, 40])])
+def test_an_extended_run_averages_on(every, steps):
+    config = make_config(epochs=6, resume="run", extend_epochs=8, swa_every=every)
+    assert joins(extend(make_schedule_table(config, 5), config, 5)) == steps
+
+
+def test_the_last_step_of_an_extended_run_joins_only_where_nothing_else_has():
+    """The tail is shorter than the distance of two averages: the end of the first run has joined, or not."""
+    config = make_config(epochs=6, resume="run", extend_epochs=8, swa_every=100)
+    rates = extend(make_schedule_table(config, 5), config, 5)
+    assert joins(rates) == [40]
+    plan_averages(rates, config, 5, first_step=30, count=1)
+    assert joins(rates) == []
+    plan_averages(rates, config, 5, first_step=25, count=0)
+    assert joins(rates) == [40]
 
 
 # A longer run

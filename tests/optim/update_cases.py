@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from conftest import QUICK, make_dataset
+from conftest import QUICK, make_dataset, task_of
 from torch import Tensor, nn
 from triton.runtime import interpreter
 
@@ -26,9 +26,9 @@ from fastcifar.optim import fused_update
 from fastcifar.optim.fused_update import FusedUpdate
 from fastcifar.optim.optimizers import make_optimizers, orthogonalize, set_row
 from fastcifar.training import step as step_module
-from fastcifar.training.hardware import choose_hardware
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task, make_task, start
+from fastcifar.training.task import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = ((64, 24, 3), (96, 12, 3), (96, 48, 1), (160, 3, 1), (20, 9, 3), (128, 16, 3))
@@ -115,7 +115,7 @@ def small_task(**settings: Any) -> Task:
                                   Stage(width=32, then=(1, 3), inner=16, residual=True)))  # fmt: skip
     config = with_settings(QUICK, epochs=2, batch_size=16, low_res_px=20, low_res_until=0.5, swa_start=None, **settings)
     config = replace(config, model=replace(config.model, shape=shape))
-    return make_task(config, make_dataset(48, 20), choose_hardware(config))
+    return task_of(config, make_dataset(48, 20))
 
 
 def whole_steps(optimizer: str, **settings: Any) -> dict[str, float]:
@@ -123,7 +123,7 @@ def whole_steps(optimizer: str, **settings: Any) -> dict[str, float]:
     trees, sizes = [], []
     for kernels in (False, True):
         task = small_task(optimizer=optimizer, **settings)
-        state = start(task, Stopwatch(task.hardware.device))
+        state = initial_state(task, Stopwatch(task.hardware.device))
         assert isinstance(state.model, ResNet9)
         update = FusedUpdate(state.model, state.optimizers, torch.float32) if kernels else None
         step = step_module.CapturedStep(task, state, state.model, lambda work: work, update)
@@ -189,7 +189,7 @@ def main() -> None:
         told["bits and guards"] = equal_bits_and_guards()
         told["steps muon, stem fixed"] = whole_steps("muon", lr_peak=0.02, train_stem="low-res")
         told["steps sgd"] = whole_steps("sgd", lr_peak=0.02)
-        model = start(small_task(), Stopwatch(torch.device("cpu"))).model
+        model = initial_state(small_task(), Stopwatch(torch.device("cpu"))).model
         for dtype in ("fp32", "bf16"):
             told[f"self-check {dtype}"] = fused_update.largest_difference(model, RECIPES["speedrun94"], DTYPES[dtype])  # type: ignore[arg-type]
     print(json.dumps(told))

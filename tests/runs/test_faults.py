@@ -166,13 +166,13 @@ def test_what_cannot_be_saved_is_not_called_saved(call, base, monkeypatch, small
     disk, fill_up, _ = small_disk
     (disk / "r").mkdir()
 
-    def begin(*args, start=loop.start):
+    def begin(*args, start=loop.initial_state):
         state = start(*args)
         fill_up()
         os.kill(os.getpid(), signal.SIGTERM)
         return state
 
-    monkeypatch.setattr(loop, "start", begin)
+    monkeypatch.setattr(loop, "initial_state", begin)
     code, out, err = call(*base, "--out", str(disk / "r"))
     assert code == 2 and len(err) == 1 and "checkpoint.pt" in err[0]
     assert not any("interrupted and saved" in line for line in out)

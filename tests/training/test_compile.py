@@ -1,4 +1,4 @@
-"""Compiled code is right, is kept between processes, and is chosen only where a measurement says that it pays."""
+"""Compiled code is right, and is kept between processes."""
 
 import json
 import os
@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import make_config
 
-from fastcifar.training import hardware
-from fastcifar.training.compile_cache import VARIABLE, compile_cache_dir, keep_compiled_code
+from fastcifar.training.prepare import COMPILE_CACHE, compile_cache_dir, keep_compiled_code
 
 ROOT = Path(__file__).parents[2]
 PROCESS = """
@@ -19,7 +17,7 @@ import json, sys, torch
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.config.settings import with_settings
 from fastcifar.config.recipes import RECIPES
-from fastcifar.training.compile_cache import keep_compiled_code
+from fastcifar.training.prepare import keep_compiled_code
 keep_compiled_code(with_settings(RECIPES["swa30"], cache_dir=sys.argv[1]))
 torch.manual_seed(0)
 model = ResNet9((4, 8), 10, "bn", "relu")
@@ -40,7 +38,11 @@ print(json.dumps({"hits": inductor["fxgraph_cache_hit"], "misses": inductor["fxg
 
 
 def compile_in_process(cache: Path) -> dict[str, float]:
-    env = {**{k: v for k, v in os.environ.items() if k != VARIABLE}, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {
+        **{k: v for k, v in os.environ.items() if k != COMPILE_CACHE},
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
     run = subprocess.run([sys.executable, "-c", PROCESS, str(cache)], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -59,48 +61,28 @@ def test_a_second_process_finds_what_the_first_compiled_and_gradients_are_those_
 
 def test_the_folder_is_below_the_cache_unless_the_user_names_another(tmp_path, monkeypatch):
     config = make_config(cache_dir=str(tmp_path))
-    monkeypatch.setenv(VARIABLE, "/elsewhere")
+    monkeypatch.setenv(COMPILE_CACHE, "/elsewhere")
     keep_compiled_code(config)
-    assert compile_cache_dir(config) == Path("/elsewhere") and os.environ[VARIABLE] == "/elsewhere"
-    monkeypatch.delenv(VARIABLE)
+    assert compile_cache_dir(config) == Path("/elsewhere") and os.environ[COMPILE_CACHE] == "/elsewhere"
+    monkeypatch.delenv(COMPILE_CACHE)
     assert compile_cache_dir(config) == tmp_path / "compiled" and not (tmp_path / "compiled").exists()
     keep_compiled_code(config)
-    assert os.environ[VARIABLE] == str(tmp_path / "compiled")
+    assert os.environ[COMPILE_CACHE] == str(tmp_path / "compiled")
 
 
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(COMPILE_CACHE, raising=False)
     (tmp_path / "file").touch()
     keep_compiled_code(make_config(cache_dir=str(tmp_path / "file")))
-    assert VARIABLE not in os.environ
+    assert COMPILE_CACHE not in os.environ
 
 
 def test_nothing_is_set_for_a_run_that_is_not_compiled(make_quick_task, tmp_path, monkeypatch):
+    from fastcifar.training.prepare import warm_up
+    from fastcifar.training.start import initial_state
     from fastcifar.training.stopwatch import Stopwatch
-    from fastcifar.training.task import start
-    from fastcifar.training.warm_up import warm_up
 
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(COMPILE_CACHE, raising=False)
     task = make_quick_task(cache_dir=str(tmp_path))
-    warm_up(task, start(task, Stopwatch()).model)
-    assert VARIABLE not in os.environ and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("pflop", "mode", "words"),
-    [(1.0, "off", "saves 10 s, compiling takes 30 s"), (4.0, "default", "saves 40 s, compiling takes 30 s")],
-)
-def test_auto_compiles_where_the_measured_saving_is_more_than_the_cost(monkeypatch, pflop, mode, words):
-    monkeypatch.setitem(hardware.COMPILE_COSTS, "cuda 9.0", (30.0, 10.0))
-    assert hardware.choose_compile_mode("cuda 9.0", pflop) == (mode, words)
-
-
-def test_auto_is_off_where_nothing_is_measured_and_names_the_command():
-    mode, reason = hardware.choose_compile_mode("cuda 99.0", 1e6)
-    assert mode == "off" and "python -m bench.compile" in reason and "cuda 99.0" in reason
-
-
-def test_auto_on_this_cpu_follows_the_record():
-    assert hardware.device_class(torch.device("cpu")) == "cpu"
-    chosen = hardware.choose_hardware(make_config(device="cpu", epochs=1000, scale="full"))
-    assert (chosen.compile, chosen.reasons["compile"]) == hardware.choose_compile_mode("cpu", 35.4)
+    warm_up(task, initial_state(task, Stopwatch()).model)
+    assert COMPILE_CACHE not in os.environ and not list(tmp_path.iterdir())

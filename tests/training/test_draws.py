@@ -6,11 +6,12 @@ import pytest
 from test_step import MUON, NO_TAIL, assert_same, recorded  # noqa: F401 (a fixture)
 
 from fastcifar.augment.stem import plain_stem
-from fastcifar.training import loop, step
+from fastcifar.config.settings import with_settings
+from fastcifar.training import prepare, step
 from fastcifar.training.loop import train
+from fastcifar.training.start import initial_state
 from fastcifar.training.step import Step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
 
 
 @pytest.mark.usefixtures("recorded")
@@ -31,7 +32,7 @@ def test_a_recorded_run_on_draws_equals_one_on_images(make_quick_task, determini
         drawn = train(task)
     assert task.executor.draws_from_px == 32 and set(kernel_calls) == {(32, 6)}
     assert len(kernel_calls) == 2 + 16  # the rehearsal, the recording, and two of three epochs
-    monkeypatch.setattr(loop, "make_step", Step)
+    monkeypatch.setattr(prepare, "make_step", Step)
     assert_same(drawn, train(make_quick_task(**settings)))
 
 
@@ -40,8 +41,9 @@ def test_draws_are_for_a_fixed_stem_with_kernels_and_torch_alone(make_quick_task
 
     def from_px(fused=True, executor="torch", **settings):
         task = make_quick_task(**NO_TAIL | settings)
-        task = replace(task, hardware=replace(task.hardware, fused=fused, executor=executor))
-        return step.makes_images_from_px(task, start(task, Stopwatch()))
+        task = replace(task, config=with_settings(task.config, augment=executor))
+        monkeypatch.setattr(step, "is_fused", lambda model: fused)
+        return step.makes_images_from_px(task, initial_state(task, Stopwatch()))
 
     assert from_px(train_stem="low-res") == 32
     assert from_px() is None  # the stem's biases are trained

@@ -1,7 +1,6 @@
 """Every test image counts once, whatever the batch size; the views of test-time augmentation are plain formulas."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from replays import same_addresses
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.models import folded as folding
 from fastcifar.training import evaluate
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
 
 NUM = 23
 
@@ -178,7 +177,7 @@ def make_network(make_quick_task, monkeypatch):
     def make(**settings):
         monkeypatch.setattr(evaluate, "EVAL_BATCH", 32)
         task = make_quick_task(**settings)
-        model = start(task, Stopwatch()).model
+        model = initial_state(task, Stopwatch()).model
         change(model, 5)
         return task, model
 
@@ -217,7 +216,7 @@ def test_a_recorded_evaluation_equals_a_plain_one(make_network, tta, share):
 
 def test_a_recorded_evaluation_with_kernels_folds_the_weights_of_now(make_network, monkeypatch):
     task, model = make_network(tta="flip", tta_share=0.3)
-    task = replace(task, hardware=replace(task.hardware, fused=True))
+    monkeypatch.setattr(evaluate, "is_fused", lambda model: True)
     folded, before = [], copy.deepcopy(model.state_dict())
 
     def fold_without_kernels(model, dtype, kernel):

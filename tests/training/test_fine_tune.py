@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comparison import run_with_cuts, same, weights
-from conftest import QUICK, make_dataset, train_in_folder
+from conftest import QUICK, make_dataset, task_of, train_in_folder
 from safetensors.torch import load_file
 
 from fastcifar.config.recipes import swa30
@@ -17,10 +17,10 @@ from fastcifar.data import synthetic
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
 from fastcifar.runs.model_file import write_model
-from fastcifar.training.hardware import choose_hardware
 from fastcifar.training.loop import train
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import make_task, normalization_facts, start
+from fastcifar.training.task import normalization_facts
 
 
 def of_classes(whole: Dataset, labels: range, n_train: int = 10_000) -> Dataset:
@@ -47,7 +47,7 @@ def trained(make_quick_task, tmp_path) -> Path:
 
 
 def first_weights(task) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in start(task, Stopwatch()).model.state_dict().items()}
+    return {name: value.clone() for name, value in initial_state(task, Stopwatch()).model.state_dict().items()}
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -156,13 +156,13 @@ def test_fine_tuning_beats_training_from_scratch_on_few_images(tmp_path):
     quick = {"epochs": 3, "batch_size": 50, "low_res_px": 16, "low_res_until": 0.75, "swa_start": None, "tta": "none",
              "eval_every": 100, "bias_lr_scale": 5.5, "head_lr_scale": 17.5}  # fmt: skip  # for small batches
     config = with_settings(replace(swa30, machine=QUICK.machine), scale="small", **quick)
-    first = make_task(config, of_classes(whole, range(5)), choose_hardware(config))
+    first = task_of(config, of_classes(whole, range(5)))
     write_model(tmp_path / "m.safetensors", train(first).model, normalization_facts(first))
 
     def accuracy(**settings):
         changed = with_settings(config, epochs=8, **settings)
         few = of_classes(whole, range(5, 10), n_train=250)
-        return train(make_task(changed, few, choose_hardware(changed))).summary["accuracy"]
+        return train(task_of(changed, few)).summary["accuracy"]
 
     assert first.num_train == 1500
     assert accuracy(init=str(tmp_path / "m.safetensors")) > accuracy() + 0.05  # 39.2% against 27.2% on one seed

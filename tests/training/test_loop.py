@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, make_dataset
+from comparison import same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.training import loop
@@ -216,5 +216,13 @@ def test_the_host_reads_nothing_from_the_device_in_a_step(make_quick_task, optim
     assert counts[0] == counts[1] > 0
 
 
-def test_classes_of_the_shared_set_are_ten():
-    assert len(CLASSES) == 10 == len(make_dataset().classes)
+def test_each_seed_has_its_own_network(make_quick_task):
+    """Built once: a run trains a copy of it."""
+    task = make_quick_task()
+    before = {name: value.clone() for name, value in task.network.state_dict().items()}
+    train(task)
+    assert same(task.network.state_dict(), before)
+    assert task.with_config(replace(task.config, epochs=1)).network is task.network
+    other = task.with_config(replace(task.config, seed=1)).network
+    assert same(other.state_dict(), make_quick_task(seed=1).network.state_dict())
+    assert not same(other.state_dict(), before)

@@ -189,8 +189,7 @@ def test_parts_that_do_not_fit_are_told_in_one_line(given, error, told):
 
 
 def test_a_part_that_no_graph_can_hold_is_launched_step_by_step_with_a_line(make_quick_task, monkeypatch, said):
-    task, state = make_quick_task(), object()
-    monkeypatch.setattr(steps, "can_capture", lambda task: True)
+    task, state = replace(make_quick_task(), can_capture=True), object()
     monkeypatch.setattr(steps, "CapturedStep", lambda *args: "recorded")
     monkeypatch.setattr(steps, "CudaGraphs", lambda: None)
     monkeypatch.setattr(steps, "Step", lambda *args: "plain")

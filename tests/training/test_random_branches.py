@@ -6,12 +6,12 @@ import pytest
 from comparison import same
 from torch import nn
 
-from fastcifar.training import loop
+from fastcifar.training import prepare
 from fastcifar.training.loop import train
+from fastcifar.training.prepare import warm_up
+from fastcifar.training.start import initial_state
 from fastcifar.training.step import CapturedStep
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
-from fastcifar.training.warm_up import warm_up
 
 NETWORKS = ("shakeshake26", "shakedrop")
 
@@ -26,7 +26,7 @@ def again(work):
 def test_warm_up_and_recording_leave_the_draws_alone(make_quick_task, monkeypatch, network):
     task = make_quick_task(network=network, compile="default", low_res_px=16, low_res_until=0.5)
     monkeypatch.setattr(nn.Module, "compile", lambda self, **settings: None)
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     before = copy.deepcopy(state.model.state_dict())
     warm_up(task, state.model)
     assert same(before, state.model.state_dict()) and before["noise.step"] == 0
@@ -50,5 +50,5 @@ def test_a_recorded_run_draws_the_same(make_quick_task, deterministic, monkeypat
         graphed.table = graphed.table.double()  # as a plain step, which does not round its rates
         return graphed
 
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(prepare, "make_step", make_step)
     assert same(plain.model.state_dict(), train(make_quick_task(**settings)).model.state_dict())

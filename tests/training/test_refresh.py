@@ -10,8 +10,8 @@ from torch import nn
 from fastcifar.augment.plan import draw_plan
 from fastcifar.training import evaluate, refresh
 from fastcifar.training.refresh import Refresh, refresh_plan, refresh_shape
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
 
 
 def on_a_card(task):
@@ -46,7 +46,7 @@ def test_a_card_takes_the_images_in_larger_batches(make_quick_task, monkeypatch,
 def test_a_recorded_refresh_equals_a_plain_one(make_quick_task, monkeypatch, precision):
     """Of the weights that the network has when it is replayed; recording it leaves the state as it was."""
     task = make_quick_task(epochs=3, precision=precision)
-    state, recorded = start(task, Stopwatch()), []
+    state, recorded = initial_state(task, Stopwatch()), []
 
     def recorder(work):
         recorded.append(work)
@@ -58,7 +58,7 @@ def test_a_recorded_refresh_equals_a_plain_one(make_quick_task, monkeypatch, pre
     after = state.tree()
     assert len(recorded) == 1 and not state.model.training
     assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
-    twin = start(task, Stopwatch())
+    twin = initial_state(task, Stopwatch())
     for model in (state.model, twin.model):
         torch.manual_seed(1)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def test_nothing_is_recorded_where_nothing_is_refreshed(make_quick_task, setting
         raise AssertionError("recorded")
 
     task = make_quick_task(**settings)
-    assert Refresh(task, start(task, Stopwatch()), refuse).replay is None
+    assert Refresh(task, initial_state(task, Stopwatch()), refuse).replay is None
 
 
 def test_a_recording_that_fails_costs_one_line(make_quick_task, said):
@@ -88,7 +88,7 @@ def test_a_recording_that_fails_costs_one_line(make_quick_task, said):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     task = make_quick_task()
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     before = copy.deepcopy(state.model.state_dict())
     plain = Refresh(task, state, fails)
     assert plain.replay is None and len(said) == 1 and "the batch-norm refresh" in said[0]

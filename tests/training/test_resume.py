@@ -16,8 +16,8 @@ from bench import processes
 from fastcifar.config.schedules import PerEpoch
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.runs import checkpoint
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24  # 3 epochs of 8 steps; the tail begins at step 16
@@ -128,8 +128,8 @@ def test_a_checkpoint_holds_everything(make_quick_task, tmp_path):
 
 def test_the_loss_scale_goes_on(make_quick_task):
     task = make_quick_task()
-    task = replace(task, hardware=replace(task.hardware, precision="fp16"))
-    state, resumed = (start(task, Stopwatch()) for _ in range(2))
+    task = replace(task, hardware=replace(task.hardware, dtype=torch.float16))
+    state, resumed = (initial_state(task, Stopwatch()) for _ in range(2))
     state.scaler.scale(torch.ones(()))
     state.scaler.update(1024.0)
     resumed.load(state.tree(), task.num_steps)

@@ -14,15 +14,14 @@ from fastcifar.augment.dali import DaliExecutor
 from fastcifar.augment.torch_executor import TorchExecutor
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.optim.optimizers import Muon, set_row
-from fastcifar.training import loop, step
+from fastcifar.training import prepare, start, step
 from fastcifar.training import state as state_module
-from fastcifar.training import task as task_module
 from fastcifar.training.hardware import has_dali
 from fastcifar.training.loop import train
+from fastcifar.training.start import initial_state
 from fastcifar.training.state import FIRST_LOSS_SCALE
 from fastcifar.training.step import CapturedStep, Step, make_step
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import can_capture, start
 
 NO_TAIL = {"optimizer": "muon", "lr_peak": 0.1, "bias_lr_scale": 5.0, "head_lr_scale": 5.0, "low_res_px": 24,
            "low_res_until": 0.4, "swa_start": None}  # fmt: skip
@@ -47,7 +46,7 @@ def recorded(monkeypatch):
         recordings.append(work)
         return same_addresses(work)
 
-    monkeypatch.setattr(loop, "make_step", lambda task, state, forward: ExactRates(task, state, forward, recorder))
+    monkeypatch.setattr(prepare, "make_step", lambda task, state, forward: ExactRates(task, state, forward, recorder))
     return recordings
 
 
@@ -74,7 +73,7 @@ def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recor
     task = make_quick_task(**settings)
     task.executor.max_images = 3 * 32  # blocks of three steps, the last of an epoch of two
     fast = train(task)
-    monkeypatch.setattr(loop, "make_step", Step)
+    monkeypatch.setattr(prepare, "make_step", Step)
     plain = train(make_quick_task(**settings))
     has_tail = settings["swa_start"] is not None
     assert len(recorded) == 3 + has_tail  # one per image size, not one per step, the evaluation, and the refresh
@@ -83,7 +82,7 @@ def test_a_recorded_run_equals_a_plain_one(make_quick_task, deterministic, recor
 
 def test_the_loss_is_the_smoothed_cross_entropy(make_quick_task):
     task = make_quick_task(label_smoothing=0.2)
-    state, logits = start(task, Stopwatch()), []
+    state, logits = initial_state(task, Stopwatch()), []
     plain = Step(task, state, lambda x: logits.append(state.model(x)) or logits[-1])
     y = torch.arange(10).repeat(2)
     plain.update(torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), y)
@@ -109,18 +108,18 @@ def test_a_recorded_step_finds_its_images_in_any_order(make_quick_task, determin
         return train(replace(task, executor=kind(task.executor.images, max_images=3 * 32)))
 
     fast = run()
-    monkeypatch.setattr(loop, "make_step", Step)
+    monkeypatch.setattr(prepare, "make_step", Step)
     assert_same(fast, run())
 
 
 def test_fp16_is_recorded_with_its_loss_scale(make_quick_task, deterministic, recorded, monkeypatch):
     """Overflows of the rehearsal do not count, those of the run skip the same steps."""
-    for module in (task_module, state_module):
+    for module in (start, state_module):
         monkeypatch.setattr(module, "FIRST_LOSS_SCALE", 2.0**28)
     tasks = [make_quick_task(**MUON) for _ in range(2)]
-    fast, plain = (replace(task, hardware=replace(task.hardware, precision="fp16")) for task in tasks)
+    fast, plain = (replace(task, hardware=replace(task.hardware, dtype=torch.float16)) for task in tasks)
     fast = train(fast)
-    monkeypatch.setattr(loop, "make_step", Step)
+    monkeypatch.setattr(prepare, "make_step", Step)
     plain = train(plain)
     assert 0 < fast.summary["steps_skipped_fp16"] == plain.summary["steps_skipped_fp16"] < 24
     assert_same(fast, plain)
@@ -146,7 +145,7 @@ def test_a_recorded_run_is_resumed(make_quick_task, deterministic, recorded, tmp
 
 def test_recording_leaves_the_state_as_it_was(make_quick_task):
     task = make_quick_task(**MUON)
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     state.model.eval()
     before = copy.deepcopy(state.tree())
     CapturedStep(task, state, state.model, again)
@@ -162,26 +161,26 @@ def test_rates_are_read_where_the_run_goes_on(make_quick_task):
     """Not from row 0, and anew in each epoch: the plateau rule rewrites rows to come."""
     task = make_quick_task(**MUON)
     task.executor.max_images = 64
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     graphed = CapturedStep(task, state, state.model, again)
     seen = []
     state.step = 5
-    state.schedule.table[6, 0] = 0.0123
+    state.rates.table[6, 0] = 0.0123
     graphed.begin(Block(torch.zeros(64, 24, 24, 3), torch.zeros(64, dtype=torch.long), rows=None, num_steps=2))
     graphed.update = lambda x, y: seen.append(float(state.optimizers[0].param_groups[0]["lr"]))  # type: ignore[method-assign]
     graphed(0)
     graphed(1)
-    assert seen == pytest.approx([state.schedule.table[5, 0].item(), 0.0123])
+    assert seen == pytest.approx([state.rates.table[5, 0].item(), 0.0123])
 
 
 def test_rates_are_read_anew_with_each_block(make_quick_task):
     """Also in the second block: the plateau rule rewrites the table after every epoch."""
     task = make_quick_task(**MUON)
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     graphed, seen = CapturedStep(task, state, state.model, again), []
     graphed.update = lambda x, y: seen.append(float(state.optimizers[0].param_groups[0]["lr"]))  # type: ignore[method-assign]
     for lr in (0.01, 0.02, 0.03):
-        state.schedule.table[state.step, 0] = lr
+        state.rates.table[state.step, 0] = lr
         graphed.begin(Block(torch.zeros(32, 24, 24, 3), torch.zeros(32, dtype=torch.long), rows=None, num_steps=1))
         graphed(0)
         state.step += 1
@@ -190,7 +189,7 @@ def test_rates_are_read_anew_with_each_block(make_quick_task):
 
 def test_what_cannot_be_recorded_is_not(make_quick_task):
     """Not on a CPU, whatever the other settings."""
-    assert not can_capture(make_quick_task(**MUON))
+    assert not make_quick_task(**MUON).can_capture
     assert type(make_step(make_quick_task(**MUON), None, None)) is Step  # type: ignore[arg-type]
 
 
@@ -199,9 +198,8 @@ def test_a_recording_that_fails_costs_one_line(make_quick_task, monkeypatch, sai
         raise RuntimeError("operation not permitted when\nstream is capturing")
 
     monkeypatch.setattr(step, "CudaGraphs", fails)
-    monkeypatch.setattr(step, "can_capture", lambda task: True)
     task = make_quick_task(**MUON)
-    assert type(make_step(task, start(task, Stopwatch()), None)) is Step  # type: ignore[arg-type]
+    assert type(make_step(replace(task, can_capture=True), initial_state(task, Stopwatch()), None)) is Step  # type: ignore[arg-type]
     (line,) = said
     assert "stream is capturing" in line and "going on without it" in line and "\n" not in line
 
@@ -235,15 +233,14 @@ def fails_in_the_second_rehearsal(monkeypatch):
 def test_an_update_that_fails_leaves_no_loss_scale_behind(make_quick_task, monkeypatch):
     """GradScaler lends its scale to the optimizer: the next step would multiply by it again."""
     task = make_quick_task(**MUON)
-    task = replace(task, hardware=replace(task.hardware, precision="fp16"))
-    state = start(task, Stopwatch())
+    task = replace(task, hardware=replace(task.hardware, dtype=torch.float16))
+    state = initial_state(task, Stopwatch())
     monkeypatch.setattr(step, "CudaGraphs", lambda: again)
-    monkeypatch.setattr(step, "can_capture", lambda task: True)
     with monkeypatch.context() as failing:
         failing.setattr(Muon, "update", lambda self: torch.linalg.inv(torch.zeros(2, 2)))  # a RuntimeError
-        plain = make_step(task, state, state.model)
+        plain = make_step(replace(task, can_capture=True), state, state.model)
     assert type(plain) is Step and state.scaler.get_scale() == FIRST_LOSS_SCALE
-    twin = start(task, Stopwatch())
+    twin = initial_state(task, Stopwatch())
     for other in (plain, Step(task, twin, twin.model)):
         set_row(other.state.optimizers, 0.1, 0.9)
         other.update(torch.ones(4, 3, 32, 32), torch.arange(4))
@@ -256,13 +253,12 @@ def test_an_update_that_fails_leaves_no_loss_scale_behind(make_quick_task, monke
 def test_a_recording_that_fails_in_its_middle_leaves_no_trace(make_quick_task, monkeypatch, where, settings):
     recorder = FailsInTheMiddle()
     monkeypatch.setattr(step, "CudaGraphs", lambda: recorder)
-    monkeypatch.setattr(step, "can_capture", lambda task: True)
     if where == "rehearsal":
         fails_in_the_second_rehearsal(monkeypatch)
     task = make_quick_task(**settings)
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     before = copy.deepcopy(state.tree())
-    assert type(make_step(task, state, state.model)) is Step
+    assert type(make_step(replace(task, can_capture=True), state, state.model)) is Step
     after = state.tree()
     assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
     assert all(torch.equal(a, b) for a, b in zip(before["optimizers"][0], after["optimizers"][0], strict=True))

@@ -13,9 +13,9 @@ from bench.harness import random_dataset
 from fastcifar.training import evaluate
 from fastcifar.training import task as task_module
 from fastcifar.training.loop import train
+from fastcifar.training.prepare import warm_up
+from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import start
-from fastcifar.training.warm_up import warm_up
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -46,12 +46,12 @@ def broken_compiler(graph, inputs):
 def test_warm_up_changes_nothing_and_draws_no_image(make_quick_task, monkeypatch, compiled_by, backend, compiled):
     compiled_by(backend)
     task = make_quick_task(compile="default", low_res_px=16, low_res_until=0.5)
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     task.executor.make = no_images
     monkeypatch.setattr(task_module, "draw_plan", no_images)
     monkeypatch.setattr(evaluate, "all_logits", no_images)
     before, random = state_of(state.model), torch.get_rng_state()
-    assert warm_up(task, state.model).hardware.compile == compiled
+    assert warm_up(task, state.model) == compiled
     assert same(state.model.state_dict(), before)
     assert list(state.model.state_dict()) == list(before)  # plain keys
     assert all(p.grad is None for p in state.model.parameters())
@@ -63,7 +63,7 @@ def test_warm_up_changes_nothing_and_draws_no_image(make_quick_task, monkeypatch
 def test_warm_up_runs_every_shape_of_the_run(make_quick_task, compiled_by):
     compiled_by("eager")
     task = make_quick_task(compile="default", low_res_px=16, low_res_until=0.5)
-    state, shapes = start(task, Stopwatch()), []
+    state, shapes = initial_state(task, Stopwatch()), []
     state.model.register_forward_pre_hook(lambda m, x: shapes.append((m.training, *x[0].shape)))
     warm_up(task, state.model)
     assert sorted(shapes) == [(False, 80, 3, 32, 32), (True, 32, 3, 16, 16), (True, 32, 3, 32, 32)]
@@ -71,16 +71,16 @@ def test_warm_up_runs_every_shape_of_the_run(make_quick_task, compiled_by):
 
 def test_nothing_is_warmed_on_a_cpu_without_compiling(make_quick_task):
     task = make_quick_task()
-    state = start(task, Stopwatch())
+    state = initial_state(task, Stopwatch())
     state.model.register_forward_pre_hook(no_images)
-    assert warm_up(task, state.model) is task
+    assert warm_up(task, state.model) == "off"
 
 
 def test_each_image_size_is_compiled_for_itself(make_quick_task, monkeypatch):
     asked: dict[str, Any] = {}
     monkeypatch.setattr(nn.Module, "compile", lambda self, **settings: asked.update(settings))
     task = make_quick_task(compile="default")
-    warm_up(task, start(task, Stopwatch()).model)
+    warm_up(task, initial_state(task, Stopwatch()).model)
     assert asked == {"mode": "default", "dynamic": False}
 
 

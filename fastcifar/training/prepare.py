@@ -1,0 +1,194 @@
+"""Before the first step: compiles, runs every shape once on random images, and captures what a graph can hold.
+
+All of it is outside the clock of the training but what a card makes of the real images.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastcifar.augment.images import to_device
+from fastcifar.config.config import Config
+from fastcifar.data.cache import cache_folder
+from fastcifar.models import conv_choice
+from fastcifar.models.fused import fuse, is_fused
+from fastcifar.models.resnet9 import ResNet9
+from fastcifar.runs.checkpoint import ran_out_of_memory
+from fastcifar.training import evaluate
+from fastcifar.training.evaluate import Evaluator
+from fastcifar.training.processes import data_parallel
+from fastcifar.training.refresh import Refresh, refresh_shape
+from fastcifar.training.start import WHITENED_ON_CARD, filters_of_device_images, preprocess
+from fastcifar.training.state import State
+from fastcifar.training.step import Step, autocast, make_step, random_batch
+from fastcifar.training.stopwatch import captured_ms
+from fastcifar.training.task import Task
+
+log = logging.getLogger("fastcifar")
+
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Read by torch at each compilation. Triton's cache lies below the same folder, unless $TRITON_CACHE_DIR is set."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the loop calls."""
+
+    step: Step
+    accuracies: Evaluator
+    refresh: Refresh
+    facts: dict[str, Any]
+    """How the network computes on this machine, as the warm-up has found out: a part of summary.json."""
+
+
+def prepare(task: Task, state: State) -> Prepared:
+    """Warms up, and makes step, evaluation and batch-norm refresh, each as a CUDA graph where that can be.
+
+    On a card it ends with borders and filters of the real images, which count as training: other programs make them in
+    every run, too.
+    """
+    model = state.model
+    compiled = warm_up(task, model)
+    step = make_step(task, state, data_parallel(model, task.world, task.hardware.device))
+    accuracies = Evaluator(task, model, step.capture)
+    refresh = Refresh(task, state, step.capture)
+    if task.hardware.on_card:
+        with state.stopwatch("train"):
+            preprocess(task, model, is_new=state.step == 0)
+    facts = {
+        "compile": compiled, "fused_kernels": is_fused(model), "fused_update": step.fused is not None,
+        "conv_kernels": conv_choice.choices(model), "conv_ms": conv_choice.timings_ms(model),
+    }  # fmt: skip
+    return Prepared(step, accuracies, refresh, facts)
+
+
+def warm_up(task: Task, model: nn.Module) -> str:
+    """Compiles the model in place and runs all its shapes; weights and statistics are left as they were.
+
+    Returns the torch.compile mode in use: "off" where the compiler fails, after a warning. Lets resnet9 use its own
+    kernels where they work. On a CPU without compiling nothing needs a warm-up.
+    """
+    device, mode = task.hardware.device, task.config.machine.compile
+    # cuDNN times its kernels for each shape when it first sees it, which is here.
+    torch.backends.cudnn.benchmark = task.hardware.on_card and not torch.are_deterministic_algorithms_enabled()
+    if mode == "off" and device.type == "cpu":
+        return mode
+    config, before = task.config, copy.deepcopy(model.state_dict())
+    if task.hardware.on_card and isinstance(model, ResNet9):
+        _preprocess_noise(task, model)
+        if config.machine.fused_kernels and mode == "off" and fuse(model, config.model.activation, task.hardware.dtype):
+            conv_choice.use_kernels(model, captured_ms)
+    try:
+        if mode != "off":
+            keep_compiled_code(config)
+            model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
+        _run_all_shapes(task, model)
+    except Exception as e:
+        if mode == "off":
+            raise
+        uncompile(model)
+        torch._dynamo.reset()
+        reason = " ".join(str(e).split())[:150]
+        log.warning("torch.compile failed (%s: %s); going on without it", type(e).__name__, reason)
+        mode = "off"
+        _run_all_shapes(task, model)
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(before)
+    return mode
+
+
+def uncompile(model: nn.Module) -> None:
+    """Makes the model call its plain forward pass again. torch has no public name for it."""
+    model._compiled_call_impl = None
+
+
+def _preprocess_noise(task: Task, model: ResNet9) -> None:
+    """Loads the kernels that `preprocess` launches within the clock."""
+    generator, hardware = torch.Generator().manual_seed(0), task.hardware
+    noise = torch.randint(0, 256, (WHITENED_ON_CARD, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels, statistics = torch.zeros(len(noise), dtype=torch.int64), (task.dataset.mean, task.dataset.std)
+    pad_px = task.config.augment.crop_pad_px
+    filters_of_device_images(
+        model, to_device(noise, labels, *statistics, pad_px, hardware.device, hardware.dtype)
+    )  # fmt: skip
+
+
+def _run_all_shapes(task: Task, model: nn.Module) -> None:
+    """Forward and backward of each training shape, forward of each evaluation shape and of the batch-norm refresh."""
+    generator, config = torch.Generator().manual_seed(0), task.config
+    evaluation = config.evaluation
+    batch_sizes = evaluate.batch_sizes(task.watched)
+    batch_sizes |= evaluate.batch_sizes(task.test, evaluation.tta, evaluation.tta_share)
+    shapes = [(True, task.batch_size // task.world.size, size) for size in task.image_sizes]
+    shapes += [(False, batch, 32) for batch in sorted(batch_sizes)]
+    for training, batch, size in shapes:
+        x = random_batch(task.hardware, batch, size, generator)
+        model.train(training)
+        with torch.set_grad_enabled(training), autocast(task.hardware):
+            logits = model(x)
+        if training:
+            logits.sum().backward()
+    if task.hardware.on_card and config.tail:  # where the step is not captured, the refresh has not rehearsed either
+        model.train()
+        with torch.no_grad(), autocast(task.hardware):
+            model.forward(random_batch(task.hardware, refresh_shape(task)[1], 32, generator))
+
+
+def compile_cache_dir(config: Config) -> Path:
+    """Folder of compiled code: $TORCHINDUCTOR_CACHE_DIR if that is set, else `compiled` in the cache of fastcifar."""
+    chosen = os.environ.get(COMPILE_CACHE)
+    return Path(chosen) if chosen else cache_folder(config.machine.cache_dir).absolute() / "compiled"
+
+
+def keep_compiled_code(config: Config) -> None:
+    """Makes this process and its children use `compile_cache_dir`. Must be called before the first compilation.
+
+    Where the folder cannot be written, torch keeps its own below the folder of temporary files.
+    """
+    folder = compile_cache_dir(config)
+    if os.environ.get(COMPILE_CACHE):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            os.environ[COMPILE_CACHE] = str(folder)
+    except OSError:
+        pass
+
+
+def batch_that_fits(task: Task) -> int | None:
+    """After memory has run out: the batch size halved until a step of blank images fits.
+
+    None when one image per process does not fit.
+    """
+    batch = task.batch_size // 2
+    while batch >= task.world.size:
+        if task.hardware.on_card:
+            torch.cuda.empty_cache()
+        try:
+            _one_step(task, batch // task.world.size)
+            return batch
+        except (MemoryError, RuntimeError) as e:
+            if not ran_out_of_memory(e):
+                return None
+        batch //= 2
+    return None
+
+
+def _one_step(task: Task, batch: int) -> None:
+    model = copy.deepcopy(task.network).to(task.hardware.device).train()
+    size = max(task.image_sizes)
+    x = torch.zeros(batch, 3, size, size, device=task.hardware.device, dtype=task.hardware.dtype)
+    with autocast(task.hardware):
+        logits = model(x.contiguous(memory_format=torch.channels_last))
+    F.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64, device=x.device)).backward()
