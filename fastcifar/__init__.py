@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastcifar.data.dataset import Dataset
     from fastcifar.inference.classifier import Classifier, load
     from fastcifar.inference.export import export
-    from fastcifar.inference.swag_models import swag_models
+    from fastcifar.inference.trained_run import swag_models
     from fastcifar.training.observer import Observer, Stop
     from fastcifar.training.state import Diverged
 
@@ -34,7 +34,7 @@ _HOMES = {
     "Diverged": "training.state", "Loader": "augment.loader", "Observer": "training.observer",
     "RECIPES": "config.recipes", "Result": "api", "Stop": "training.observer", "evaluate": "api",
     "export": "inference.export", "fit": "api", "load": "inference.classifier",
-    "swag_models": "inference.swag_models", "train": "api",
+    "swag_models": "inference.trained_run", "train": "api",
 }  # fmt: skip
 
 
