@@ -9,15 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from fastcifar.cli.signals import Signals
-
-
-def main() -> int:
-    signals = Signals()
-    from fastcifar.cli import train  # imports torch, which takes seconds: not before signals are heard
-
-    return train.main(sys.argv[1:], signals)
-
+from fastcifar.cli.main import train
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train(sys.argv[1:]))

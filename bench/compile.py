@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import numpy as np
 import tyro
 
 from bench import harness
 from bench.compare import CODE_CACHES
-from bench.processes import ROOT, write_images
+from bench.peers import ROOT
 from fastcifar.config.config import Machine
 from fastcifar.runs import record
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     head |= {"batch": options.batch, "steps": options.steps, "recipe": options.recipe}
     rows, found = harness.Rows(options.out / "runs.jsonl"), list[dict[str, Any]]()
     with harness.interruptible() as interruption, tempfile.TemporaryDirectory() as folder:
-        images = write_images(Path(folder) / "images.npz", options.batch * options.steps, max(100, options.batch // 5))
+        images, data = Path(folder) / "images.npz", harness.random_dataset(options.batch * options.steps, options.batch)
+        np.savez(images, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
         for i, mode in enumerate(("off", *options.modes, "off")):
             state = harness.state_of(configs[mode], options.steps)
             row = rows.get_or_measure({"mode": mode, "place": i}, lambda m=mode: measure(m, options, images), state)  # type: ignore[misc]

@@ -11,7 +11,7 @@ test images of the last five classes. Rows go to runs.jsonl as they come, so tha
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,12 @@ import tyro
 
 import fastcifar
 from bench import harness
+from bench.runs import Job, train_all
+from fastcifar.config.recipes import DEFAULT_RECIPE, find_recipe
+from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset, dataset_digest, take_subset
 from fastcifar.data.load import load
-from fastcifar.runs import environment, intervals, record
+from fastcifar.runs import intervals
 
 # swa30 at a fifth of its batch: so that a few hundred images make enough steps
 SMALL_BATCH: dict[str, Any] = {
@@ -69,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    rows: list[dict[str, Any]] = []
     with harness.interruptible() as interruption:
-        run_all(of_classes(whole, range(5)), of_classes(whole, range(5, 10)), options)
-    write_table(options)
+        rows.extend(train_all(options.out, jobs(of_classes(whole, range(5)), of_classes(whole, range(5, 10)), options)))
+    write_table(rows, options)
     return interruption.code
 
 
@@ -85,33 +89,25 @@ def of_classes(whole: Dataset, labels: range) -> Dataset:
                    digest=dataset_digest(classes, arrays))  # fmt: skip
 
 
-def run_all(first: Dataset, other: Dataset, options: Options) -> None:
-    """Trains all runs seed by seed, and appends each to runs.jsonl when it ends."""
-    path = options.out / "runs.jsonl"
-    rows = harness.read_rows(path)
-    finished = {(row["seed"], row["images"], row["way"]) for row in rows}
+def jobs(first: Dataset, other: Dataset, options: Options) -> Iterator[Job]:
+    """Seed by seed, each after the model of the first classes."""
+    recipe = with_settings(find_recipe(DEFAULT_RECIPE), scale=options.scale)
     for seed in range(options.first_seed, options.first_seed + options.runs):
         model = options.out / f"first-five-s{seed}"
         if not (model / "summary.json").exists():
-            fastcifar.train(data=first, out=model, epochs=options.first_epochs, seed=seed, scale=options.scale)
+            fastcifar.train(recipe, data=first, out=model, epochs=options.first_epochs, seed=seed)
         for images in options.images:
-            few = take_subset(other, images)
-            few = replace(few, x_test=other.x_test, y_test=other.y_test)
+            few = replace(take_subset(other, images), x_test=other.x_test, y_test=other.y_test)
             for way, settings in WAYS.items():
-                if (seed, images, way) in finished:
-                    continue
                 init: dict[str, Any] = {"init": str(model)} if "--init" in way else {}
-                result = fastcifar.train(data=few, epochs=options.epochs, seed=seed, scale=options.scale,
-                                         eval_every=1000, **SMALL_BATCH, **init, **settings)  # fmt: skip
-                rows.append({"seed": seed, "images": images, "way": way, "accuracy": result.accuracy,
-                             "summary": {**result.summary, **environment.source_state()}})  # fmt: skip
-                record.write_lines(path, rows)
-                print(f"seed {seed}, {images} images, {way}: {result.accuracy:.2%}", flush=True)
+                config = with_settings(
+                    recipe, epochs=options.epochs, eval_every=1000, **SMALL_BATCH, **init, **settings
+                )
+                yield Job(key={"seed": seed, "images": images, "way": way}, config=config, dataset=few)
 
 
-def write_table(options: Options) -> None:
+def write_table(rows: list[dict[str, Any]], options: Options) -> None:
     """Writes table.md: accuracy of each way, and its difference to random weights, paired by seed."""
-    rows = harness.read_rows(options.out / "runs.jsonl")
     lines = []
     for images in sorted({row["images"] for row in rows}):
         by_way = {way: {row["seed"]: row["accuracy"] for row in rows if (row["images"], row["way"]) == (images, way)}

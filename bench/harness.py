@@ -22,9 +22,9 @@ import torch
 
 from bench.run_clock import RunClock
 from fastcifar.cli import flags
-from fastcifar.cli.progress import Silent, shown
+from fastcifar.cli.terminal import Silent, route_log_to
 from fastcifar.config.config import Config
-from fastcifar.config.settings import IneffectiveSetting, flat
+from fastcifar.config.settings import IneffectiveSetting, settings_by_flag
 from fastcifar.data.dataset import Dataset
 from fastcifar.files import write_atomically
 from fastcifar.runs import environment, intervals, record
@@ -34,9 +34,6 @@ from fastcifar.training.observer import RunOutcome
 from fastcifar.training.start import preprocess
 from fastcifar.training.stopwatch import repeats_s
 from fastcifar.training.task import Task, make_task
-
-NOT_IN_STATE = ("seed", "runs", "out", "target", "debug")
-"""Settings that a measurement does not depend on, or that are part of its key."""
 
 
 def describe_environment(config: Config) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> RunOut
         if task.hardware.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(task.hardware.device)  # else an earlier run could set the peak
         clock = RunClock(task.hardware.device, pause_s)
-        with shown(Silent()):
+        with route_log_to(Silent()):
             result = train(task, stopwatch=clock)
         result.summary["joules"] = clock.joules()
         result.summary["preparation_s"] = None
@@ -124,7 +121,7 @@ class Rows:
 
 def state_of(config: Config, *more: Any) -> str:
     """A short digest of what a measurement depends on besides its key: settings, device, torch, commit and `more`."""
-    settings = {name: value for name, value in flat(config).items() if name not in NOT_IN_STATE}
+    settings = settings_by_flag(with_seed(config, 0))
     device, commit = resolve(config)[1].name, environment.source_state()["commit"]
     text = json.dumps([settings, device, torch.__version__, commit, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -183,7 +180,7 @@ def parse(recipe: str, settings: str, variant: str = "") -> Config:
     kept = settings.split()
     while True:
         try:
-            return flags.parse(["--recipe", recipe, *flags_of(" ".join([*kept, variant]))], prog="settings")
+            return flags.parse_config(["--recipe", recipe, *flags_of(" ".join([*kept, variant]))], prog="settings")
         except IneffectiveSetting as e:
             ineffective = [s for s in kept if s.partition("=")[0].replace("-", "_") == e.name]
             if not variant or not ineffective:

@@ -9,7 +9,7 @@ an interrupted bench can continue. `--epochs` gives all recipes the same length 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from bench import harness
+from bench.runs import Job, train_all
 from fastcifar.cli.schedule import preview
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import RECIPES, find_recipe
@@ -62,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    rows: list[dict[str, Any]] = []
     with harness.interruptible() as interruption:
-        run_all(configs, dataset, options)
-    write_results(configs, options)
+        rows.extend(train_all(options.out, jobs(configs, dataset, options)))
+    write_results(configs, rows, options)
     return interruption.code
 
 
@@ -77,26 +79,16 @@ def configure(recipe: Config, options: Options) -> Config:
     )  # fmt: skip
 
 
-def run_all(configs: dict[str, Config], dataset: Dataset, options: Options) -> None:
-    """Trains all runs seed by seed, so that an interrupted bench has the same seeds of every recipe."""
-    path = options.out / "runs.jsonl"
-    rows = harness.read_rows(path)
-    finished = {(row["recipe"], row["epochs"], row["seed"]) for row in rows}
+def jobs(configs: dict[str, Config], dataset: Dataset, options: Options) -> Iterator[Job]:
+    """Seed by seed, so that an interrupted bench has the same seeds of every recipe."""
     for seed in range(options.first_seed, options.first_seed + options.runs):
         for name, config in configs.items():
-            if (name, config.epochs, seed) in finished:
-                continue
-            result = harness.train_once(harness.with_seed(config, seed), dataset)
-            rows.append({**result.summary, "history": result.history})
-            record.write_lines(path, rows)
-            print(f"{name} seed {seed}: {result.summary['accuracy']:.2%}", flush=True)
+            yield Job(key={"recipe": name, "epochs": config.epochs, "seed": seed}, config=config, dataset=dataset)
 
 
-def write_results(configs: dict[str, Config], options: Options) -> None:
+def write_results(configs: dict[str, Config], all_rows: list[dict[str, Any]], options: Options) -> None:
     """Writes table.md, table.json, learning_rates.png and accuracies.png of the recipes that have runs."""
-    all_rows = harness.read_rows(options.out / "runs.jsonl")
-    rows = {name: [row for row in all_rows if (row["recipe"], row["epochs"]) == (name, config.epochs)]
-            for name, config in configs.items()}  # fmt: skip
+    rows = {name: [row for row in all_rows if row["recipe"] == name] for name in configs}
     configs = {name: config for name, config in configs.items() if rows[name]}
     if not configs:
         return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,14 @@ import tyro
 from torch import Tensor, nn
 
 from bench import harness
+from bench.runs import Job, train, train_all
+from fastcifar.config.config import Config
 from fastcifar.config.recipes import find_recipe
 from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
 from fastcifar.models.shake import ShakeDrop, ShakeShake
-from fastcifar.runs import environment, intervals, record
+from fastcifar.runs import intervals
 from fastcifar.training.task import load_data
 
 
@@ -99,34 +101,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    rows: list[dict[str, Any]] = []
     with harness.interruptible() as interruption:
-        run_all(config, dataset, options)
-    write_table(options)
+        rows.extend(train_all(options.out, jobs(config, dataset, options)))
+    write_table(rows, options)
     return interruption.code
 
 
-def run_all(config: Any, dataset: Dataset, options: Options) -> None:
-    """Trains all runs, and appends each to runs.jsonl when it ends."""
-    path = options.out / "runs.jsonl"
-    rows = harness.read_rows(path)
-    finished = {(row["network"], row["plain"], row["seed"]) for row in rows}
+def jobs(config: Config, dataset: Dataset, options: Options) -> Iterator[Job]:
+    """Each network and its plain twin, seed by seed."""
     for seed in range(options.first_seed, options.first_seed + options.runs):
         for network in options.networks:
             for is_plain in (False, True):
-                if (network, is_plain, seed) in finished:
-                    continue
-                settings = with_settings(config, network=network, seed=seed)
-                with plain_networks() if is_plain else nullcontext():
-                    result = harness.train_once(settings, dataset)
-                rows.append({"network": network, "plain": is_plain, "seed": seed, **environment.source_state(),
-                             **result.summary, "history": result.history})  # fmt: skip
-                record.write_lines(path, rows)
-                print(f"{network}{', plain' * is_plain} seed {seed}: {result.summary['accuracy']:.2%}", flush=True)
+                yield Job(key={"network": network, "plain": is_plain, "seed": seed}, dataset=dataset,
+                          config=with_settings(config, network=network),
+                          train=train_plain if is_plain else train)  # fmt: skip
 
 
-def write_table(options: Options) -> None:
+def train_plain(config: Config, dataset: Dataset) -> dict[str, Any]:
+    with plain_networks():
+        return train(config, dataset)
+
+
+def write_table(rows: list[dict[str, Any]], options: Options) -> None:
     """Writes table.md: accuracy, training loss and seconds of each network and its plain twin."""
-    rows = harness.read_rows(options.out / "runs.jsonl")
     lines = []
     for network in options.networks:
         for is_plain in (False, True):

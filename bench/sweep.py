@@ -71,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = replace(options, set="subset=1000", hold_out=200, processes=2)
     try:
         jobs = QUICK if options.quick else read_list(options.list)
-        configs = [harness.parse(job["recipe"], f"data={options.data} {options.set}", job["settings"]) for job in jobs]
-        dataset = load_images(configs[0], options)
-        head = harness.describe_environment(configs[0])
-        state = harness.state_of(configs[0], options.set, dataset.digest)
+        configs = parse_all(jobs, f"data={options.data} {options.set}")
+        first = configs[0]
+        dataset = load_images(first, options)
+        head = harness.describe_environment(first)
+        state = harness.state_of(first, options.set, dataset.digest)
     except (OSError, KeyError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -82,11 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.write_json(options.out / "table.json", {**head, **sizes, "processes": options.processes})
     finished = [row for row in harness.read_rows(options.out / "runs.jsonl") if "error" not in row]
     done = [key_of(row) for row in finished if row.get("state") == state]
-    jobs = [{**job, "number": n, "state": state} for n, job in enumerate(jobs) if key_of(job) not in done]
-    print(f"{len(jobs)} runs" + (f", {len(done)} more are there" if done else ""), flush=True)
-    context = multiprocessing.get_context("spawn")  # a process with CUDA cannot be forked
+    todo = [({**job, "number": n, "state": state}, config)
+            for n, (job, config) in enumerate(zip(jobs, configs, strict=True)) if key_of(job) not in done]  # fmt: skip
+    print(f"{len(todo)} runs" + (f", {len(done)} more are there" if done else ""), flush=True)
+    context = multiprocessing.get_context("forkserver")  # a process with CUDA cannot be forked; the server has none
+    context.set_forkserver_preload(["bench.sweep"])  # so that torch is imported once
     turn, rows = context.Value("i", 0), context.Queue()
-    arguments = (jobs, configs[0], options, turn, rows)
+    arguments = (todo, first, options, turn, rows)
     workers = [context.Process(target=work, args=arguments, daemon=True) for _ in range(options.processes)]
     for worker in workers:
         worker.start()
@@ -116,6 +119,13 @@ def read_list(path: Path | None) -> list[Job]:
     if not jobs:
         raise ValueError(f"{path}: no line in it")
     return jobs
+
+
+def parse_all(jobs: list[Job], settings: str) -> list[Config]:
+    """The config of each run, parsed once for all of its seeds: a tenth of a second each."""
+    parsed = {pair: harness.parse(pair[0], settings, pair[1])
+              for pair in dict.fromkeys((job["recipe"], job["settings"]) for job in jobs)}  # fmt: skip
+    return [harness.with_seed(parsed[job["recipe"], job["settings"]], job["seed"]) for job in jobs]
 
 
 def key_of(job: Job) -> tuple[Any, ...]:
@@ -152,26 +162,25 @@ def received(rows: Any, workers: list[Any]) -> Iterator[dict[str, Any]]:
                 return
 
 
-def work(jobs: list[Job], config: Config, options: Options, turn: Any, rows: Any) -> None:
+def work(jobs: list[tuple[Job, Config]], first: Config, options: Options, turn: Any, rows: Any) -> None:
     """A process: takes the next run of the list until there is none or the budget is used up."""
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
     stopwatch = Stopwatch()
     with stopwatch("all"):
-        dataset = load_images(config, options)
+        dataset = load_images(first, options)
         while stopwatch.seconds("all") < options.budget_s:
             with turn.get_lock():
                 number, turn.value = turn.value, turn.value + 1
             if number >= len(jobs):
                 break
-            job = {**jobs[number], "variant": jobs[number]["settings"] or BASE}
-            rows.put({**job, **train_one(job, dataset, options)})
+            job, config = jobs[number]
+            rows.put({**job, "variant": job["settings"] or BASE, **train_one(config, dataset)})
 
 
-def train_one(job: Job, dataset: Dataset, options: Options) -> dict[str, Any]:
+def train_one(config: Config, dataset: Dataset) -> dict[str, Any]:
     """The summary of a run, or its error: the others go on."""
     try:
-        config = harness.parse(job["recipe"], f"data={options.data} {options.set}", job["settings"])
-        summary = harness.train_once(harness.with_seed(config, job["seed"]), dataset).summary
+        summary = harness.train_once(config, dataset).summary
     except Exception as e:
         return {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
     return {name: value for name, value in summary.items() if name not in LEFT_OUT}

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import tyro
 
 from bench import harness
+from bench.runs import Job, train_all
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
@@ -83,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    rows = harness.Rows(options.out / "runs.jsonl")
     runs: list[dict[str, Any]] = []
     processes: list[dict[str, Any]] = []
     with harness.interruptible() as interruption:
-        measure_runs(rows, configs, datasets, options, runs)
+        runs.extend(train_all(options.out, jobs(configs, datasets, options)))  # what an interruption leaves is kept
+        rows = harness.Rows(options.out / "runs.jsonl")
         measure_processes(rows, datasets[source_of(configs[BASE])].digest, configs[BASE], options, processes)
     if runs:
         write_results(configs, runs, processes, head, options)
@@ -100,22 +101,20 @@ def source_of(config: Config) -> tuple[Any, ...]:
     return config.data.source, config.data.subset, config.run.smoke, config.machine.cache_dir
 
 
-def measure_runs(rows: harness.Rows, configs: dict[str, Config], datasets: dict[tuple[Any, ...], Dataset],
-                 options: Options, runs: list[dict[str, Any]]) -> None:  # fmt: skip
-    """Appends to `runs`, seed by seed, so that an interrupted bench has the same seeds of every variant."""
+def jobs(configs: dict[str, Config], datasets: dict[tuple[Any, ...], Dataset], options: Options) -> Iterator[Job]:
+    """Seed by seed, so that an interrupted bench has the same seeds of every variant."""
+
+    def train(config: Config, dataset: Dataset) -> dict[str, Any]:
+        summary = harness.train_once(config, dataset, options.pause_s).summary
+        energy = f", {summary['joules']:.0f} J" if summary.get("joules") else ""
+        print(f"{to_accuracy_s(summary):.2f} s by our clock, {peer_clock_s(summary):.2f} s by the other programs'"
+              f"{energy}", flush=True)  # fmt: skip
+        return summary
+
     for seed in range(options.first_seed, options.first_seed + options.runs):
         for name, config in configs.items():
-            dataset = datasets[source_of(config)]
-
-            def measure_run(config: Config = config, seed: int = seed, dataset: Dataset = dataset) -> dict[str, Any]:
-                return harness.train_once(harness.with_seed(config, seed), dataset, options.pause_s).summary
-
-            state = harness.state_of(config, dataset.digest)
-            row = rows.get_or_measure({"variant": name, "seed": seed}, measure_run, state)
-            runs.append(row)
-            energy = f", {row['joules']:.0f} J" if row.get("joules") else ""
-            print(f"{name}, seed {seed}: {row['accuracy']:.2%} in {to_accuracy_s(row):.2f} s by our clock, "
-                  f"{peer_clock_s(row):.2f} s by the other programs'{energy}", flush=True)  # fmt: skip
+            key = {"variant": name, "seed": seed}
+            yield Job(key=key, config=config, dataset=datasets[source_of(config)], train=train)
 
 
 def to_accuracy_s(run: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""`python -m fastcifar train|schedule|predict|doctor`, where the `fastcifar` command is not installed."""
+"""`python -m fastcifar COMMAND ...`, where the `fastcifar` command is not installed."""
 
 import sys
 

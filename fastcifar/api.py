@@ -6,7 +6,7 @@ Settings have the names of their flags. A wrong argument raises ValueError with 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
-from fastcifar.config.config import Config, Model
+from fastcifar.config.config import Command, Config, Model
 from fastcifar.config.recipes import find_recipe, with_optimizer
 from fastcifar.config.schedules import Schedule
-from fastcifar.config.settings import with_settings
+from fastcifar.config.settings import SETTINGS, with_all_settings
 from fastcifar.data.arrays import dataset_from_arrays
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load as load_dataset
@@ -30,12 +30,11 @@ from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train as train_loop
-from fastcifar.training.observer import Observer, RunOutcome, RunView
+from fastcifar.training.observer import Observer, RunOutcome
 from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import load_data, make_task
 
-Hook = Callable[[int, dict[str, Any]], object]
 Source = str | os.PathLike[str] | Dataset
 
 
@@ -55,21 +54,6 @@ class Result:
     """Run folder; None when nothing was written."""
 
 
-class _Hooks(Observer):
-    """Calls plain functions with (step, {}) after each step and (epoch, metrics row) after each epoch."""
-
-    def __init__(self, on_step: Hook | None, on_epoch: Hook | None) -> None:
-        self.step_hook, self.epoch_hook = on_step, on_epoch
-
-    def on_step(self, run: RunView) -> None:
-        if self.step_hook:
-            self.step_hook(run.step, {})
-
-    def on_epoch(self, run: RunView, row: dict[str, Any]) -> None:
-        if self.epoch_hook:
-            self.epoch_hook(row["epoch"], row)
-
-
 def train(
     recipe: str | Config = "swa30",
     *,
@@ -80,8 +64,6 @@ def train(
     loss: Loss | None = None,
     transform: Transform | None = None,
     schedule: str | Schedule | None = None,
-    on_step: Hook | None = None,
-    on_epoch: Hook | None = None,
     observers: Sequence[Observer] = (),
     **settings: Any,
 ) -> Result:
@@ -98,9 +80,8 @@ def train(
         loss: (logits [B, K] f32, y) -> scalar; y is [B] int64, or what `transform` makes of it.
         transform: (x, y) -> (x, y), on each augmented batch, on the device: mixup, cutmix.
         schedule: a `fastcifar.config.schedules.Schedule`, or a name.
-        on_step: called with (step, {}) after each step; it must be quick.
-        on_epoch: called with (epoch, metrics row) after each epoch.
-        observers: objects with `on_step`, `on_epoch` and `on_end` (`fastcifar.training.observer.Observer`).
+        observers: what watches the run: objects with `on_step`, `on_epoch` and `on_end`
+            (`fastcifar.training.observer.Observer`).
         settings: any setting by the name of its flag, such as `epochs=10` or `lr_peak=0.1`. `deterministic=True`
             turns torch's deterministic algorithms on for the rest of the process.
 
@@ -113,21 +94,20 @@ def train(
         settings["data"] = _source(data)
     if out is not None:
         settings["out"] = str(out)
-    config, parts = _config_and_parts(recipe, settings, network, optimizer, loss, transform, schedule)
+    config, command, parts = _config_and_parts(recipe, settings, network, optimizer, loss, transform, schedule)
     config, hardware = resolve(config)
-    folder.check(config)
+    folder.check(config, command)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
         dataset = data if isinstance(data, Dataset) else load_data(config, progress=False, or_synthetic=False)
-        task = make_task(config, dataset, hardware, parts=parts)
-    watching = [_Hooks(on_step, on_epoch), *observers]
-    if out is None and config.run.resume is None:
-        result, path = train_loop(task, watching, stopwatch), None
+        task = replace(make_task(config, dataset, hardware, parts=parts), command=command)
+    if out is None and command.resume is None:
+        result, path = train_loop(task, observers, stopwatch), None
     else:
-        path = folder.choose(config, dataset.name)
+        path = folder.choose(config, command, dataset.name)
         with lock_folder(path):
-            folder.claim(path, config)
-            result = train_loop(task, [*watching, *file_observers(task, path)], stopwatch)
+            folder.claim(path, config, command)
+            result = train_loop(task, [*observers, *file_observers(task, path)], stopwatch)
             folder.require_kept(path)
     return _result(result, dataset, path)
 
@@ -196,8 +176,8 @@ def _config_and_parts(
     loss: Loss | None,
     transform: Transform | None,
     schedule: str | Schedule | None,
-) -> tuple[Config, Parts]:
-    """The config that names the parts from Python, and these. A part that is a name is a setting."""
+) -> tuple[Config, Command, Parts]:
+    """The config that names the parts from Python, the command, and these parts. A part that is a name is a setting."""
     settings = dict(settings)
     if isinstance(schedule, Schedule):
         recipe = replace(find_recipe(recipe) if isinstance(recipe, str) else recipe, schedule=schedule)
@@ -208,25 +188,25 @@ def _config_and_parts(
     parts = Parts(
         network if callable(network) else None, optimizer if callable(optimizer) else None, loss, transform
     )  # fmt: skip
-    config = replace(_config(recipe, settings), from_python=parts.names)
+    config, command = _config_and_command(recipe, settings)
     for part, names in _REPLACED.items():
         if getattr(parts, part) is not None and (given := [name for name in names if name in settings]):
             raise ValueError(f"{given[0]} has no effect here: the {part} comes from Python")
-    require_tracker(config)
-    if config.run.out is None and config.run.resume is None and (config.run.log != "none" or config.run.profile):
+    require_tracker(command.log)
+    if command.out is None and command.resume is None and (command.log != "none" or command.profile):
         raise ValueError("log and profile need a run folder: give out")
-    return config, parts
+    return replace(config, from_python=parts.names), command, parts
 
 
-def _config(recipe: str | Config, settings: dict[str, Any]) -> Config:
+def _config_and_command(recipe: str | Config, settings: dict[str, Any]) -> tuple[Config, Command]:
     if isinstance(recipe, str):
         recipe = find_recipe(recipe)
     if "optimizer" in settings:
         recipe = with_optimizer(recipe, settings["optimizer"])
-    for name in ("runs", "plot_schedule", "dry_run", "parallel", "keep_all"):
-        if name in settings:
+    for name in settings:
+        if name in SETTINGS and not SETTINGS[name].field.metadata.get("in_python", True):
             raise ValueError(f"{name} is for the command line; it does not go with a training from Python")
-    return with_settings(recipe, **settings)
+    return with_all_settings(recipe, settings)
 
 
 def _result(result: RunOutcome, dataset: Dataset, path: Path | None) -> Result:

@@ -1,27 +1,32 @@
 """What several tests share: a set of a few images, a network of a few channels, a run that ends in a second."""
 
-import logging
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; of every process that a test starts, too
+
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from real_images import REAL
 
-from bench import processes
+from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
-from fastcifar.cli.progress import Handler, Lines, shown
+from fastcifar.cli.terminal import Handler, Lines, route_log_to
 from fastcifar.config.config import Augment, Config, Machine, Model, Optimizer, Tail
 from fastcifar.config.schedules import OneCycle
-from fastcifar.config.settings import with_settings
+from fastcifar.config.settings import with_all_settings, with_settings
 from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.models import shake
+from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
@@ -60,7 +65,7 @@ def task_of(config: Config, dataset: Dataset) -> Task:
 
 def make_config(**settings: Any) -> Config:
     """`PLAIN` with other settings, by flag."""
-    return with_settings(PLAIN, **settings)
+    return with_all_settings(PLAIN, settings)[0]
 
 
 class Recorder(Lines):
@@ -91,6 +96,23 @@ def make_dataset(n_train: int = 256, n_test: int = 80, seed: int = 0) -> Dataset
     return Dataset("synthetic", CLASSES, *draw(n_train), *draw(n_test), (0.5,) * 3, (0.25,) * 3, f"digest of {seed}")
 
 
+DRAW_CURVES = plots.draw_curves
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Runs in folders draw nothing: a picture takes longer than a run."""
+    plots.draw_curves = processes.no_curves
+    yield
+    plots.draw_curves = DRAW_CURVES
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their curves in this test."""
+    monkeypatch.setattr(plots, "draw_curves", DRAW_CURVES)
+
+
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
     return make_dataset()
@@ -119,7 +141,8 @@ def make_quick_task(tiny_network: None, dataset: Dataset) -> Callable[..., Task]
     """Task of a run on the CPU; keywords are settings by flag, save `data_set`."""
 
     def make(data_set: Dataset = dataset, **settings: Any) -> Task:
-        return task_of(with_settings(QUICK, **settings), data_set)
+        config, command = with_all_settings(QUICK, settings)
+        return replace(task_of(config, data_set), command=command)
 
     return make
 
@@ -139,14 +162,14 @@ def train_in_folder(
 ) -> RunOutcome:
     """Trains as the command line does, with the files of the run in `out` and what it prints in `progress`."""
     signals: Any = FakeSignals(stop)
-    with shown(progress or Recorder()) as recorder:
+    with route_log_to(progress or Recorder()) as recorder:
         return train(task, [recorder, *command.observers_of(task, out, signals)], Stopwatch(task.hardware.device))
 
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """Messages of the fastcifar logger."""
-    with shown(Recorder()) as recorder:
+    with route_log_to(Recorder()) as recorder:
         yield recorder.lines  # type: ignore[attr-defined]
     assert not any(isinstance(handler, Handler) for handler in logging.getLogger("fastcifar").handlers)
 
@@ -179,6 +202,8 @@ def here(tmp_path, tmp_path_factory, monkeypatch, tiny_network):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path_factory.getbasetemp() / "cache of decoded images"))
     monkeypatch.setattr("sys.argv", ["train_fast.py"])
+    rate = lambda device, dtype: 1e11  # noqa: E731  # measured, it takes as long as some epochs of these runs
+    monkeypatch.setattr("fastcifar.cli.banner.matrix_flop_per_s", rate, raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -199,7 +224,7 @@ def call(capfd):
     """Exit code, lines of stdout, lines of stderr."""
 
     def main(*argv):
-        code = command.main(list(argv))
+        code = entry.train(list(argv))
         said = capfd.readouterr()
         return code, said.out.splitlines(), said.err.splitlines()
 

@@ -22,6 +22,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("plain", "pool", "plus", "border", "pool border", "plus border")
 GUARD = 4096
 """Numbers before and after each tensor that the kernels write, which must stay as they are."""
+LARGE = {"REDUCE": (256, 256), "APPLY": (512, 512)}
+"""Tiles of an interpreted program: each operation of a tile takes a fraction of a millisecond, however small."""
 
 
 def norm_of(channels: int, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
@@ -144,28 +146,38 @@ def equal_bits() -> dict[str, float]:
     return {name: float(not torch.equal(a[name], b[name])) for name in a}
 
 
+def shapes_and_values() -> dict[str, dict[str, float]]:
+    told: dict[str, dict[str, float]] = {}
+    for activation in ("relu", "gelu"):
+        told[f"fp32 pool {activation}"] = compare((3, 24, 9, 7), "pool", activation=activation)
+    told["fp32 plus 256"] = compare((2, 256, 7, 7), "plus")
+    told["fp32 pool ties"] = compare((3, 24, 9, 7), "pool", ties=1)
+    told["bf16 pool ties"] = compare((3, 24, 9, 7), "pool", "bf16", ties=1)
+    told["fp32 plain far mean"] = compare((3, 24, 9, 7), "plain", mean=100, std=0.5)
+    for kernel in (2, 3):
+        for size in ((7, 7), (6, 6), (6, 7)):
+            told[f"activation {size} {kernel}"] = first_activation((3, 24, *size), kernel)
+    told["activation gelu"] = first_activation((3, 24, 7, 7), 3, "gelu")
+    return told | {"network": whole_network()}
+
+
 def main() -> None:
     told: dict[str, dict[str, float]] = {}
     with mock.patch.object(fused, "fits", lambda x, plus: True):
         for kind in KINDS:
-            for shape in ((3, 24, 15, 15), (5, 40, 5, 5)):
-                told[f"fp32 {kind} {shape}"] = compare(shape, kind)
-            for dtype in ("bf16", "fp16"):
-                told[f"{dtype} {kind}"] = compare((3, 40, 9, 7), kind, dtype)
-            with mock.patch.multiple(fused, REDUCE=(16, 80), APPLY=(16, 3)):  # 34 parts, programs of many tiles
+            told[f"fp32 {kind}"] = compare((5, 40, 5, 5), kind)
+        with mock.patch.multiple(fused, REDUCE=(16, 80), APPLY=(16, 3)):  # 34 parts, programs of many tiles
+            for kind in ("pool border", "plus border"):
                 told[f"fp32 {kind} many parts"] = compare((2, 24, 16, 17), kind)
-        for activation in ("relu", "gelu"):
-            told[f"fp32 pool {activation}"] = compare((3, 24, 9, 7), "pool", activation=activation)
+        with mock.patch.multiple(fused, **LARGE):
+            for kind in KINDS:
+                told[f"fp32 {kind} large"] = compare((3, 24, 15, 15), kind)
+                told[f"bf16 {kind}"] = compare((3, 40, 9, 7), kind, "bf16")
+            for kind in ("plain", "pool border", "plus border"):
+                told[f"fp16 {kind}"] = compare((3, 40, 9, 7), kind, "fp16")
+            told |= shapes_and_values()
         told["fp32 pool 31"] = compare((2, 64, 31, 31), "pool")
-        told["fp32 plus 256"] = compare((2, 256, 7, 7), "plus")
-        told["fp32 pool ties"] = compare((3, 24, 9, 7), "pool", ties=1)
-        told["bf16 pool ties"] = compare((3, 24, 9, 7), "pool", "bf16", ties=1)
-        told["fp32 plain far mean"] = compare((3, 24, 9, 7), "plain", mean=100, std=0.5)
-        for kernel in (2, 3):
-            for size in ((7, 7), (6, 6), (6, 7)):
-                told[f"activation {size} {kernel}"] = first_activation((3, 24, *size), kernel)
-        told["activation gelu"] = first_activation((3, 24, 7, 7), 3, "gelu")
-        told |= {"network": whole_network(), "nan": nan_stays(), "guards": writes_outside(), "bits": equal_bits()}
+        told |= {"nan": nan_stays(), "guards": writes_outside(), "bits": equal_bits()}
         norm = norm_of(24, nn.BatchNorm2d)
         told["self-check"] = {dtype: fused.largest_difference(norm, "silu", DTYPES[dtype]) for dtype in DTYPES}
     print(json.dumps(told))

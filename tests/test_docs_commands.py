@@ -12,13 +12,11 @@ import pytest
 import tyro
 from conftest import CLASSES, make_dataset
 from PIL import Image
+from processes import write_images
 
 import fastcifar
-from bench.processes import write_images
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
-from fastcifar.cli import train as command
-from fastcifar.runs import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -77,7 +75,7 @@ def run(words: list[str]) -> None:
     if "photos.tar.xz" in shown:
         small = small[4:]
     epochs = "2" if "--stop-at" in shown else "1"
-    assert command.main([*shown, *small, *([] if resumed or "--smoke" in shown else ["--epochs", epochs])]) == 0, words
+    assert cli.train([*shown, *small, *([] if resumed or "--smoke" in shown else ["--epochs", epochs])]) == 0, words
 
 
 def check(words: list[str]) -> None:
@@ -93,13 +91,12 @@ def check(words: list[str]) -> None:
 
 
 @pytest.fixture
-def made(here, monkeypatch):
-    """What the pages take for granted: runs, pictures and photos. No curves are drawn: that takes longer than a run."""
-    monkeypatch.setattr(plots, "draw_curves", lambda *args: None)
+def made(here):
+    """What the pages take for granted: runs, pictures and photos."""
     data = make_dataset(100, 40)
     for seed, names in enumerate((("NAME", "A", "s0", "stopped"), ("B", "s1"))):
         first = f"runs/{names[0]}"
-        assert command.main([*SMALL.split(), "--seed", str(seed), "--epochs", "2", "--out", first]) == 0
+        assert cli.train([*SMALL.split(), "--seed", str(seed), "--epochs", "2", "--out", first]) == 0
         for name in names[1:]:
             shutil.copytree(first, f"runs/{name}")
     Path("runs/stopped/summary.json").unlink()

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastcifar.cli.options import UsageError, parse_quietly
-from fastcifar.cli.table import format_table
-from fastcifar.config.settings import flat
+from fastcifar.cli.flags import UsageError, parse_quietly
+from fastcifar.cli.terminal import format_table
+from fastcifar.config.settings import settings_by_flag
 from fastcifar.runs.plots import draw_comparison
 from fastcifar.runs.results import RunResults, read_results
 
@@ -49,8 +49,8 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 def different_settings(runs: Sequence[RunResults]) -> list[list[str]]:
     """A row for each setting that is not the same in all runs, by its flag; `-` where a run does not have it."""
-    settings = [{name: _text(value) for name, value in flat(run.config).items()} for run in runs]
-    names = dict.fromkeys(name for values in settings for name in values if name != "resume")
+    settings = [{name: _text(value) for name, value in settings_by_flag(run.config).items()} for run in runs]
+    names = dict.fromkeys(name for values in settings for name in values)
     rows = [["--" + name.replace("_", "-"), *(values.get(name, "-") for values in settings)] for name in names]
     return [row for row in rows if len(set(row[1:])) > 1]
 

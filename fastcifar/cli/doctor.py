@@ -17,7 +17,7 @@ import torch
 
 from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
 from fastcifar.augment.images import to_device
-from fastcifar.cli.options import parse_quietly
+from fastcifar.cli.flags import parse_quietly
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.config.settings import with_settings

@@ -21,8 +21,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastcifar.cli.options import UsageError, parse_quietly
-from fastcifar.cli.table import format_table
+from fastcifar.cli.flags import UsageError, parse_quietly
+from fastcifar.cli.terminal import format_table
 from fastcifar.data.dataset import Dataset
 from fastcifar.inference.metrics import quality
 from fastcifar.inference.trained_run import (

@@ -11,8 +11,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastcifar.cli.options import parse_quietly
-from fastcifar.cli.table import format_table
+from fastcifar.cli.flags import parse_quietly
+from fastcifar.cli.terminal import format_table
 from fastcifar.config.config import Evaluation
 from fastcifar.data.dataset import Dataset
 from fastcifar.inference.metrics import per_class, quality

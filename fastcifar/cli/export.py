@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastcifar.cli import flags
-from fastcifar.cli.options import parse_quietly
+from fastcifar.cli.flags import parse_quietly
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import find_recipe, with_optimizer
-from fastcifar.config.settings import SETTINGS, as_flag, flat, method_differences, with_settings
+from fastcifar.config.settings import SETTINGS, as_flag, method_differences, settings_by_flag, with_settings
 from fastcifar.files import require_writable
 from fastcifar.inference import export
 from fastcifar.inference.classifier import load_with_facts
@@ -88,14 +88,14 @@ def training_command(config: Config) -> str | None:
     try:
         recipe = find_recipe(config.run.recipe)
         large = {"schedule": config.schedule.name, "swa_start": config.tail and config.tail.start}
-        base = flat(with_settings(with_optimizer(recipe, config.optimizer.name), **large))
-        base |= {name: value for name, value in flat(recipe).items() if name in ("optimizer", *large)}
+        base = settings_by_flag(with_settings(with_optimizer(recipe, config.optimizer.name), **large))
+        base |= {name: value for name, value in settings_by_flag(recipe).items() if name in ("optimizer", *large)}
         words = ["--recipe", config.run.recipe]
-        for name, value in flat(config).items():
+        for name, value in settings_by_flag(config).items():
             part = SETTINGS[name].part if name in SETTINGS else "schedule"
             if name != "data" and (part != "run" or name == "smoke") and base.get(name, ...) != value:
                 words += as_flag(name, value)
-        parsed = flags.parse(words)
+        parsed = flags.parse_config(words, prog="fastcifar train")
     except ValueError:  # from Python: an unknown recipe, or a setting that has no effect
         return None
     text = "".join(words)

@@ -1,36 +1,45 @@
-"""The command line: flags made from the fields of Config by tyro, so that no setting is written twice.
+"""The command line: flags from the fields of Config and Command, read by tyro, so that no setting is written twice.
 
-The flags are flat and keep their names whatever part of the Config they belong to; `--help` shows them by part.
+The flags are flat and keep their names whatever part of the Config they belong to; `--help` shows them by part. Nothing
+here imports torch, which takes seconds: `--help` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import textwrap
-from collections.abc import Sequence
-from dataclasses import MISSING, field, fields, make_dataclass, replace
+import contextlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar
+from unittest import mock
 
-from fastcifar.cli.options import UsageError, parse_quietly
-from fastcifar.config.config import Config
+from fastcifar.config.config import SMOKE_IMAGES, Command, Config
 from fastcifar.config.recipes import DEFAULT_RECIPE, OPTIMIZERS, find_recipe, with_optimizer
 from fastcifar.config.schedules import SCHEDULES
-from fastcifar.config.settings import NAMES, SETTINGS, flat, method_differences, with_settings
-from fastcifar.data.load import SMOKE_IMAGES
+from fastcifar.config.settings import (
+    COMMAND,
+    NAMES,
+    PARTS,
+    SETTINGS,
+    method_differences,
+    settings_by_flag,
+    with_all_settings,
+)
 from fastcifar.runs.config_file import load_config
 
-HEADINGS = {
-    "": "", "data": "data", "model": "network", "augment": "augmentation", "optimizer": "optimizer",
-    "schedule": "schedule", "tail": "averaging tail", "evaluation": "evaluation", "machine": "machine", "run": "run",
-}  # fmt: skip
-"""Heading in --help of each part of the Config: the method first, machine and files after."""
+T = TypeVar("T")
 
 
-def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "") -> Config:
-    """Flags -> Config. The defaults come from --recipe (and suit --optimizer), or with --resume from that run.
+class UsageError(ValueError):
+    """A wrong flag or value. The message is one line."""
+
+
+def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "") -> tuple[Config, Command]:
+    """Flags -> Config and Command. The defaults come from --recipe (and suit --optimizer), or with --resume from that
+    run.
 
     Raises UsageError or another ValueError of one line for anything wrong, and SystemExit(0) after --help.
     """
@@ -40,17 +49,23 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
         default = with_optimizer(default, str(optimizer))
     if resumed is not None:
         folder = find_run(resumed)
-        saved = load_config(folder / "config.json")
-        default = saved = replace(saved, run=replace(saved.run, resume=str(folder)))
-        argv = _without(argv, "--resume")
+        default = saved = load_config(folder / "config.json")
     values = _parse_flags(argv, default, prog, description)
-    config = with_settings(default, **{name: values[name] for name in _given(argv)})
+    given = {name: values[name] for name in _given(argv)}
+    config, command = with_all_settings(default, given if resumed is None else {**given, "resume": str(folder)})
     if resumed is not None and (changed := method_differences(saved, config)):
         raise UsageError(f"--resume {folder}: these settings may not change within a run: {'; '.join(changed)}; leave "
                          "them out, or start a new run")  # fmt: skip
     if config.run.smoke:
         config = replace(config, epochs=1.0, data=replace(config.data, subset=config.data.subset or SMOKE_IMAGES))
-    return config
+    return config, command
+
+
+def parse_config(argv: Sequence[str], prog: str) -> Config:
+    """The Config of flags alone, for what trains no run of its own. UsageError for a flag of the Command."""
+    if given := [name for name in _given(argv) if name in COMMAND]:
+        raise UsageError(f"--{given[0].replace('_', '-')} has no effect here: it belongs to fastcifar train")
+    return parse(argv, prog)[0]
 
 
 def find_run(folder: str) -> Path:
@@ -94,14 +109,6 @@ def _value_of(argv: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _without(argv: Sequence[str], flag: str) -> list[str]:
-    kept = [w for w in argv if not w.startswith(flag + "=")]
-    if flag in kept:
-        i = kept.index(flag)
-        del kept[i : i + 2]
-    return kept
-
-
 def _given(argv: Sequence[str]) -> list[str]:
     """Settings that the command line names."""
     names = [word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
@@ -109,63 +116,83 @@ def _given(argv: Sequence[str]) -> list[str]:
 
 
 def _parse_flags(argv: Sequence[str], default: Config, prog: str, description: str) -> dict[str, Any]:
-    """The value of every setting, by flag: tyro's, or the default's."""
+    """The value of every setting, by flag: that of the command line, or the default's.
+
+    tyro reads the dataclasses. Its rule here puts all schedules into one group and names the flags, and makes nothing
+    of the values yet: which of them were given decides what is refused.
+    """
+    from tyro.conf import OmitArgPrefixes
+    from tyro.constructors import MISSING_NONPROP, ConstructorRegistry, StructConstructorSpec, StructFieldSpec
+
+    parts = {**PARTS, "command": Command}
+    specs = _flag_specs(settings_by_flag(default))
+    specs[""] += [StructFieldSpec(part, kind, MISSING_NONPROP) for part, kind in parts.items()]
+    group_of = {Config: "", **{kind: part for part, kind in parts.items()}}
+    registry = ConstructorRegistry()
+
+    def as_dict(**values: Any) -> dict[str, Any]:
+        return values
+
+    @registry.struct_rule
+    def rule(info: Any) -> StructConstructorSpec | None:
+        return StructConstructorSpec(as_dict, tuple(specs[group_of[info.type]])) if info.type in group_of else None
+
+    with registry:
+        parsed: Any = parse_quietly(Config, argv, prog, description=description or None, config=(OmitArgPrefixes,))
+    return {name: value for group in (parsed, *map(parsed.pop, parts)) for name, value in group.items()}
+
+
+def _flag_specs(defaults: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What tyro reads of each setting, its help included, with the name and the default of the flag, by part."""
+    from tyro.constructors import MISSING_NONPROP, ConstructorRegistry, StructFieldSpec, StructTypeInfo
+
+    specs: dict[str, list[Any]] = {part: [] for part in ("", *PARTS, "command")}
+    choices: Any = Literal[tuple(SCHEDULES)]
+    specs["schedule"].append(StructFieldSpec("schedule", choices, defaults["schedule"], "Learning-rate schedule."))
+    read: dict[tuple[type, str], Any] = {}
+    for owner in {where.owners[0] for where in SETTINGS.values()}:
+        of_owner: Any = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(owner, MISSING_NONPROP, False))
+        read |= {(owner, spec.name): spec for spec in of_owner.fields}
+    for flag, where in SETTINGS.items():
+        spec = read[where.owners[0], where.field.name]
+        kind, default, text = spec.type, defaults.get(flag, where.field.default), " ".join(spec.helptext().split())
+        if flag == "shape":
+            kind, default = str | None, default and str(default)
+        if flag == "swa_start":
+            kind |= None
+        if where.part == "schedule" and len(where.owners) < len(SCHEDULES):
+            text = f"{', '.join(kind.name for kind in where.owners)}: {text[0].lower()}{text[1:]}"  # type: ignore[attr-defined]
+        specs["" if flag == "recipe" else where.part].append(StructFieldSpec(flag, kind, default, text))
+    return specs
+
+
+def parse_quietly(kind: type[T], argv: Sequence[str], prog: str, **more: Any) -> T:
+    """The `kind` that tyro makes of the words. UsageError in place of tyro's box; SystemExit(0) after --help."""
     import tyro  # takes a tenth of a second: only when flags are read
 
-    parts = _flag_types()
-    values = flat(default)
-    values["shape"] = values["shape"] and str(values["shape"])
-    groups = {}
-    for part, kind in parts.items():
-        known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
-        groups[part] = kind(**known)
-    everything = make_dataclass("Flags", [(part, kind) for part, kind in parts.items()], frozen=True)
-    parsed: Any = parse_quietly(everything, argv, prog, default=everything(**groups), description=description or None,
-                           config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
-    return {f.name: getattr(getattr(parsed, part), f.name) for part, kind in parts.items() for f in fields(kind)}
+    messages = io.StringIO()
+    wide = {"COLUMNS": "1000"}  # no line breaks in the message: it becomes one line
+    wants_help = any(word in ("-h", "--help") for word in argv)
+    try:
+        with contextlib.redirect_stderr(messages), mock.patch.dict(os.environ, {} if wants_help else wide):
+            return tyro.cli(kind, args=list(argv), prog=prog, **more)
+    except SystemExit as e:
+        if e.code in (0, None):
+            raise
+        raise UsageError(_one_line(messages.getvalue())) from None
 
 
-@functools.cache
-def _flag_types() -> dict[str, type]:
-    """A dataclass of flat flags for each heading. The schedule's has the settings of all schedules."""
-    import tyro
-
-    docs = {kind: _field_docs(kind) for kind in {where.owners[0] for where in SETTINGS.values()}}
-    types = {}
-    for part, heading in HEADINGS.items():
-        members: list[Any] = []
-        if part == "schedule":
-            names = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
-            members.append(("schedule", Annotated[names, tyro.conf.arg(help="Learning-rate schedule.")], field()))
-        for flag, where in SETTINGS.items():
-            if part != ("" if flag == "recipe" else where.part):  # --recipe stands first in --help
-                continue
-            hint = get_type_hints(where.owners[0])[where.field.name]
-            text = docs[where.owners[0]][where.field.name]
-            if part == "schedule" and len(where.owners) < len(SCHEDULES):
-                text = f"{', '.join(kind.name for kind in where.owners)}: {text[0].lower()}{text[1:]}"  # type: ignore[attr-defined]
-            if flag == "swa_start":
-                hint = hint | None
-            if flag == "shape":
-                hint = str | None
-            default = where.field.default
-            members.append((flag, Annotated[hint, tyro.conf.arg(help=text)],
-                            field(default=None if flag == "swa_start" else default)))  # fmt: skip
-        members.sort(key=lambda member: member[2].default is not MISSING)
-        types[(heading or "method").replace(" ", "_")] = make_dataclass(part or "method", members, frozen=True)
-    return types
-
-
-def _field_docs(kind: type) -> dict[str, str]:
-    """The text below each field of a dataclass and of its bases."""
-    docs: dict[str, str] = {}
-    for cls in reversed(kind.__mro__[:-1]):
-        if not cls.__module__.startswith("fastcifar"):
-            continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        assert isinstance(tree, ast.ClassDef)
-        for before, node in zip(tree.body, tree.body[1:], strict=False):
-            is_field = isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
-            if is_field and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                docs[before.target.id] = " ".join(str(node.value.value).split())  # type: ignore[attr-defined]
-    return docs
+def _one_line(box: str) -> str:
+    """The message in tyro's box, without the frame, the title and the hints."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if line.startswith(("╭", "╰")) or set(text) <= {"─", "-"}:  # a border, or the rule before a hint
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    texts = [" ".join(section) for section in sections if section]
+    if "╭" not in box:  # where the terminal's encoding is ASCII there is no box, and the title is a section
+        texts = texts[1:]
+    text = re.sub(r"Error parsing (Flags: |Options: )?", "", (texts or [""])[0])
+    return f"{text} (see --help)"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastcifar.cli import flags
-from fastcifar.cli.options import UsageError
-from fastcifar.config.config import Config
+from fastcifar.cli.flags import UsageError
 from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.lr_finder import growing_rates, range_test, suggest
@@ -19,8 +18,8 @@ OWN = {"--lr-first": "1e-3", "--lr-last": "10", "--steps": "200", "--out": "lr_f
 HELP = """usage: fastcifar lr-find [--lr-first LR] [--lr-last LR] [--steps N] [--out FILE] [flags of train]
 
 Trains with a learning rate that grows exponentially from --lr-first (1e-3) to --lr-last (10) within --steps (200)
-steps, draws the loss over it (--out, by default lr_find.png) and prints the rate at which the smoothed loss falls
-fastest. The other flags are those of `fastcifar train --help`."""
+steps, draws the loss over it (--out, by default lr_find.png) and prints half the rate at which the smoothed loss is
+smallest. The other flags are those of `fastcifar train --help`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,8 +29,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     own, rest = split(argv)
     rates = growing_rates(number(own, "--lr-first"), number(own, "--lr-last"), int(number(own, "--steps", whole=True)))
-    config = flags.parse(rest, prog="fastcifar lr-find")
-    refuse_what_belongs_to_a_run(config)
+    config = flags.parse_config(rest, prog="fastcifar lr-find")
+    if config.run.runs > 1:
+        raise UsageError("--runs has no effect here: it belongs to fastcifar train")
     out = Path(own["--out"])
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file")
@@ -75,14 +75,3 @@ def number(own: dict[str, str], flag: str, whole: bool = False) -> float:
         return int(own[flag]) if whole else float(own[flag])
     except ValueError:
         raise UsageError(f"{flag} is {own[flag][:40]!r}; expected a {'whole ' if whole else ''}number") from None
-
-
-def refuse_what_belongs_to_a_run(config: Config) -> None:
-    """UsageError for flags that this command would ignore."""
-    run = config.run
-    given = {"--resume": run.resume, "--runs": run.runs > 1, "--dry-run": run.dry_run, "--log": run.log != "none",
-             "--profile": run.profile, "--plot-schedule": run.plot_schedule,
-             "--extend-epochs": run.extend_epochs}  # fmt: skip
-    for flag, value in given.items():
-        if value:
-            raise UsageError(f"{flag} has no effect here: it belongs to fastcifar train")

@@ -1,55 +1,110 @@
-"""The `fastcifar` command: dispatches to one file a command.
+"""The `fastcifar` command: one file a command. An error is one line that says what is wrong, where and what to do.
 
 A command is imported when it is called: torch takes seconds, and until then a signal already ends with one line.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from fastcifar.cli.signals import Signals, Stopped
 
 COMMANDS = ("train", "evaluate", "ensemble", "compare", "export", "schedule", "lr-find", "predict", "doctor")
+DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained."
+DONE, FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code.
-
-    Wrong use, bad input or no memory: 2 and one line on stderr. SIGINT or SIGTERM: 130 or 143 and one line.
-    """
+    """The exit code of `fastcifar COMMAND ...`; 2 for a command that does not exist."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in COMMANDS:
         wants_help = arguments[:1] in (["-h"], ["--help"])
         print(f"usage: fastcifar {{{','.join(COMMANDS)}}} [--help]", file=sys.stdout if wants_help else sys.stderr)
         return 0 if wants_help else 2
-    signals = Signals()
+    return run(arguments[0], arguments[1:], f"fastcifar {arguments[0]}")
+
+
+def train(argv: Sequence[str], signals: Signals | None = None) -> int:
+    """The exit code of `train_fast.py ...`."""
+    return run("train", argv, "train_fast.py", signals)
+
+
+def run(name: str, argv: Sequence[str], prog: str, signals: Signals | None = None) -> int:
+    """Runs a command and returns the exit code. An error is one line on stderr, below a traceback with --debug.
+
+    Wrong use, bad input or no memory: 2. SIGINT or SIGTERM: 130 or 143.
+
+    signals: handlers that are set already; without them this function sets its own and restores the earlier ones.
+    """
+    handlers = signals or Signals()
     try:
-        return run(arguments[0], arguments[1:], signals)
+        return _command(name, argv, prog, handlers)
     except Stopped as e:
         print(e, file=sys.stderr, flush=True)
         return 128 + e.number
     except Exception as e:
-        from fastcifar.cli.errors import message_and_code
         from fastcifar.data.errors import printable
 
-        message, code = message_and_code(e, training=False)
-        if not message:
-            raise
-        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+        message, code = message_and_code(e, training=name == "train")
+        if not message or (name == "train" and "--debug" in argv):
+            traceback.print_exc()
+        print(f"error: {printable(' '.join(message.split())) or repr(e)}", file=sys.stderr, flush=True)
         return code
     finally:
-        signals.restore()
+        if signals is None:
+            handlers.restore()
 
 
-def run(name: str, argv: Sequence[str], signals: Signals) -> int:
-    """The exit code of one command."""
-    command = importlib.import_module(f"fastcifar.cli.{name.replace('-', '_')}")
+def _command(name: str, argv: Sequence[str], prog: str, signals: Signals) -> int:
     if name == "train":
-        return int(command.main(argv, signals, prog="fastcifar train"))
+        from fastcifar.cli import flags
+
+        config, command = flags.parse(argv, prog, DESCRIPTION)  # --help and a wrong flag do not wait for torch
+        from fastcifar.cli import train
+
+        return train.main(config, command, signals)
+    module = importlib.import_module(f"fastcifar.cli.{name.replace('-', '_')}")
     signals.phase = "command"
-    return int(command.main(argv))
+    return int(module.main(argv))
+
+
+def message_and_code(error: Exception, training: bool = True) -> tuple[str, int]:
+    """The line for an error, and the exit code. The line is empty for a bug in fastcifar.
+
+    training: False for a command that trains no run, so that none can be continued.
+    """
+    to_resume = " (continue {} with --resume)" if training else ""
+    if isinstance(error, BrokenPipeError):
+        return (
+            f"the program that read this output has ended; write it to a file{to_resume.format('the run')}",
+            BAD_INPUT,
+        )
+    if isinstance(error, OSError):
+        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        what = f"{where}: {error.strerror}" if where else str(error)
+        remedy = "make room or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose"
+        return f"{what}; {remedy} another {'folder' if training else 'place'}{to_resume.format('a run')}", BAD_INPUT
+    if isinstance(error, ValueError):  # usage, data, checkpoint, settings that do not fit together
+        return str(error), BAD_INPUT
+    from fastcifar.augment.dali import DaliUnavailable
+    from fastcifar.runs.checkpoint import ran_out_of_memory
+    from fastcifar.training import processes
+    from fastcifar.training.state import Diverged
+
+    if isinstance(error, Diverged):
+        return f"training diverged: {error}", DIVERGED
+    if isinstance(error, DaliUnavailable):
+        return str(error), BAD_INPUT
+    if ran_out_of_memory(error):
+        when, less = (" before training began", "a smaller --subset") if training else ("", "fewer images")
+        return f"out of memory{when}; close other programs or use {less}", BAD_INPUT
+    if processes.lost_a_process(error):
+        return "another process of this run has ended (its own message says why); continue with --resume", BAD_INPUT
+    return "", FAILED
 
 
 if __name__ == "__main__":

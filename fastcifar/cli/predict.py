@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from fastcifar.cli.options import UsageError, parse_quietly
+from fastcifar.cli.flags import UsageError, parse_quietly
 from fastcifar.data import limits
 from fastcifar.data.errors import DataError, printable
 from fastcifar.data.images import decode_image

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
             rest.append(word)
     curves = {}
     for name in names or [DEFAULT_RECIPE]:
-        curves[name] = preview(flags.parse(["--recipe", name, *rest], prog="fastcifar schedule"))
+        curves[name] = preview(flags.parse_config(["--recipe", name, *rest], prog="fastcifar schedule"))
     plots.draw_schedules(path, curves)
     print(path)
     return 0

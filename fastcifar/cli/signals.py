@@ -61,8 +61,8 @@ class Signals:
         """Does nothing."""
 
     def on_epoch(self, run: Any, row: dict[str, Any]) -> None:
-        """After the last epoch everything is saved: from then on a signal ends the run at once."""
-        if run.step == run.num_steps and self.phase == "train":
+        """After the last epoch, also of a run that was stopped, all is saved: from then on a signal ends it at once."""
+        if run.is_over and self.phase == "train":
             self.phase = "finish"
 
     def on_end(self, result: Any) -> None:

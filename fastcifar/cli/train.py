@@ -1,29 +1,39 @@
-"""`train_fast.py` and `fastcifar train`: flags -> config -> data -> training -> run folder, last line and exit code."""
+"""What `train_fast.py` and `fastcifar train` do: data -> banner -> training -> run folder and last line.
+
+With --runs N they train seed, seed+1, ..., write runs.jsonl as they end, then statistics over them. Under --parallel
+seeds each process trains its own seeds. Seeds that an interrupted job has finished are not trained again. With
+--keep-all each seed has its run folder, from which an interrupted seed, too, goes on.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import traceback
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from fastcifar.cli import flags
-from fastcifar.cli.banner import banner, plan
-from fastcifar.cli.errors import DONE, message_and_code
-from fastcifar.cli.progress import Lines, make_progress, shown
+import torch
+from torch import nn
+
+from fastcifar.cli import ensemble
+from fastcifar.cli.main import DONE
 from fastcifar.cli.schedule import preview
-from fastcifar.cli.seeds import train_seeds
 from fastcifar.cli.signals import Signals, Stopped
-from fastcifar.config.config import Config
-from fastcifar.data.errors import printable
+from fastcifar.cli.terminal import Lines, make_progress, route_log_to
+from fastcifar.config.config import Command, Config
 from fastcifar.files import lock_folder
+from fastcifar.models.networks import make_model, train_flop
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
-from fastcifar.observers.run_files import file_observers
+from fastcifar.observers.run_files import file_observers, measured
 from fastcifar.observers.trackers import require_tracker
-from fastcifar.runs import folder, plots, record
+from fastcifar.optim.schedule_table import make_schedule_table
+from fastcifar.runs import folder, intervals, plots, record
 from fastcifar.runs.checkpoint import ran_out_of_memory
+from fastcifar.runs.config_file import config_to_plain
+from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
@@ -32,72 +42,59 @@ from fastcifar.training.parts import check_parts
 from fastcifar.training.prepare import batch_that_fits
 from fastcifar.training.processes import World
 from fastcifar.training.start import initial_state
-from fastcifar.training.stopwatch import Stopwatch, process_age_s
-from fastcifar.training.task import Task, load_data, make_task
-
-DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained."
+from fastcifar.training.stopwatch import Stopwatch, matrix_flop_per_s, process_age_s
+from fastcifar.training.task import Task, load_data, make_task, normalization_facts
 
 
-def main(argv: Sequence[str], signals: Signals | None = None, prog: str = "train_fast.py") -> int:
-    """Runs the command line and returns the exit code. An error is one line on stderr, below a traceback with --debug.
-
-    signals: handlers that are set already; without them this function sets its own and restores the earlier ones.
-    """
-    handlers = signals or Signals()
-    handlers.phase = "prepare"
+def main(config: Config, command: Command, signals: Signals) -> int:
+    """Does what the flags ask for and returns the exit code. Raises the errors that become exit codes."""
+    signals.phase = "prepare"
     try:
-        return run(flags.parse(argv, prog, DESCRIPTION), handlers)
-    except (Interrupted, Stopped) as e:
+        return run(config, command, signals)
+    except Interrupted as e:
         print(e, file=sys.stderr, flush=True)
         return 128 + e.number
-    except Exception as e:
-        message, code = message_and_code(e)
-        if not message or "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {printable(' '.join(message.split())) or repr(e)}", file=sys.stderr, flush=True)
-        return code
     finally:
         processes.leave_processes()
-        if signals is None:
-            handlers.restore()
 
 
-def run(config: Config, signals: Signals) -> int:
-    """Does what a config asks for and returns the exit code. Raises the errors that `main` turns into exit codes."""
-    if config.run.plot_schedule:
+def run(config: Config, command: Command, signals: Signals) -> int:
+    """As `main`, in the process or processes of the run."""
+    if command.plot_schedule:
         plots.draw_schedules(Path("schedule.png"), {config.run.recipe: preview(config)})
         print("schedule.png")
         return DONE
-    if config.run.resume and not config.run.dry_run and (summary := folder.finished(config)):
-        print(f"{config.run.resume}: this run is complete; --extend-epochs N continues its averaging tail")
+    resumed = Path(command.resume) if command.resume else None
+    if resumed and not command.dry_run and (summary := folder.finished(resumed, config)):
+        print(f"{resumed}: this run is complete; --extend-epochs N continues its averaging tail")
         print(record.to_json(summary), flush=True)
         return DONE
     check_parts(config)
-    require_tracker(config)
+    require_tracker(command.log)
     world = processes.join_processes()
     config, hardware = resolve(config, world.local_rank)
     stopwatch = Stopwatch(hardware.device)
     stopwatch.time_s["import"] = process_age_s()
-    writes = world.is_leader and not config.run.dry_run
+    writes = world.is_leader and not command.dry_run
     if writes:
-        folder.check(config)
+        folder.check(config, command)
     with stopwatch("data"):
         dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
-        together = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
-        task = make_task(config, dataset, hardware, together)
-    out = folder.choose(config, dataset.name) if writes else None
+        training_world = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
+        task = replace(make_task(config, dataset, hardware, training_world), command=command)
+    out = folder.choose(config, command, dataset.name) if writes else None
     with lock_folder(out) if out else contextlib.nullcontext():
         if out:
-            folder.claim(out, config)
+            folder.claim(out, config, command)
         if world.is_leader:
             print(banner(task), flush=True)
-        if config.run.dry_run:
+        if command.dry_run:
             initial_state(task, stopwatch)
             if world.is_leader:
                 print(record.to_json(plan(task)))
             return DONE
         signals.phase = "train"
-        with shown(make_progress(task.num_steps, world.is_leader)) as progress:
+        with route_log_to(make_progress(task.num_steps, world.is_leader)) as progress:
             train_and_report(task, world, out, signals, progress, stopwatch)
         return DONE
 
@@ -114,14 +111,14 @@ def train_and_report(
             return
         result = train(task, [progress, *observers_of(task, out, signals)], stopwatch)
         if out:
-            if (table := out / profiling.TABLE).exists() and task.config.run.profile:
+            if (table := out / profiling.TABLE).exists() and task.command.profile:
                 progress.say(table.read_text().rstrip())
             progress.say(f"results in {out}")
             print(record.to_json(result.summary), flush=True)
             folder.require_kept(out)
     except (Interrupted, Stopped):
         if out:
-            command = folder.resume_command(out, world.size, task.config)
+            command = folder.resume_command(out, world.size, task.config, task.command)
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:
@@ -140,3 +137,109 @@ def observers_of(task: Task, out: Path | None, signals: Signals) -> list[Observe
     if task.world.size == 1:  # last, so that everything is saved when it lets a signal end the process at once
         observers.append(signals)  # type: ignore[arg-type]  # an observer that imports no torch
     return observers
+
+
+def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, progress: Lines) -> None:
+    """Trains every seed that is left and prints the statistics as the last line. Raises Interrupted after a signal."""
+    run, config = task.config.run, task.config
+    seed_folders = Path(processes.gather(str(out), world)[0]) if run.keep_all else None
+    finished = folder.finished_seeds(Path(task.command.resume), config) if task.command.resume else []
+    summaries = processes.gather(finished, world)[0]
+    done = {row["seed"] for row in summaries}
+    left = [s for s in range(config.seed, config.seed + run.runs) if s not in done]
+    at_once = world.size if run.parallel == "seeds" else 1
+    for i in range(0, len(left), at_once):
+        mine = i + (world.rank if at_once > 1 else 0)
+        has_one = mine < len(left)
+        outcome = _train_seed(task, left[mine], out, seed_folders, signals, progress) if has_one else (None, None)
+        results = processes.gather(outcome, world)
+        summaries += [summary for summary, _ in results[:at_once] if summary]
+        if out:
+            record.write_lines(out / "runs.jsonl", summaries)
+        if signal := max(number or 0 for _, number in results):
+            raise Interrupted(signal)
+    if out:
+        summary = intervals.summarize_runs(summaries, run.target)
+        record.write_json(out / "summary.json", summary)
+        if seed_folders:
+            signals.phase = "finish"  # all is saved: from here on a signal ends the process
+            folders = [str(seed_folders / f"seed{s}") for s in sorted(row["seed"] for row in summaries)]
+            cache = ["--cache-dir", config.machine.cache_dir] if config.machine.cache_dir else []
+            swag = ["--swag"] if config.tail and config.tail.swag_rank else []
+            ensemble.main([*folders, "--out", str(out), *cache, *swag])
+        print(record.to_json(summary), flush=True)
+
+
+def _train_seed(
+    task: Task, seed: int, out: Path | None, seed_folders: Path | None, signals: Signals, progress: Lines
+) -> tuple[dict[str, Any] | None, int | None]:
+    """(summary, None), or (None, signal) when the run was interrupted. Keeps the first seed's model.
+
+    seed_folders: where each seed has its run folder, with --keep-all.
+    """
+    config, path = task.config, seed_folders / f"seed{seed}" if seed_folders else None
+    resumed = str(path) if path and (path / "config.json").exists() else None
+    run = replace(config.run, runs=1, keep_all=False)
+    command = replace(task.command, resume=resumed, out=str(path) if path else task.command.out)
+    one = replace(task.with_config(replace(config, seed=seed, run=run)), command=command)
+    if path and task.world.is_leader:
+        path.mkdir(exist_ok=True)
+        folder.claim(path, one.config, command)
+    try:
+        result = train(one, file_observers(one, path if task.world.is_leader else None, signals))
+    except Interrupted as e:
+        return None, e.number
+    progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")
+    if out and seed == config.seed:
+        facts = {**normalization_facts(one), **measured(result.summary)}
+        write_model(out / "model.safetensors", result.model, facts)
+    return result.summary, None
+
+
+def banner(task: Task) -> str:
+    """Lines on the recipe, the device, the arithmetic, the data and the network, with the reason for each `auto`."""
+    config, hardware, settings = task.config, task.hardware, task.config.model
+    machine, scale = config.machine, settings.scale
+
+    def reason(name: str) -> str:
+        return f" ({hardware.reasons[name]})" if name in hardware.reasons else ""
+
+    size = "of your own shape" if settings.shape else f"{scale}{reason('scale')}"
+    lines = [
+        f"recipe   {config.run.recipe}: {config.epochs:g} epochs x {task.steps_per_epoch} steps of {task.batch_size} "
+        f"images, {config.schedule.name}" + (", averaging tail" if config.tail else ", no tail"),
+        f"device   {hardware.name}" + (f", {task.world.size} processes" if task.world.size > 1 else ""),
+        f"compute  {machine.precision}{reason('precision')}, {_layout(task.network)}, compile {machine.compile}"
+        f"{reason('compile')}, augmentation by {machine.executor}{reason('augment')}",
+        f"data     {task.dataset.name}: {task.num_train:,} training and {len(task.dataset.y_test):,} test images, "
+        f"{len(task.dataset.classes)} classes",
+        f"network  {settings.network} {size}: {task.num_parameters:,} parameters, "
+        f"{task.train_pflop:.3g} PFLOP of training",
+    ]
+    if scale == "small" and settings.network == "resnet9" and not settings.shape:
+        full = make_model(replace(settings, scale="full", shape=None), len(task.dataset.classes), seed=0)
+        pflop = task.train_pflop * train_flop(full) / task.flop_per_image[32]
+        hours = pflop * 1e15 / matrix_flop_per_s(hardware.device, hardware.dtype) / 3600
+        lines.append("         --scale full would take "
+                     f"{pflop:.2g} PFLOP, here at least {hours:.1f} h")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _layout(model: nn.Module) -> str:
+    filters = [p for p in model.parameters() if p.ndim == 4]
+    channels_last = all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
+    return "channels_last" if channels_last else "NCHW"
+
+
+def plan(task: Task) -> dict[str, Any]:
+    """What --dry-run prints: what would run on what, and how much work it is."""
+    hardware, machine = task.hardware, task.config.machine
+    return {
+        "recipe": task.config.run.recipe, "dataset": task.dataset.name, "n_train": task.num_train,
+        "n_test": len(task.dataset.y_test), "scale": task.config.model.scale, "epochs": task.config.epochs,
+        "num_steps": task.num_steps, "steps_per_epoch": task.steps_per_epoch, "batch_size": task.batch_size,
+        "tail_step": make_schedule_table(task.config, task.steps_per_epoch).tail_step,
+        "train_pflop": task.train_pflop, "parameters": task.num_parameters,
+        "device": hardware.name, "precision": machine.precision, "compile": machine.compile,
+        "augment": machine.executor, "config": config_to_plain(task.config),
+    }  # fmt: skip

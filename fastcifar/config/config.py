@@ -1,8 +1,9 @@
 """What a run is, as frozen values: the parts of the method, and apart from them where and how the run takes place.
 
 Two configs train the same weights exactly when `epochs`, `seed` and the parts from `data` to `tail` are equal;
-`evaluation` measures the result, `machine` and `run` say where and how. The command line is made from these fields
-(`fastcifar.config.settings`), and `fastcifar.config.recipes` has the configs that have names.
+`evaluation` measures the result, `machine` and `run` say where and how. A `Command` is what one call does with a run,
+and no file keeps it. The command line is made from these fields (`fastcifar.cli.flags`), and `fastcifar.config.recipes`
+has the configs that have names.
 
 A point in a run (tail start, milestone, end of the low resolution) is a fraction of the run when it is below 1 and an
 epoch from 1 up. So `--epochs N` keeps the proportions.
@@ -11,14 +12,40 @@ epoch from 1 up. So `--epochs N` keeps the proportions.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastcifar.config.schedules import Plateau, Schedule, epoch_of
 from fastcifar.config.shapes import SHAPES, Shape
-from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Part, Range, setting
+from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Need, Part, Range, setting
 
-MAX_EPOCHS = 100_000
+SMOKE_IMAGES = 2_000
+"""Training images of a smoke run for which no subset is chosen."""
+EPOCHS = Range("above 0 and at most 100,000", lambda v: 0 < v <= 100_000)
+ACCURACY = Range("a fraction, such as 0.94", lambda v: 0 < v < 1)
 _RISING = Range("at least 0 and rising", lambda v: all(a >= b for a, b in zip(v, (0, *v), strict=False)))
+
+HAS_TAIL = Need("an averaging tail (--swa-start)", lambda config, _: config.tail is not None)
+HAS_VIEWS = Need("test-time views (--tta flip or flip-shift)", lambda config, _: config.evaluation.tta != "none")
+LOW_RES = Need("a low-resolution part (--low-res-until above 0)", lambda config, _: any(config.augment.low_res_until))
+RESNET9 = Need("--network resnet9", lambda config, _: config.model.network == "resnet9")
+SETS_MOMENTUM = Need(
+    "--optimizer muon, or a schedule that does not cycle the momentum",
+    lambda config, _: (
+        config.optimizer.name == "muon"
+        or not config.schedule.cycles_momentum
+        or (config.tail is not None and config.tail.start == 0)
+    ),
+)
+MEASURES_EARLIER = Need(
+    "a run that measures before its end (--eval-every below --epochs)",
+    lambda config, _: config.evaluation.eval_every < config.epochs,
+)
+SEVERAL_SEEDS = Need("several seeds (add --runs N)", lambda config, _: config.run.runs > 1)
+ONE_SEED = Need("a single run (without --runs)", lambda config, _: config.run.runs == 1)
+CONTINUES = Need(
+    "a single run that is continued (add --resume RUN_DIR)",
+    lambda config, command: command.resume is not None and config.run.runs == 1,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +68,7 @@ class Model(Part):
     """Network: the fast default, the classic baseline, or one of two with random branches for long runs."""
     scale: Literal["auto", "full", "small", "wide"] = "auto"
     """Size of the network: full on a GPU; small ends the default run in minutes on 2 CPU cores; wide for accuracy."""
-    shape: Shape | None = None
+    shape: Shape | None = setting(None, needs=RESNET9)
     """resnet9: its layers as JSON, in place of those that the scale names (docs/architecture.md)."""
     norm: Literal["bn", "gn-ws"] = "bn"
     """Batch norm, or group norm with weight standardisation."""
@@ -50,9 +77,9 @@ class Model(Part):
     init: str | None = None
     """Fine-tune: start from the weights of this run folder or model.safetensors, with a new head if the number of
     classes differs."""
-    start: Literal["random", "cosines"] = "random"
+    start: Literal["random", "cosines"] = setting("random", needs=RESNET9)
     """resnet9: how the filters begin that are more than their inputs: random, or rows of a cosine transform."""
-    train_stem: Literal["always", "low-res"] = "always"
+    train_stem: Literal["always", "low-res"] = setting("always", needs=RESNET9)
     """resnet9: train the biases of the first convolution always, or only in the low-resolution part, where there is
     one. The gradient of its output serves them alone, and at full size it is costly."""
     freeze: Literal["none", "stem", "all-but-head"] = "none"
@@ -79,7 +106,9 @@ class Augment(Part):
     """Left-right mirror: random side in the first epoch and the other side each next epoch; or random each time."""
     cutout_px: int = setting(0, AT_LEAST_0)
     """Size of the square that is blanked at a random place; 0: none."""
-    low_res_px: tuple[int, ...] = setting((), Range("from 16 to 32", lambda v: all(16 <= px <= 32 for px in v)))
+    low_res_px: tuple[int, ...] = setting(
+        (), Range("from 16 to 32", lambda v: all(16 <= px <= 32 for px in v)), needs=LOW_RES
+    )
     """Image sizes of the first parts of the run, in their order; below 32 they save arithmetic."""
     low_res_until: tuple[float, ...] = setting((), _RISING)
     """End of each of these parts (fraction below 1, else epoch)."""
@@ -102,8 +131,8 @@ class Optimizer(Part):
     """Nesterov SGD (torch fused), NVIDIA apex's FusedSGD, or Muon on filters with SGD on the rest."""
     batch_size: int = setting(within=ABOVE_0)
     """Images per optimizer step."""
-    momentum: float = setting(0.9, FRACTION)
-    """Momentum where the schedule does not cycle it, and of what Muon leaves to SGD."""
+    momentum: float = setting(0.9, FRACTION, needs=SETS_MOMENTUM)
+    """Momentum of SGD; also the schedule's, where that does not cycle momentum."""
     weight_decay: float = setting(5e-4, AT_LEAST_0)
     """L2 decay of filters and head; never applied to norms and biases."""
     bias_lr_scale: float = setting(1.0, AT_LEAST_0)
@@ -120,15 +149,16 @@ class Tail(Part):
 
     start: float = setting(2 / 3, AT_LEAST_0, "swa_start")
     """Where the averaging tail begins (fraction below 1, else epoch); None: no tail."""
-    lr: float = setting(0.01, AT_LEAST_0, "swa_lr")
+    lr: float = setting(0.01, AT_LEAST_0, "swa_lr", HAS_TAIL)
     """Learning rate in the tail."""
-    anneal: float = setting(0.0, AT_LEAST_0, "swa_anneal")
-    """Way from the cycle's last learning rate to swa_lr, linear (fraction of the run below 1, else epochs)."""
-    momentum: float | None = setting(None, FRACTION, "swa_momentum")
+    anneal: float = setting(0.0, AT_LEAST_0, "swa_anneal", HAS_TAIL)
+    """Length of the linear change from the cycle's last learning rate to swa_lr (fraction of the run below 1, else
+    epochs)."""
+    momentum: float | None = setting(None, FRACTION, "swa_momentum", HAS_TAIL)
     """Momentum in the tail; None: the cycle's last value."""
-    every_steps: int | None = setting(None, ABOVE_0, "swa_every")
+    every_steps: int | None = setting(None, ABOVE_0, "swa_every", HAS_TAIL)
     """Add the weights to the average every so many steps of the tail; None: at the end of each epoch."""
-    swag_rank: int = setting(0, Range("0 or from 2 to 1000", lambda v: v == 0 or 2 <= v <= 1000))
+    swag_rank: int = setting(0, Range("0 or from 2 to 1000", lambda v: v == 0 or 2 <= v <= 1000), needs=HAS_TAIL)
     """SWAG (Maddox et al. 2019): also keep the spread of the averaged weights, and the deviations of the last so many
     of them from their mean, in swag.safetensors; 0: none."""
 
@@ -137,9 +167,10 @@ class Tail(Part):
 class Evaluation(Part):
     """How the accuracy is measured."""
 
+    decides_weights: ClassVar[bool] = False
     tta: Literal["none", "flip", "flip-shift"] = "none"
     """Test-time views: the image and its mirror; flip-shift adds both shifted by a pixel."""
-    tta_share: float = setting(1.0, UP_TO_1)
+    tta_share: float = setting(1.0, UP_TO_1, needs=HAS_VIEWS)
     """Share of all test images that get the views: those whose two largest logits are closest. Of several processes,
     each takes the share of its own images."""
     eval_every: int = setting(1, ABOVE_0)
@@ -155,19 +186,19 @@ class Evaluation(Part):
 class Machine(Part):
     """Where the run takes place."""
 
+    decides_weights: ClassVar[bool] = False
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
     """Where to train."""
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     """Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it faster, else fp32."""
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = setting("auto", from_file=False)
-    """torch.compile mode; auto: on where it pays back within the run."""
+    """torch.compile mode; auto: off, which was faster on every device that was measured."""
     cuda_graph: bool = True
     """Record the step once and replay it, where that can be: on a CUDA card, not with apex, in one process."""
     fused_kernels: bool = True
     """Pool, norm and activation of resnet9 in own Triton kernels: on a CUDA card, in one process, not with compile."""
     executor: Literal["auto", "dali", "torch"] = setting("auto", flag="augment")
-    """What executes the augmentation plan; auto: DALI on cards where it was measured to cost at most 3% more seconds
-    than torch, else torch."""
+    """What executes the augmentation plan; auto: torch, which was faster wherever both were measured."""
     deterministic: bool = False
     """Two runs with the same seed agree bit for bit on one machine."""
     cache_dir: str | None = setting(None, from_file=False)
@@ -176,71 +207,65 @@ class Machine(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Part):
-    """What is done with the run, and which files it leaves."""
+    """What is done with the run."""
 
+    decides_weights: ClassVar[bool] = False
     recipe: str = "custom"
     """Named recipe whose values are the defaults of all other flags."""
     smoke: bool = False
     """One epoch on 2,000 images: checks that everything works here."""
-    runs: int = setting(1, Range("from 1 to 100,000", lambda v: 1 <= v <= 100_000))
+    runs: int = setting(1, Range("from 1 to 100,000", lambda v: 1 <= v <= 100_000), in_python=False)
     """Train this many seeds, seed, seed+1, ..., and report statistics."""
-    parallel: Literal["data", "seeds"] = "data"
+    parallel: Literal["data", "seeds"] = setting("data", in_python=False)
     """Under torchrun: share each step's batch between the processes, or give each its own seeds."""
-    keep_all: bool = False
+    keep_all: bool = setting(False, needs=SEVERAL_SEEDS, in_python=False)
     """With --runs N: keep a run folder of each seed, seed<S> in the run folder, and end with the table of their
     ensemble."""
-    target: float | None = setting(None, Range("a fraction", lambda v: True))
+    target: float | None = setting(None, ACCURACY)
     """Accuracy (fraction) whose share of runs is reported."""
-    stop_at: float | None = setting(None, Range("a fraction", lambda v: True))
+    stop_at: float | None = setting(None, ACCURACY, needs=MEASURES_EARLIER)
     """End the run after the epoch whose accuracy (fraction; held-out with --val-split) is at least this."""
-    out: str | None = setting(None, from_file=False)
-    """Run folder; default runs/<utc time>-<recipe>-s<seed>."""
-    resume: str | None = None
-    """Run folder to continue, or auto for the newest unfinished one below runs/."""
-    extend_epochs: float | None = setting(None, ABOVE_0)
+    extend_epochs: float | None = setting(None, EPOCHS, needs=CONTINUES)
     """With --resume: continue to this many epochs."""
     checkpoint_every: int | None = setting(None, AT_LEAST_0)
     """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end; None: at the end of an
     epoch, once half a minute of training has passed since the last."""
-    log: Literal["none", "tensorboard", "trackio", "wandb"] = setting("none", from_file=False)
-    """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
-    profile: bool = setting(False, from_file=False)
-    """Record a few steps: trace.json.gz for chrome://tracing or ui.perfetto.dev, and the costliest operations."""
-    plot_schedule: bool = setting(False, from_file=False)
-    """Draw learning rate and momentum to schedule.png and stop."""
-    dry_run: bool = setting(False, from_file=False)
-    """Build everything, train nothing, print the plan."""
-    debug: bool = setting(False, from_file=False)
-    """Show tracebacks."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, accuracy in (("target", self.target), ("stop_at", self.stop_at)):
-            if accuracy is not None and not 0 < accuracy < 1:
-                raise ValueError(f"{name} is {accuracy}; give the accuracy as a fraction, such as 0.94")
-        if self.extend_epochs is not None and self.resume is None:
-            raise ValueError("extend_epochs continues an earlier run: add --resume RUN_DIR")
-        if self.runs > 1 and self.extend_epochs is not None:
-            raise ValueError("extend_epochs continues a single run: it does not go with --runs")
-        if self.keep_all and self.runs == 1:
-            raise ValueError("keep_all is for several seeds: add --runs N")
-        if self.runs > 1 and (self.log != "none" or self.profile):
-            raise ValueError(f"{'profile' if self.profile else 'log'} shows a single run: it does not go with --runs")
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Part):
+    """What one call does with a run. It stands beside the Config, and no file keeps or sets it."""
+
+    decides_weights: ClassVar[bool] = False
+    out: str | None = None
+    """Run folder; default runs/<utc time>-<recipe>-s<seed>."""
+    resume: str | None = None
+    """Run folder to continue, or auto for the newest unfinished one below runs/."""
+    log: Literal["none", "tensorboard", "trackio", "wandb"] = setting("none", needs=ONE_SEED)
+    """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
+    profile: bool = setting(False, needs=ONE_SEED)
+    """Record a few steps: trace.json.gz for chrome://tracing or ui.perfetto.dev, and the costliest operations."""
+    plot_schedule: bool = setting(False, in_python=False)
+    """Draw learning rate and momentum to schedule.png and stop."""
+    dry_run: bool = setting(False, in_python=False)
+    """Build everything, train nothing, print the plan."""
+    debug: bool = setting(False, in_python=False)
+    """Show tracebacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Part):
     """All settings of a run. Raises ValueError when two parts do not fit together."""
 
-    epochs: float = setting(within=Range("above 0 and at most 100,000", lambda v: 0 < v <= MAX_EPOCHS))
+    epochs: float = setting(within=EPOCHS)
     """Passes over the training images; a fraction ends inside an epoch."""
     seed: int = setting(0, AT_LEAST_0)
     """Seed of initialisation and augmentation."""
-    optimizer: Optimizer
-    schedule: Schedule
     data: Data = field(default=Data())
     model: Model = field(default=Model())
     augment: Augment = field(default=Augment())
+    optimizer: Optimizer
+    schedule: Schedule
     tail: Tail | None = None
     evaluation: Evaluation = field(default=Evaluation())
     machine: Machine = field(default=Machine())
@@ -250,8 +275,6 @@ class Config(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.run.extend_epochs or 0) > MAX_EPOCHS:
-            raise ValueError(f"extend_epochs is {self.run.extend_epochs:g}; it must be at most {MAX_EPOCHS:,}")
         if self.seed + self.run.runs > 2**63:
             raise ValueError(f"seed is {self.seed}; it must be below 2^63")
         if self.tail and self.tail.start >= 1 and self.tail.start >= self.epochs:

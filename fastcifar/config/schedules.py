@@ -10,17 +10,32 @@ and Hutter 2017 (arXiv:1608.03983); cyclical, Smith 2017 (arXiv:1506.01186).
 
 from __future__ import annotations
 
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch.optim import Optimizer, lr_scheduler
+from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Need, Part, Range, setting
 
-from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Part, Range, setting
+if TYPE_CHECKING:
+    from torch.optim import Optimizer, lr_scheduler
+else:
+
+    class _LrScheduler:
+        """torch.optim.lr_scheduler, imported at its first use: to read flags must not take seconds."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module("torch.optim.lr_scheduler"), name)
+
+    lr_scheduler = _LrScheduler()
 
 Interval = Literal["step", "epoch"]
+CYCLES_MOMENTUM = Need(
+    "a schedule that cycles the momentum (--cycle-momentum)", lambda c, _: c.schedule.cycles_momentum
+)
+EXP_RANGE = Need("--cyclic-mode exp_range", lambda c, _: c.schedule.mode == "exp_range")
 
 
 @dataclass(frozen=True)
@@ -67,9 +82,9 @@ class Schedule(Part, ABC):
 class MomentumCycle(Schedule):
     """A schedule whose momentum moves against the learning rate."""
 
-    momentum_max: float = setting(0.95, FRACTION)
+    momentum_max: float = setting(0.95, FRACTION, needs=CYCLES_MOMENTUM)
     """Momentum at the smallest learning rate."""
-    momentum_min: float = setting(0.85, FRACTION)
+    momentum_min: float = setting(0.85, FRACTION, needs=CYCLES_MOMENTUM)
     """Momentum at the largest learning rate."""
     cycle_momentum: bool = True
     """Cycle the momentum against the learning rate."""
@@ -195,7 +210,7 @@ class Cyclic(MomentumCycle):
     """Triangles over the run, equal in length."""
     mode: Literal["triangular", "triangular2", "exp_range"] = setting("triangular", flag="cyclic_mode")
     """How the peaks change."""
-    gamma: float = setting(0.9999, UP_TO_1, "cyclic_gamma")
+    gamma: float = setting(0.9999, UP_TO_1, "cyclic_gamma", EXP_RANGE)
     """exp_range: the factor per step."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CyclicLR:

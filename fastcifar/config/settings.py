@@ -7,58 +7,60 @@ setting that has no effect under the chosen schedule, optimizer, tail or views, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import Field, dataclass, fields, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, fields, replace
+from typing import Any, NamedTuple, get_args, get_type_hints
 
-from fastcifar.config.config import Augment, Config, Data, Evaluation, Machine, Model, Optimizer, Run, Tail
-from fastcifar.config.schedules import SCHEDULES, Cyclic, Schedule
+from fastcifar.config.config import Command, Config, Tail
+from fastcifar.config.schedules import SCHEDULES, Schedule
 from fastcifar.config.validation import Part, flag_of
-
-PARTS: dict[str, type[Part]] = {
-    "data": Data, "model": Model, "augment": Augment, "optimizer": Optimizer, "tail": Tail, "evaluation": Evaluation,
-    "machine": Machine, "run": Run,
-}  # fmt: skip
-"""Parts of a Config by field name, the schedule left out: it is one of several types."""
-METHOD = ("data", "model", "augment", "optimizer", "schedule", "tail")
-"""Parts that decide which weights are trained, besides epochs and seed. The images are compared by their checksum."""
 
 
 class Setting(NamedTuple):
     """Where a setting lives."""
 
     part: str
-    """Field of Config, or "" for a field of Config itself."""
+    """Field of Config, "" for a field of Config itself, "command" for one of the Command."""
     owners: tuple[type[Part], ...]
     """The classes that have it: one, or several schedules."""
     field: Field[Any]
     """The field of the first owner."""
 
 
+def _part_types() -> dict[str, type[Part]]:
+    hints = get_type_hints(Config)
+    kinds = ((f.name, kind) for f in fields(Config) for kind in (hints[f.name], *get_args(hints[f.name])))
+    return {name: kind for name, kind in kinds if isinstance(kind, type) and issubclass(kind, Part)}
+
+
+PARTS: dict[str, type[Part]] = _part_types()
+"""Parts of a Config by field name. That of the schedule is `Schedule`, one of several types."""
+
+
 def _all_settings() -> Iterator[tuple[str, Setting]]:
     for f in fields(Config):
         if f.name in ("epochs", "seed"):
             yield f.name, Setting("", (Config,), f)
-    for part, kind in PARTS.items():
-        for f in fields(kind):
-            yield flag_of(f.name, f.metadata), Setting(part, (kind,), f)
-    owners: dict[str, list[tuple[type[Schedule], Field[Any]]]] = {}
-    for schedule in SCHEDULES.values():
-        for f in fields(schedule):
-            owners.setdefault(flag_of(f.name, f.metadata), []).append((schedule, f))
+    owners: dict[str, list[tuple[str, type[Part], Field[Any]]]] = {}
+    for part, kind in {**PARTS, "command": Command}.items():
+        for owner in SCHEDULES.values() if kind is Schedule else (kind,):
+            for f in fields(owner):
+                owners.setdefault(flag_of(f.name, f.metadata), []).append((part, owner, f))
     for flag, found in owners.items():
-        yield flag, Setting("schedule", tuple(schedule for schedule, _ in found), found[0][1])
+        yield flag, Setting(found[0][0], tuple(owner for _, owner, _ in found), found[0][2])
 
 
 SETTINGS: dict[str, Setting] = dict(_all_settings())
 """Every setting by its flag with underscores, except `schedule` itself, which names a type."""
 NAMES = (*SETTINGS, "schedule")
+COMMAND = tuple(f.name for f in fields(Command))
+"""The settings that are of a Command."""
 
 
-def flat(config: Config) -> dict[str, Any]:
+def settings_by_flag(config: Config) -> dict[str, Any]:
     """Every setting that the config has, by flag: those of its schedule only, and of a tail if there is one."""
     values: dict[str, Any] = {"epochs": config.epochs, "seed": config.seed, "schedule": config.schedule.name}
-    for part in (*PARTS, "schedule"):
+    for part in PARTS:
         value = getattr(config, part)
         if value is not None:
             values |= {flag_of(f.name, f.metadata): getattr(value, f.name) for f in fields(value)}
@@ -71,31 +73,37 @@ def with_settings(config: Config, **settings: Any) -> Config:
     Another `schedule` keeps what it shares with the one before (the peak, the momenta); the rest takes the defaults of
     its type. `swa_start` None removes the tail.
     """
+    if of_command := [name for name in settings if name in COMMAND]:
+        raise ValueError(f"{of_command[0]} is no setting of a run; it belongs to a Command")
+    return with_all_settings(config, settings)[0]
+
+
+def with_all_settings(config: Config, settings: Mapping[str, Any]) -> tuple[Config, Command]:
+    """As `with_settings`, and the Command of those that are of one."""
     for name in settings:
         if name not in NAMES:
             close = difflib.get_close_matches(name, NAMES, n=1)
             raise ValueError(f"{name} is no setting" + (f"; did you mean {close[0]}?" if close else ""))
     changed = _changed(config, settings)
-    refuse_ineffective(changed, settings)
-    return changed
+    command = Command(**{name: settings[name] for name in COMMAND if name in settings})
+    _refuse_ineffective(changed, command, settings)
+    return changed, command
 
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
-    changes: dict[str, dict[str, Any]] = {part: {} for part in ("", *PARTS)}
+    changes: dict[str, dict[str, Any]] = {part: {} for part in ("", *PARTS, "command")}
     for flag, value in settings.items():
-        if flag in SETTINGS and SETTINGS[flag].part in changes:
+        if flag in SETTINGS:
             changes[SETTINGS[flag].part][SETTINGS[flag].field.name] = value
-    parts: dict[str, Any] = dict(changes.pop(""))
-    tail = changes.pop("tail")
-    for part, values in changes.items():
-        if values:
-            parts[part] = replace(getattr(config, part), **values)
-    if tail.get("start", config.tail and config.tail.start) is None:
+    parts = changes[""]
+    for part in PARTS.keys() - {"schedule", "tail"}:
+        if changes[part]:
+            parts[part] = replace(getattr(config, part), **changes[part])
+    if changes["tail"].get("start", config.tail and config.tail.start) is None:
         parts["tail"] = None
-    elif tail:
-        parts["tail"] = replace(config.tail or Tail(), **tail)
-    parts["schedule"] = _changed_schedule(config, settings)
-    return replace(config, **parts)
+    elif changes["tail"]:
+        parts["tail"] = replace(config.tail or Tail(), **changes["tail"])
+    return replace(config, **parts, schedule=_changed_schedule(config, settings))
 
 
 def _changed_schedule(config: Config, settings: Mapping[str, Any]) -> Schedule:
@@ -121,51 +129,18 @@ class IneffectiveSetting(ValueError):
         self.name = name
 
 
-@dataclass(frozen=True)
-class _Condition:
-    """Settings that do something only where `holds`; `belongs_to` says in an error where that is."""
-
-    names: tuple[str, ...]
-    belongs_to: str
-    holds: Callable[[Config], bool]
-
-
-def _sets_momentum(config: Config) -> bool:
-    """Whether Optimizer.momentum is used: by Muon's SGD, by a schedule or a tail that leaves the momentum alone."""
-    all_tail = config.tail is not None and config.tail.start == 0
-    return config.optimizer.name == "muon" or not config.schedule.cycles_momentum or all_tail
-
-
-_CONDITIONS = (
-    _Condition(("swa_lr", "swa_anneal", "swa_momentum", "swa_every", "swag_rank"), "an averaging tail (--swa-start)",
-               lambda c: c.tail is not None),
-    _Condition(("tta_share",), "test-time views (--tta flip or flip-shift)", lambda c: c.evaluation.tta != "none"),
-    _Condition(("momentum_min", "momentum_max"), "a schedule that cycles the momentum (--cycle-momentum)",
-               lambda c: c.schedule.cycles_momentum),
-    _Condition(("momentum",), "--optimizer muon, or a schedule that does not cycle the momentum", _sets_momentum),
-    _Condition(("cyclic_gamma",), "--cyclic-mode exp_range",
-               lambda c: isinstance(c.schedule, Cyclic) and c.schedule.mode == "exp_range"),
-    _Condition(("low_res_px",), "a low-resolution part (--low-res-until above 0)",
-               lambda c: any(c.augment.low_res_until) or not c.augment.low_res_px),
-    _Condition(("shape",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.shape is None),
-    _Condition(("start",), "--network resnet9", lambda c: c.model.network == "resnet9" or c.model.start == "random"),
-    _Condition(("stop_at",), "a run that measures before its end (--eval-every below --epochs)",
-               lambda c: c.run.stop_at is None or c.evaluation.eval_every < c.epochs),
-    _Condition(("train_stem",), "--network resnet9",
-               lambda c: c.model.network == "resnet9" or c.model.train_stem == "always"),
-)  # fmt: skip
-
-
-def refuse_ineffective(config: Config, names: Iterable[str]) -> None:
-    """IneffectiveSetting for the first setting that this config would ignore."""
+def _refuse_ineffective(config: Config, command: Command, names: Iterable[str]) -> None:
+    """IneffectiveSetting for the first setting that the run would ignore. None, () and False ask for nothing."""
+    values = {**settings_by_flag(config), **{name: getattr(command, name) for name in COMMAND}}
     for name in names:
-        where = SETTINGS.get(name)
+        where, value = SETTINGS.get(name), values.get(name)
         if where and where.part == "schedule" and not isinstance(config.schedule, where.owners):
             owners = " and ".join(kind.name for kind in where.owners if issubclass(kind, Schedule))
             raise IneffectiveSetting(name, f"with schedule {config.schedule.name}: it belongs to {owners}")
-        for condition in _CONDITIONS:
-            if name in condition.names and not condition.holds(config):
-                raise IneffectiveSetting(name, f"here: it belongs to {condition.belongs_to}")
+        needs = where and where.field.metadata.get("needs")
+        asks = name not in values or not (value is None or value is False or value in ((), "none"))
+        if needs and asks and not needs.holds(config, command):
+            raise IneffectiveSetting(name, f"here: it belongs to {needs.text}")
 
 
 def as_flag(name: str, value: Any) -> list[str]:
@@ -187,7 +162,6 @@ def method_differences(saved: Config, now: Config) -> list[str]:
 
 
 def _method(config: Config) -> dict[str, Any]:
-    values = flat(config)
-    kept = {name for name, where in SETTINGS.items() if where.part in ("", *METHOD)} | {"schedule"}
-    method = {name: value for name, value in values.items() if name in kept and name != "data"}
-    return {**method, "parts from Python": config.from_python or "none"}
+    method = {name for name, where in SETTINGS.items() if where.owners[0].decides_weights and name != "data"}
+    values = {name: value for name, value in settings_by_flag(config).items() if name in method or name == "schedule"}
+    return {**values, "parts from Python": config.from_python or "none"}

@@ -1,4 +1,4 @@
-"""What the settings share: a field with its allowed range and its flag, and the check of types and ranges.
+"""What the settings share: a field with its range, its flag and its condition, and the check of types and ranges.
 
 `config` and `schedules` are made of such parts. Every value is checked whatever its origin, so that a config read from
 a file is as safe as one from the command line.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
 class Range(NamedTuple):
@@ -17,6 +17,13 @@ class Range(NamedTuple):
 
     text: str
     holds: Callable[[Any], bool]
+
+
+class Need(NamedTuple):
+    """Where a setting does something: the text that an error shows, and the test, of the Config and the Command."""
+
+    text: str
+    holds: Callable[[Any, Any], bool]
 
 
 LARGEST_COUNT = 1_000_000_000
@@ -28,14 +35,22 @@ UP_TO_1 = Range("in (0, 1]", lambda v: 0 < v <= 1)
 
 
 def setting(
-    default: Any = MISSING, within: Range | None = None, flag: str | None = None, from_file: bool = True
+    default: Any = MISSING,
+    within: Range | None = None,
+    flag: str | None = None,
+    needs: Need | None = None,
+    from_file: bool = True,
+    in_python: bool = True,
 ) -> Any:
     """A dataclass field with a range, and with the name of its flag where that is not the name of the field.
 
-    from_file: False for what names a folder to write in, a program or a tracker. In a file that is a note, which
-    nothing reads back, because the file may be a stranger's: flags, environment and defaults alone set it.
+    needs: where the setting does something; it is refused elsewhere.
+    from_file: False for what runs a compiler or names a folder. In a file that is a note, which nothing reads back,
+    because the file may be a stranger's: flags, environment and defaults alone set it.
+    in_python: False for what `fastcifar.train` does not do.
     """
-    return field(default=default, metadata={"within": within, "flag": flag, "from_file": from_file})
+    metadata = {"within": within, "flag": flag, "needs": needs, "from_file": from_file, "in_python": in_python}
+    return field(default=default, metadata=metadata)
 
 
 def flag_of(name: str, metadata: Any) -> str:
@@ -46,6 +61,9 @@ def flag_of(name: str, metadata: Any) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Base of all settings. Raises ValueError, naming the flag, for a value of a wrong type or out of its range."""
+
+    decides_weights: ClassVar[bool] = True
+    """Whether another value may train other weights, so that a resumed run must keep it."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from fastcifar.config.config import SMOKE_IMAGES
 from fastcifar.data import cache, download, sources, synthetic
 from fastcifar.data.cifar10 import is_cifar10
 from fastcifar.data.dataset import Dataset, channel_mean_std, dataset_digest, largest_subset, take_subset
@@ -21,8 +22,6 @@ from fastcifar.data.raw import RawData
 
 __all__ = ["SMOKE_IMAGES", "load"]
 
-SMOKE_IMAGES = 2_000
-"""Training images of a smoke run for which no subset is chosen."""
 _MAX_UNCACHED_SYNTHETIC_IMAGES = 10_000  # drawn in about a second
 
 

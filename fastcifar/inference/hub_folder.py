@@ -98,8 +98,7 @@ def without_paths(config: Config, facts: dict[str, Any]) -> Config:
     dataset = str(facts.get("dataset"))
     data = replace(config.data, source=dataset if dataset in (*NAMES, "synthetic") else "auto")
     model = replace(config.model, init=config.model.init and Path(config.model.init).name)
-    run = replace(config.run, resume=config.run.resume and Path(config.run.resume).name)
-    return replace(config, data=data, model=model, run=run)
+    return replace(config, data=data, model=model)
 
 
 def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], command: str | None) -> str:

@@ -48,7 +48,7 @@ class Profile(Observer):
     def on_step(self, run: RunView) -> None:
         if self.is_recorded or run.step <= self.after_step:
             return
-        is_last = run.step == run.num_steps
+        is_last = run.is_over
         if self.steps == 0:
             self.profiler.start()
         elif not is_last:
@@ -60,7 +60,7 @@ class Profile(Observer):
     def on_epoch(self, run: RunView, row: dict[str, Any]) -> None:
         if self.is_recorded and not self.is_written:
             self._write()
-        elif run.step == run.num_steps and not self.is_written:
+        elif run.is_over and not self.is_written:
             log.warning("warning: --profile: %d steps are too few, %d are needed", self.steps, SKIPPED_STEPS + 1)
 
     def _write(self) -> None:

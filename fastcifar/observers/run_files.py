@@ -35,10 +35,10 @@ def file_observers(task: Task, out: Path | None, signal: Callable[[], int | None
 
     if out is None:
         return [Checkpoints(None, task.config, task.dataset.digest, stop, agree)]
-    run, chosen = task.config.run, list[Observer]()
-    if run.log != "none":
-        chosen.append(make_tracker(task.config, out))
-    if run.profile:
+    command, chosen = task.command, list[Observer]()
+    if command.log != "none":
+        chosen.append(make_tracker(task.config, command, out))
+    if command.profile:
         chosen.append(profile_of(task, out))
     return [
         Metrics(out / "metrics.jsonl"),

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config.config import Config
-from fastcifar.config.settings import flat
+from fastcifar.config.config import Command, Config
+from fastcifar.config.settings import settings_by_flag
 from fastcifar.runs.record import epoch_accuracy, write_lines
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 
@@ -37,12 +37,12 @@ class Tracker(Observer):
     fails later, a warning is given and the training goes on without it.
     """
 
-    def __init__(self, name: str, out: Path, config: Config) -> None:
+    def __init__(self, name: str, out: Path, config: Config, resumed: bool = False) -> None:
         self.name, self.path = name, out / f"log-{name}.json"
         self.id, self.last_step = secrets.token_hex(4), 0
-        if config.run.resume and self.path.exists():
+        if resumed and self.path.exists():
             self.id, self.last_step = _read(self.path)
-        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config).items()}
+        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in settings_by_flag(config).items()}
         self.works = True
         try:
             self.open(out, settings)
@@ -139,17 +139,16 @@ class Wandb(Tracker):
             self.program.finish()
 
 
-def require_tracker(config: Config) -> None:
+def require_tracker(name: str) -> None:
     """ValueError when the program of --log is not installed."""
-    name = config.run.log
     if name != "none" and find_spec(name) is None:
         raise ValueError(f"--log {name} needs a package that is not installed: pip install {name}")
 
 
-def make_tracker(config: Config, out: Path) -> Tracker:
+def make_tracker(config: Config, command: Command, out: Path) -> Tracker:
     """The tracker of --log. ValueError when it does not start."""
-    name = config.run.log
-    return (Tensorboard if name == "tensorboard" else Wandb)(name, out, config)
+    kind = Tensorboard if command.log == "tensorboard" else Wandb
+    return kind(command.log, out, config, command.resume is not None)
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """config.json of a run folder: a Config as plain containers, and back with every value checked.
 
 The same plain form stands in a checkpoint and in summary.json. A file may come from anywhere: a setting that is
-unknown or makes no sense ends in a ConfigFileError of one line, and what names a folder to write in, a program or a
-tracker (`from_file=False` at the field) keeps its default.
+unknown or makes no sense ends in a ConfigFileError of one line. What names a folder, a program or a tracker is not
+taken from it: a setting with `from_file=False` keeps its default, and what is of a `Command`, which older versions
+wrote beside the settings of the run, is left out.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config.config import Config
+from fastcifar.config.config import Config, Run
 from fastcifar.config.schedules import SCHEDULES, PerEpoch, PerStep, Schedule
-from fastcifar.config.settings import PARTS
+from fastcifar.config.settings import COMMAND, PARTS
 from fastcifar.config.validation import Part
 
 MAX_BYTES = 1 << 20
@@ -44,7 +45,7 @@ def config_from_plain(values: Any, where: str, own: Schedule | None = None) -> C
             name: value for name, value in values.items() if name in ("epochs", "seed", "from_python")
         }
         for name, kind in PARTS.items():
-            if name in values and not (name == "tail" and values[name] is None):
+            if name != "schedule" and name in values and not (name == "tail" and values[name] is None):
                 parts[name] = _part(kind, values[name], name)
         if "schedule" in values:
             schedule = values["schedule"]
@@ -66,6 +67,8 @@ def config_from_plain(values: Any, where: str, own: Schedule | None = None) -> C
 
 
 def _part(kind: type[Part], values: Any, name: str) -> Any:
+    if kind is Run and isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key not in COMMAND}
     _check_names(values, {f.name for f in fields(kind)}, name)
     part = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     return replace(part, **{f.name: f.default for f in fields(kind) if not f.metadata.get("from_file", True)})

@@ -6,27 +6,28 @@ import json
 import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config.config import Config
-from fastcifar.config.settings import SETTINGS, as_flag, flat, method_differences
+from fastcifar.config.config import Command, Config
+from fastcifar.config.settings import SETTINGS, as_flag, method_differences, settings_by_flag
 from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp
 
 RESULTS = ("checkpoint.pt", "metrics.jsonl", "runs.jsonl", "summary.json", "model.safetensors", "swag.safetensors")
 
 
-def check(config: Config) -> None:
-    """ValueError when the run cannot begin or go on in the folder that the config names. Nothing is written.
+def check(config: Config, command: Command) -> None:
+    """ValueError when the run cannot begin or go on in the folder that the command names. Nothing is written.
 
     Asked before the data is loaded, which may take minutes. A folder of a run that was stopped before its first
     checkpoint holds no results, and another run may begin there.
     """
-    if config.run.resume:
-        _check_settings(Path(config.run.resume) / "checkpoint.pt", config)
-    elif config.run.out is not None:
-        out = Path(config.run.out)
+    if command.resume:
+        _check_settings(Path(command.resume) / "checkpoint.pt", config)
+    elif command.out is not None:
+        out = Path(command.out)
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out}: is a file; choose a folder")
         if any((out / name).exists() for name in RESULTS):
@@ -34,27 +35,27 @@ def check(config: Config) -> None:
                              "folder")  # fmt: skip
 
 
-def choose(config: Config, dataset: str) -> Path:
+def choose(config: Config, command: Command, dataset: str) -> Path:
     """The folder of a new or resumed run, created if it is missing. OSError when it cannot be created.
 
     dataset: name of the data set, which is there by now: a start that fails on its data leaves no folder.
     """
-    if config.run.resume:
-        return Path(config.run.resume)
-    if config.run.out is None:
+    if command.resume:
+        return Path(command.resume)
+    if command.out is None:
         return _new_folder(config, dataset)
-    out = Path(config.run.out)
+    out = Path(command.out)
     out.mkdir(parents=True, exist_ok=True)
     return out
 
 
-def claim(out: Path, config: Config) -> None:
+def claim(out: Path, config: Config, command: Command) -> None:
     """Writes config.json and removes partial files of a killed process. The caller holds the folder's lock.
 
     Raises ValueError as `check`, since another process may have begun a run there.
     """
-    check(config)
-    if not config.run.resume or config.run.extend_epochs:  # an extension, too, continues with --resume alone
+    check(config, command)
+    if not command.resume or config.run.extend_epochs:  # an extension, too, continues with --resume alone
         record.write_json(out / "config.json", config_file.config_to_plain(config))
     for name in ("config.json", "curves.png", *RESULTS):
         for part in out.glob(f".{name}.*.part"):
@@ -90,20 +91,20 @@ def _new_folder(config: Config, dataset: str) -> Path:
     raise ValueError(f"runs/{name}: exists, with 999 numbered ones; give --out")
 
 
-def finished(config: Config) -> dict[str, Any] | None:
-    """The summary of the run in `config.run.resume` when nothing is left to do, else None."""
+def finished(resumed: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of the run that is resumed when nothing is left to do, else None."""
     try:
-        summary = json.loads((Path(config.run.resume or "") / "summary.json").read_text())
+        summary = json.loads((resumed / "summary.json").read_text())
         reached = summary["epochs"] >= (config.final_epochs) and summary.get("n", 1) >= config.run.runs
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return summary if reached else None
 
 
-def finished_seeds(config: Config) -> list[dict[str, Any]]:
+def finished_seeds(resumed: Path, config: Config) -> list[dict[str, Any]]:
     """The summaries in runs.jsonl of a resumed job of several seeds. ValueError when the file is damaged."""
-    path = Path(config.run.resume or "") / "runs.jsonl"
-    if config.run.resume is None or not path.exists() or not path.stat().st_size:  # interrupted in the first seed
+    path = resumed / "runs.jsonl"
+    if not path.exists() or not path.stat().st_size:  # interrupted in the first seed
         return []
     seeds = range(config.seed, config.seed + config.run.runs)
     try:
@@ -117,18 +118,20 @@ def finished_seeds(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def resume_command(out: Path, processes: int = 1, config: Config | None = None) -> str:
+def resume_command(out: Path, processes: int = 1, config: Config | None = None, command: Command | None = None) -> str:
     """The command that continues a run, to be typed in the current folder.
 
-    config: names what the run uses and config.json does not give back.
+    config, command: name what the run uses and config.json does not give back.
     """
     script = sys.argv[0]
     program = [script] if Path(script).name == "train_fast.py" else ["-m", "fastcifar", "train"]  # as it was started
     words = [*program, "--resume", str(out)]
-    for name, value in flat(config).items() if config else ():
-        field = SETTINGS[name].field if name in SETTINGS else None
-        if field and name != "out" and not field.metadata.get("from_file", True) and value != field.default:
-            words += as_flag(name, value)
+    values = (settings_by_flag(config) if config else {}) | (asdict(command) if command else {})
+    values |= {"out": None, "resume": None}  # the folder is named above
+    for name, where in SETTINGS.items():
+        in_file = where.part != "command" and where.field.metadata.get("from_file", True)
+        if not in_file and name in values and values[name] != where.field.default:
+            words += as_flag(name, values[name])
     if processes > 1:
         return shlex.join(["torchrun", f"--nproc-per-node={processes}", *words])
     name = Path(sys.executable).name

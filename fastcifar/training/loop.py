@@ -28,7 +28,7 @@ CHANCE_STEPS = 50
 
 
 def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch | None = None) -> RunOutcome:
-    """Trains a run to its end, from its beginning or from the checkpoint in `config.run.resume`.
+    """Trains a run to its end, from its beginning or from the checkpoint in `command.resume`.
 
     Raises Diverged when training has failed. An observer may raise `Stop` to end the run normally; any other error
     ends it without a result.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fastcifar.augment.images import DeviceImages
 from fastcifar.config.config import Config, Model
 from fastcifar.config.settings import method_differences
-from fastcifar.data.dataset import Dataset
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers
@@ -28,25 +27,21 @@ from fastcifar.training import processes
 from fastcifar.training.parts import make_optimizer
 from fastcifar.training.state import FIRST_LOSS_SCALE, State
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import Task
+from fastcifar.training.task import Task, spread_rows
 
 ALIKE = ("network", "scale", "norm", "activation")
 """Settings in which the model of the file of --init and that of the run must agree."""
-WHITENED, WHITENED_ON_CARD = 5000, 1000
-"""Training images that the stem's filters are made of. On a card fewer, as that is in the timed part of every run."""
+WHITENED_ON_CARD = 1000
+"""Images for the stem's filters on a card: fewer than on a CPU, as that is in the timed part of every run."""
 
 
 def initial_state(task: Task, stopwatch: Stopwatch) -> State:
-    """The state before the first step, or that of the checkpoint in `config.run.resume`.
+    """The state before the first step, or that of the checkpoint in `command.resume`.
 
-    On a card the filters of a whitening stem are left to `preprocess`. Raises CheckpointError when the checkpoint does
-    not fit the task, ValueError when the weights to start from do not.
+    Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
     config, device, parts = task.config, task.hardware.device, task.parts
     model: Any = copy.deepcopy(task.network).to(device)
-    if isinstance(model, ResNet9) and not task.hardware.on_card:
-        with torch.no_grad():
-            model.stem.weight.copy_(filters_of_dataset(model, task.dataset))
     processes.join_batch_norms(model, task.world)
     processes.share_noise(model, task.world)
     rank, is_fp16 = config.tail.swag_rank if config.tail else 0, task.hardware.dtype == torch.float16
@@ -65,7 +60,8 @@ def initial_state(task: Task, stopwatch: Stopwatch) -> State:
         steps_per_epoch=task.steps_per_epoch,
         world=task.world,
     )
-    resumed = config.run.resume is not None and resume(state, config, task.dataset.digest)
+    folder = task.command.resume
+    resumed = folder is not None and resume(state, Path(folder), config, task.dataset.digest)
     if config.model.init is not None and not resumed:  # a checkpoint has the weights: the file may be gone
         load_initial(model, config.model)
     return state
@@ -82,25 +78,13 @@ def preprocess(task: Task, model: nn.Module, is_new: bool = True) -> None:
         model.stem.weight.copy_(filters_of_device_images(model, task.executor.images))
 
 
-def filters_of_dataset(model: ResNet9, dataset: Dataset) -> Tensor:
-    """Whitening filters [C0, 3, 2, 2] f64 of the training images, the same for every seed."""
-    pixels = torch.as_tensor(dataset.x_train[_rows(len(dataset.y_train), WHITENED).numpy()]).float() / 255
-    mean, std = (torch.tensor(v) for v in (dataset.mean, dataset.std))
-    return model.whitening_filters(((pixels - mean) / std).permute(0, 3, 1, 2))
-
-
 def filters_of_device_images(model: ResNet9, images: DeviceImages) -> Tensor:
-    """The filters in fp32, from `WHITENED_ON_CARD` of the images where they lie."""
-    rows, size = _rows(len(images.labels), WHITENED_ON_CARD), images.padded.shape[1] - 2 * images.pad_px
+    """Whitening filters [C0, 3, 2, 2] of products in fp32, from `WHITENED_ON_CARD` of the images where they lie."""
+    rows, size = spread_rows(len(images.labels), WHITENED_ON_CARD), images.padded.shape[1] - 2 * images.pad_px
     inner = slice(images.pad_px, images.pad_px + size)
     pixels = images.padded[rows.to(images.padded.device), inner, inner]  # [N, H, W, C] u8
     x = torch.addcmul(-images.mean * images.inv_std, pixels.float(), images.inv_std)
     return model.whitening_filters(x.permute(0, 3, 1, 2), dtype=torch.float32)
-
-
-def _rows(num_images: int, most: int) -> Tensor:
-    """Some images, of all classes also where they lie sorted."""
-    return torch.linspace(0, num_images - 1, min(most, num_images)).long()
 
 
 @torch.no_grad()
@@ -124,13 +108,13 @@ def load_initial(model: nn.Module, settings: Model) -> None:
     model.load_state_dict({name: fresh[name] if name in own else given[name] for name in fresh})
 
 
-def resume(state: State, config: Config, digest: str) -> bool:
-    """Loads checkpoint.pt of `config.run.resume` into a fresh state, in place, and says whether there was one.
+def resume(state: State, folder: Path, config: Config, digest: str) -> bool:
+    """Loads checkpoint.pt of a run folder into a fresh state, in place, and says whether there was one.
 
     A run that was stopped before its first checkpoint starts from the beginning. CheckpointError when the checkpoint
     is damaged, or is one of other settings or images; ValueError when the extension is shorter than the run.
     """
-    path = Path(config.run.resume or "") / "checkpoint.pt"
+    path = folder / "checkpoint.pt"
     if not path.exists() and (path.parent / "config.json").exists():
         return False
     content = checkpoint.load(path)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fastcifar.augment.dali import DaliExecutor
 from fastcifar.augment.executor import Executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.config.config import Config
+from fastcifar.config.config import Command, Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load
 from fastcifar.models.networks import count_parameters, make_model, own_network, train_flop
@@ -29,6 +30,9 @@ from fastcifar.runs.model_file import FROM_PYTHON
 from fastcifar.training.hardware import Hardware, keep_freed_memory
 from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts
 from fastcifar.training.processes import World
+
+WHITENED = 5000
+"""Training images that the stem's filters are made of on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Task:
     num_train: int
     steps_per_epoch: int
     network: nn.Module
-    """The network of the config's seed before its first step, in fp32 on the CPU: a run trains a copy of it."""
+    """The network of the config's seed before its first step, in fp32 on the CPU: a run trains a copy of it. Its stem
+    has the whitening filters of the training images, but where they are made on a card, in the timed part of a run."""
     num_parameters: int
     flop_per_image: dict[int, float]
     """Forward and backward, by image size in pixels: those that occur in the run, in increasing order."""
@@ -55,6 +60,8 @@ class Task:
     """Whether a CUDA graph can hold the step: the host may decide and read nothing in it."""
     parts: Parts = NO_PARTS
     """What came from Python in place of settings."""
+    command: Command = field(default=Command())
+    """What this call does with the run."""
 
     @property
     def loss(self) -> Loss:
@@ -107,6 +114,8 @@ class Task:
         network = self.network
         if config.seed != self.config.seed:
             network = _make_network(config, len(self.dataset.classes), self.world, self.parts)
+            if isinstance(network, ResNet9) and isinstance(self.network, ResNet9):  # the filters are those of all seeds
+                network.stem.weight.data.copy_(self.network.stem.weight)
         return replace(self, config=config, network=network)
 
 
@@ -154,6 +163,8 @@ def make_task(
     train_images = on_device(dataset.x_train, dataset.y_train, config.augment.crop_pad_px)
     executor = executor_class(train_images, config.augment.cutout_px)
     network = _make_network(config, len(dataset.classes), world, parts)
+    if isinstance(network, ResNet9) and not on_card:
+        network.stem.weight.data.copy_(filters_of_dataset(network, dataset))
     sizes_px = sorted({*config.augment.low_res_px, 32})
     if parts.network is not None:
         check_network(copy.deepcopy(network), len(dataset.classes), sizes_px)
@@ -193,6 +204,18 @@ def _make_network(config: Config, num_classes: int, world: World, parts: Parts) 
     if isinstance(model, ResNet9) and world.size == 1:
         model.stem_fixed_from_px = stem_fixed_from_px(config)
     return model
+
+
+def filters_of_dataset(model: ResNet9, dataset: Dataset) -> Tensor:
+    """Whitening filters [C0, 3, 2, 2] f64 of the training images, the same for every seed."""
+    pixels = torch.as_tensor(dataset.x_train[spread_rows(len(dataset.y_train), WHITENED).numpy()]).float() / 255
+    mean, std = (torch.tensor(v) for v in (dataset.mean, dataset.std))
+    return model.whitening_filters(((pixels - mean) / std).permute(0, 3, 1, 2))
+
+
+def spread_rows(num_images: int, most: int) -> Tensor:
+    """Some images, of all classes also where they lie sorted."""
+    return torch.linspace(0, num_images - 1, min(most, num_images)).long()
 
 
 def normalization_facts(task: Task) -> dict[str, Any]:

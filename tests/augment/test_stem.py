@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from stem_cases import make_conv, make_images
+from triton_scripts import run_script
 
 from fastcifar.augment import stem
 from fastcifar.augment.block import Draws
@@ -27,11 +24,7 @@ pytestmark = [pytest.mark.xdist_group("stem")]  # one process runs the cases for
 
 @cache
 def interpreted() -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__).parent / "stem_cases.py")]
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_script("augment/stem_cases.py", TRITON_INTERPRET="1")
 
 
 @needs_triton

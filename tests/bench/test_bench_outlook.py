@@ -41,5 +41,5 @@ def test_fine_tune_quick(tmp_path: Path) -> None:
     assert fine_tune.main(flags) == 0
     rows = harness.read_rows(tmp_path / "runs.jsonl")
     assert [row["way"] for row in rows] == list(fine_tune.WAYS)
-    assert len({row["summary"]["loss_last"] for row in rows}) == 3
+    assert len({row["loss_last"] for row in rows}) == 3
     assert "--init" in (tmp_path / "table.md").read_text()

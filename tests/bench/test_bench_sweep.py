@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_dataset
+from conftest import make_config, make_dataset
 
 from bench import sweep
 from fastcifar.data.errors import DataError
@@ -55,9 +55,18 @@ def test_a_failed_run_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(sweep.harness, "train_once", fail)
     job = {"recipe": "swa30", "settings": "epochs=1", "seed": 3}
-    row = sweep.train_one(job, make_dataset(20, 10), sweep.Options(data="synthetic"))
+    row = sweep.train_one(make_config(), make_dataset(20, 10))
     assert row == {"error": "RuntimeError: out of memory"}
     assert "out of memory" in sweep.describe({"number": 0, **job, **row})
+
+
+def test_each_text_of_settings_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(sweep.harness, "parse", lambda *words: parsed.append(words) or make_config())  # type: ignore[func-returns-value]
+    jobs = [{"recipe": "swa30", "settings": text, "seed": seed} for seed in (3, 4) for text in ("", "epochs=2")]
+    configs = sweep.parse_all(jobs, "data=synthetic")
+    assert parsed == [("swa30", "data=synthetic", ""), ("swa30", "data=synthetic", "epochs=2")]
+    assert [config.seed for config in configs] == [3, 3, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def write_arrays(path: Path, classes: tuple[str, ...] = NAMES, n_test: int = 40)
 
 def make_run(folder: Path, data: Path, seed: int = 0, classes: tuple[str, ...] = NAMES, **settings: Any) -> Path:
     """A run folder with random weights of a tiny network (the test needs the fixture `tiny_network`)."""
-    config = with_settings(RECIPES["swa30"], scale="small", seed=seed, data=str(data), epochs=3, out=str(folder),
+    config = with_settings(RECIPES["swa30"], scale="small", seed=seed, data=str(data), epochs=3,
                            cache_dir=str(data.parent), **settings)  # fmt: skip
     model = make_model(Model(scale="small"), len(classes), seed=seed)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(seed))

@@ -21,13 +21,14 @@ pytestmark = pytest.mark.usefixtures("here")
 # A run and its folder
 
 
-def test_a_run_ends_with_its_summary(call, base, tmp_path):
+def test_a_run_ends_with_its_summary(call, base, tmp_path, curves):
     code, out, err = call(*base, "--out", "r")
     assert (code, err) == (0, [])
     assert json.loads(out[-1]) == json.loads((tmp_path / "r/summary.json").read_text())
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
         "checkpoint.pt", "config.json", "curves.png", "metrics.jsonl", "model.safetensors", "summary.json",
     }  # fmt: skip
+    assert (tmp_path / "r/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_folder_is_named_after_the_run_and_never_used_twice(call, base, tmp_path, monkeypatch):

@@ -11,8 +11,8 @@ from made_runs import NAMES, assert_refused, make_run
 
 import fastcifar
 from fastcifar.cli import export as command
-from fastcifar.cli import flags
 from fastcifar.cli import main as cli
+from fastcifar.cli.flags import parse, parse_config
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.settings import method_differences
 from fastcifar.inference import classifier, hub_folder
@@ -81,7 +81,7 @@ def test_the_folder_loads_and_names_no_path(run, tmp_path, monkeypatch):
 def test_the_command_of_the_card_trains_the_same(run):
     words = shlex.split(blocks(ModelCard.load(export(run) / "README.md"))[1])
     assert words[:2] == ["fastcifar", "train"] and words[-2:] == ["--data", "PATH"] and "--lr-peak" in words
-    assert not method_differences(load_config(run / "config.json"), flags.parse(words[2:]))
+    assert not method_differences(load_config(run / "config.json"), parse_config(words[2:], "fastcifar train"))
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_the_command_of_the_card_trains_the_same(run):
     ],
 )
 def test_a_command_gives_itself(words):
-    config = flags.parse(words.split())
+    config = parse_config(words.split(), "fastcifar train")
     again = shlex.split(command.training_command(config))[2:]
     assert len(again) <= len(words.split()) + 8
-    parsed = flags.parse([word if word != "PATH" else "auto" for word in again])
+    parsed = parse_config([word if word != "PATH" else "auto" for word in again], "fastcifar train")
     assert parsed == config
 
 
@@ -106,9 +106,9 @@ def test_no_command_where_flags_cannot_say_it_and_two_for_a_longer_run(run):
     config = load_config(run / "config.json")
     assert command.training_command(fastcifar.Config(epochs=1, optimizer=config.optimizer,
                                                      schedule=config.schedule)) is None  # fmt: skip
-    longer = flags.parse(["--resume", str(run), "--extend-epochs", "40"])
+    longer, _ = parse(["--resume", str(run), "--extend-epochs", "40"])
     assert command.training_command(longer).splitlines()[1] == "fastcifar train --resume RUN --extend-epochs 40"
-    assert command.training_command(flags.parse(["--init", "a\n```\nb"])) is None
+    assert command.training_command(parse(["--init", "a\n```\nb"])[0]) is None
     assert "from Python" in hub_folder.make_card("a", {"accuracy": 0.5}, facts_of(run), None)
 
 

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.cli.flags import SMOKE_IMAGES, UsageError, parse
-from fastcifar.config.config import Config
+from fastcifar.cli import flags
+from fastcifar.cli.flags import SMOKE_IMAGES, UsageError
+from fastcifar.config.config import Command, Config
 from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
 from fastcifar.config.schedules import MultiStep
 from fastcifar.config.settings import NAMES, with_settings
 from fastcifar.runs.config_file import ConfigFileError, config_to_plain
 
 DEFAULT = RECIPES[DEFAULT_RECIPE]
+
+
+def parse(words, **more):
+    """The Config of the flags."""
+    return flags.parse(words, **more)[0]
 
 
 def test_no_flags_is_the_default_recipe():
@@ -62,7 +68,7 @@ def test_help_shows_every_flag_and_ends_well(capsys):
         ("--deterministic --no-cycle-momentum", {"deterministic": True, "cycle_momentum": False}),
         ("--schedule plateau --val-split 0.1", {"schedule": "plateau", "val_split": 0.1}),
         ("--target 0.94 --runs 10", {"target": 0.94, "runs": 10}),
-        ("--data /tmp/a-b --out x", {"data": "/tmp/a-b", "out": "x"}),
+        ("--data /tmp/a-b", {"data": "/tmp/a-b"}),
         ("--scale small --precision bf16 --compile off --augment torch",
          {"scale": "small", "precision": "bf16", "compile": "off", "augment": "torch"}),
     ],
@@ -88,7 +94,7 @@ def test_smoke_is_an_epoch_on_few_images():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--target 94", "target is 94.0; give the accuracy as a fraction, such as 0.94"),
+        ("--target 94", "target is 94.0; it must be a fraction, such as 0.94"),
         ("--epochs 0", "epochs is 0.0; it must be above 0 and at most 100,000"),
         ("--epochs nan", "epochs is nan; it must be finite"),
         ("--epochs many", "--epochs: could not convert string to float: 'many'"),
@@ -179,11 +185,9 @@ def make_run(folder: Path, config: Config = DEFAULT, age_s: float = 0.0) -> Path
 
 
 def test_resume_takes_the_settings_of_the_run(tmp_path):
-    config = with_settings(
-        DEFAULT, epochs=7, seed=5, schedule="multistep", milestones=(0.25, 0.5), swa_start=None, out="elsewhere"
-    )
+    config = with_settings(DEFAULT, epochs=7, seed=5, schedule="multistep", milestones=(0.25, 0.5), swa_start=None)
     folder = make_run(tmp_path / "a", config)
-    assert parse(["--resume", str(folder)]) == with_settings(config, resume=str(folder), out=None)
+    assert flags.parse(["--resume", str(folder)]) == (config, Command(resume=str(folder)))
     assert parse([f"--resume={folder}"]).seed == 5
 
 

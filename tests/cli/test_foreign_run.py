@@ -15,7 +15,8 @@ from torch._inductor.codecache import FxGraphCachePickler
 import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
-from fastcifar.config.settings import PARTS, SETTINGS, flat
+from fastcifar.config.config import Command, Machine
+from fastcifar.config.settings import COMMAND, SETTINGS, settings_by_flag
 from fastcifar.data import download
 from fastcifar.data.cache import write_cache
 from fastcifar.data.dataset import Dataset, dataset_digest
@@ -65,6 +66,7 @@ def set_in_config(run, **settings):
     values = json.loads((run / "config.json").read_text())
     for name, value in settings.items():
         part, field = ("data", name) if name == "source" else (SETTINGS[name].part, SETTINGS[name].field.name)
+        part = "run" if part == "command" else part  # where older versions wrote it
         values[part][field] = value
     (run / "config.json").write_text(json.dumps(values))
 
@@ -98,19 +100,19 @@ def test_the_planted_cache_would_be_executed(planted, monkeypatch):
 def test_a_flag_compiles_in_a_folder_of_the_user(run, planted, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path / "mine"))
     set_in_config(run, cache_dir=str(planted[0]))
-    config = flags.parse(["--resume", str(run), "--compile", "default"])
+    config, _ = flags.parse(["--resume", str(run), "--compile", "default"])
     assert config.machine.compile == "default" and compile_cache_dir(config) == tmp_path / "mine" / "compiled"
 
 
 def test_every_setting_that_names_a_folder_a_program_or_a_tracker_is_a_note(run):
     """A new setting of such a kind belongs in the list above."""
     not_read = {name for name, where in SETTINGS.items() if not where.field.metadata.get("from_file", True)}
-    assert not_read == NOTES.keys()
-    set_in_config(run, **NOTES)
-    noted, defaults = flat(load_config(run / "config.json")), {}
-    for kind in PARTS.values():
-        defaults |= {f.name: f.default for f in fields(kind)}
-    assert {name: noted[name] for name in NOTES} == {name: defaults[name] for name in NOTES}
+    assert not_read | {*COMMAND} == NOTES.keys() | {"resume"}
+    set_in_config(run, **NOTES, resume="theirs")
+    noted = settings_by_flag(load_config(run / "config.json"))
+    defaults = {f.name: f.default for f in fields(Machine)}
+    assert {name: noted[name] for name in not_read} == {name: defaults[name] for name in not_read}
+    assert not {*COMMAND} & noted.keys()
 
 
 def test_a_note_that_makes_no_sense_is_still_an_error(call, run):
@@ -122,9 +124,8 @@ def test_a_note_that_makes_no_sense_is_still_an_error(call, run):
 def test_the_command_that_goes_on_names_what_the_file_does_not_give(run, tmp_path):
     saved = load_config(run / "config.json")
     assert resume_command(run, config=saved).endswith(f"--resume {run}")
-    ours = replace(saved, machine=replace(saved.machine, compile="off", cache_dir="a b"),
-                   run=replace(saved.run, log="wandb", profile=True, out=str(run)))  # fmt: skip
-    command = resume_command(run, config=ours)
+    ours = replace(saved, machine=replace(saved.machine, compile="off", cache_dir="a b"))
+    command = resume_command(run, config=ours, command=Command(log="wandb", profile=True, out=str(run)))
     assert command.endswith(f"--resume {run} --compile off --cache-dir 'a b' --log wandb --profile")
 
 
@@ -183,6 +184,6 @@ def no_network(url):
 
 def test_a_checkpoint_gives_no_folder_either(run):
     plain = checkpoint.load(run / "checkpoint.pt")["config"]
-    assert plain["run"]["out"] and plain["machine"]["cache_dir"] and plain["machine"]["compile"] == "off"
+    assert plain["machine"]["cache_dir"] and plain["machine"]["compile"] == "off"
     read = config_from_plain(plain, "checkpoint.pt")
-    assert (read.run.out, read.machine.cache_dir, read.machine.compile) == (None, None, "auto")
+    assert (read.machine.cache_dir, read.machine.compile) == (None, "auto")

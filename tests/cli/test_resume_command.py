@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 import signal
 
 import pytest
-from commands import stop_at
+import torch
+from commands import interrupted_run, stop_at
 
 from fastcifar.runs.folder import resume_command
 
@@ -30,6 +32,33 @@ def test_an_extension_goes_on_by_resume_alone(call, base, tmp_path, monkeypatch)
     code, out, _ = call("--resume", "auto")
     assert code == 0 and json.loads(out[-1])["num_steps"] == 32 and json.loads(out[-1])["epochs"] == 4
     assert len((tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()) == 4
+
+
+OLDER = {"out": "elsewhere", "resume": "runs/before", "log": "tensorboard", "profile": True, "plot_schedule": True,
+         "dry_run": True, "debug": True}  # fmt: skip
+"""What older versions wrote among the settings of the run, in config.json and in the checkpoint."""
+
+
+def in_the_older_form(run):
+    """Rewrites the files of an interrupted run as an older version wrote them."""
+    plain = json.loads((run / "config.json").read_text())
+    assert not plain["run"].keys() & OLDER.keys()
+    plain["run"] |= OLDER
+    (run / "config.json").write_text(json.dumps(plain))
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    content["config"]["run"] |= OLDER
+    torch.save(content, run / "checkpoint.pt")
+
+
+def test_a_run_of_an_older_version_goes_on(call, request, tmp_path):
+    run, before = interrupted_run(request), {path.name for path in tmp_path.iterdir()}
+    shutil.copytree(run, tmp_path / "older")
+    in_the_older_form(tmp_path / "older")
+    for name in ("r", "older"):
+        code, out, err = call("--resume", name)
+        assert (code, err) == (0, []) and json.loads(out[-1])["num_steps"] == 16
+    assert (tmp_path / "older/model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == before | {"older"} and not [*tmp_path.glob("older/log-*")]
 
 
 def test_what_changes_the_training_is_refused(call, base):

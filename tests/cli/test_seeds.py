@@ -7,7 +7,8 @@ import signal
 import pytest
 from commands import stop_at
 
-from fastcifar.cli import ensemble, seeds
+from fastcifar.cli import ensemble
+from fastcifar.cli import train as command
 from fastcifar.observers import run_files
 from fastcifar.training import loop
 
@@ -27,8 +28,8 @@ def test_several_seeds_go_on_where_they_were_stopped(call, base, tmp_path, monke
         code, out, _ = call(*runs, "--out", "cut")
     assert code == 143 and "--resume cut" in out[-1]
     assert list(seeds_of(tmp_path / "cut/runs.jsonl")) == [5]
-    begun, go = [], seeds._train_seed
-    monkeypatch.setattr(seeds, "_train_seed", lambda task, seed, *more: begun.append(seed) or go(task, seed, *more))
+    begun, go = [], command._train_seed
+    monkeypatch.setattr(command, "_train_seed", lambda task, seed, *more: begun.append(seed) or go(task, seed, *more))
     code, out, _ = call("--resume", "cut")
     assert code == 0 and begun == [6, 7] and json.loads(out[-1])["seeds"] == [5, 6, 7]
     assert seeds_of(tmp_path / "cut/runs.jsonl") == seeds_of(tmp_path / "whole/runs.jsonl")
@@ -78,4 +79,4 @@ def test_every_seed_can_be_kept_and_goes_on_where_it_was_stopped(call, base, tmp
 
 def test_keeping_one_seed_is_refused(call, base):
     code, _, err = call(*base, "--keep-all")
-    assert code == 2 and err == ["error: keep_all is for several seeds: add --runs N"]
+    assert code == 2 and err == ["error: --keep-all has no effect here: it belongs to several seeds (add --runs N)"]

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import processes
 import pytest
 
-from bench import processes
 from fastcifar.cli import train as command
 from fastcifar.cli.signals import NUMBERS, Signals, Stopped
+from fastcifar.cli.terminal import Lines
 from fastcifar.observers.run_files import ModelFile
 from fastcifar.runs.checkpoint import load
+from fastcifar.training.observer import Stop
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -72,10 +74,10 @@ def test_a_signal_in_the_finish_phase_raises(handlers, number):
 
 def test_after_the_last_epoch_a_signal_ends_the_run_at_once(handlers):
     signals = handlers("train")
-    for step in (8, 16):
-        signals.on_epoch(SimpleNamespace(step=step, num_steps=24), {})
+    for _ in range(2):
+        signals.on_epoch(SimpleNamespace(is_over=False), {})
         assert signals.phase == "train"
-    signals.on_epoch(SimpleNamespace(step=24, num_steps=24), {})
+    signals.on_epoch(SimpleNamespace(is_over=True), {})
     assert signals.phase == "finish"
 
 
@@ -89,6 +91,25 @@ def test_a_run_that_is_stopped_while_it_finishes_goes_on_by_resume(call, base, m
     assert out[-1].startswith("interrupted and saved; continue with: ") and "--resume r --compile off" in out[-1]
     assert load(tmp_path / "r/checkpoint.pt")["state"]["step"] == 16 and not (tmp_path / "r/summary.json").exists()
     assert call("--resume", "r")[0] == 0 and (tmp_path / "r/summary.json").exists()
+
+
+def test_a_signal_ends_a_run_at_once_while_it_finishes_early(call, base, monkeypatch, tmp_path):
+    """A run that was stopped before its last step: its state is saved, and nothing is left to wait for."""
+    seen = []
+
+    def stop(self, run):
+        if run.step == 3:
+            raise Stop("enough")
+
+    def finish(self, result):
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append("waited")
+
+    monkeypatch.setattr(Lines, "on_step", stop)
+    monkeypatch.setattr(ModelFile, "on_end", finish)
+    code, _, err = call(*base, "--out", "r")
+    assert (code, err, seen) == (143, ["stopped by SIGTERM after the last step, which is saved"], [])
+    assert load(tmp_path / "r/checkpoint.pt")["state"]["step"] == 3 and not (tmp_path / "r/summary.json").exists()
 
 
 def hears(pid, number):

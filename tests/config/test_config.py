@@ -1,15 +1,23 @@
 """Every value of a Config makes sense, or ValueError says in one line which does not."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from conftest import PLAIN
 
 from fastcifar.config.config import Config, Optimizer, Run, Tail
-from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
-from fastcifar.config.schedules import SCHEDULES, OneCycle, PerStep, epoch_of
-from fastcifar.config.settings import NAMES, SETTINGS, flat, method_differences, with_settings
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.schedules import SCHEDULES, PerStep, epoch_of
+from fastcifar.config.settings import (
+    NAMES,
+    SETTINGS,
+    IneffectiveSetting,
+    method_differences,
+    settings_by_flag,
+    with_all_settings,
+    with_settings,
+)
 
 # A new setting is a decision: whoever adds one adds it here, and says in the change what it is worth.
 FLAGS = """
@@ -102,24 +110,27 @@ BAD = [
 
 def base_for(name: str) -> Config:
     """A config in which a setting has an effect."""
-    base = with_settings(PLAIN, resume="run") if name == "extend_epochs" else PLAIN
+    base = PLAIN
     if name in SETTINGS and SETTINGS[name].part == "schedule" and not isinstance(base.schedule, SETTINGS[name].owners):
         owner: Any = SETTINGS[name].owners[0]
         base = with_settings(base, schedule=owner.name, val_split=0.1)
     return base
 
 
-@pytest.mark.parametrize(("name", "value"), BAD, ids=str)
-def test_a_bad_value_is_named_in_one_line(name, value):
-    with pytest.raises(ValueError) as error:
-        with_settings(base_for(name), **{name: value})
-    message = str(error.value)
-    assert name in message and "\n" not in message and len(message) < 200
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in BAD))
+def test_a_bad_value_is_named_in_one_line(name):
+    for value in (value for named, value in BAD if named == name):
+        with pytest.raises(ValueError) as error:
+            with_all_settings(base_for(name), {name: value, **({"resume": "run"} if name == "extend_epochs" else {})})
+            pytest.fail(f"{name} = {value!r} is taken")
+        message = str(error.value)
+        assert name in message and "\n" not in message and len(message) < 200, value
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_may_be_any_text(name):
-    assert flat(with_settings(PLAIN, **{name: "-1 é"}))[name] == "-1 é"
+    config, command = with_all_settings(PLAIN, {name: "-1 é"})
+    assert {**settings_by_flag(config), **asdict(command)}[name] == "-1 é"
 
 
 @pytest.mark.parametrize(
@@ -143,12 +154,13 @@ def test_a_text_may_be_any_text(name):
     ],
 )
 def test_values_at_the_edge_are_taken(settings):
-    values = flat(with_settings(PLAIN, **settings))
+    config, command = with_all_settings(PLAIN, settings)
+    values = {**settings_by_flag(config), **asdict(command)}
     assert all(values[name] == value for name, value in settings.items())
 
 
 def test_target_in_percent_is_told_how_to_write_it():
-    with pytest.raises(ValueError, match=r"target is 94; give the accuracy as a fraction, such as 0\.94"):
+    with pytest.raises(ValueError, match=r"target is 94; it must be a fraction, such as 0\.94"):
         Run(target=94)
 
 
@@ -164,12 +176,37 @@ def test_plateau_needs_the_accuracy_of_every_epoch():
 
 def test_extending_needs_a_run_to_extend():
     with pytest.raises(ValueError, match="add --resume"):
-        Run(extend_epochs=40)
+        with_settings(PLAIN, extend_epochs=40)
 
 
 def test_several_runs_are_not_extended():
-    with pytest.raises(ValueError, match="does not go with --runs"):
-        Run(runs=2, resume="run", extend_epochs=40)
+    with pytest.raises(ValueError, match="--extend-epochs has no effect here: it belongs to a single run"):
+        with_all_settings(PLAIN, {"runs": 2, "resume": "run", "extend_epochs": 40})
+
+
+def test_what_is_of_a_command_is_no_setting_of_a_run():
+    with pytest.raises(ValueError, match="dry_run is no setting of a run; it belongs to a Command"):
+        with_settings(PLAIN, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"keep_all": True}, "--keep-all has no effect here: it belongs to several seeds (add --runs N)"),
+     ({"runs": 2, "profile": True}, "--profile has no effect here: it belongs to a single run (without --runs)"),
+     ({"runs": 2, "log": "wandb"}, "--log has no effect here: it belongs to a single run (without --runs)"),
+     ({"network": "resnet18", "start": "cosines"}, "--start has no effect here: it belongs to --network resnet9"),
+     ({"stop_at": 0.9, "eval_every": 30}, "--stop-at has no effect here: it belongs to a run that measures before")],
+)  # fmt: skip
+def test_what_has_no_effect_is_told_where_it_belongs(settings, told):
+    with pytest.raises(IneffectiveSetting) as error:
+        with_all_settings(PLAIN, settings)
+    assert str(error.value).startswith(told)
+
+
+def test_what_asks_for_nothing_is_taken_anywhere():
+    settings = {"keep_all": False, "stop_at": None, "low_res_px": (), "low_res_until": (), "extend_epochs": None,
+                "shape": None, "network": "resnet18"}  # fmt: skip
+    assert with_settings(PLAIN, **settings) == with_settings(PLAIN, network="resnet18")
 
 
 @pytest.mark.parametrize(
@@ -194,9 +231,9 @@ def test_an_unknown_setting_is_refused_with_the_closest_one():
         with_settings(PLAIN, lr_peek=0.1)
 
 
-def test_flat_gives_what_with_settings_takes():
+def test_with_settings_takes_what_settings_by_flag_gives():
     for config in RECIPES.values():
-        values = {name: value for name, value in flat(config).items() if name in ("epochs", "lr_peak", "tta", "seed")}
+        values = {name: settings_by_flag(config)[name] for name in ("epochs", "lr_peak", "tta", "seed")}
         assert with_settings(config, **values) == config
 
 
@@ -216,50 +253,23 @@ def test_a_schedule_from_python_keeps_its_type_under_other_settings():
 
 def test_a_tail_comes_and_goes():
     without = with_settings(PLAIN, swa_start=None)
-    assert without.tail is None and flat(without)["swa_start"] is None
+    assert without.tail is None and settings_by_flag(without)["swa_start"] is None
     assert with_settings(without, swa_start=0.5, swa_lr=0.3).tail == Tail(start=0.5, lr=0.3)
 
 
 def test_what_decides_the_weights_is_compared_and_nothing_else():
-    free = {"device": "cpu", "precision": "fp32", "tta": "flip", "out": "x", "runs": 3, "data": "elsewhere",
+    free = {"device": "cpu", "precision": "fp32", "tta": "flip", "runs": 3, "data": "elsewhere",
             "deterministic": True, "checkpoint_every": 2}  # fmt: skip
     assert method_differences(PLAIN, with_settings(PLAIN, **free)) == []
     for name, value in {"seed": 1, "epochs": 3, "lr_peak": 0.3, "batch_size": 7, "subset": 100, "swa_lr": 0.1,
                         "crop_pad_px": 1, "norm": "gn-ws", "val_split": 0.1}.items():  # fmt: skip
         (difference,) = method_differences(PLAIN, with_settings(PLAIN, **{name: value}))
-        assert difference == f"{name}: {flat(PLAIN)[name]} -> {value}"
+        assert difference == f"{name}: {settings_by_flag(PLAIN)[name]} -> {value}"
     assert method_differences(PLAIN, with_settings(PLAIN, swa_start=None))
     assert "schedule: onecycle -> cosine" in method_differences(PLAIN, with_settings(PLAIN, schedule="cosine"))
 
 
 # Recipes
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_knows_its_name_and_names_no_machine(name):
-    config = RECIPES[name]
-    plain = Config(epochs=1, optimizer=Optimizer(batch_size=1), schedule=OneCycle(peak=0.1), run=Run(recipe=name))
-    assert (config.machine, config.run, config.data, config.seed) == (plain.machine, plain.run, plain.data, 0)
-
-
-def test_the_default_recipe_is_one():
-    assert RECIPES[DEFAULT_RECIPE].epochs == 30
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_every_optimizer_and_comes_back(name):
-    config = RECIPES[name]
-    for optimizer in ("muon", "sgd", "apex-sgd"):
-        assert with_optimizer(config, optimizer).optimizer.name == optimizer
-    assert with_optimizer(config, config.optimizer.name) == config
-
-
-def test_the_source_s_experiment_reads_as_it_is_described():
-    """OneCycle to 0.1 with 30% rise and momentum 0.95 to 0.85 for 20 of 30 epochs, then a tail at 0.01."""
-    config = RECIPES["swa30-source"]
-    assert config.schedule == OneCycle(peak=0.1, rise=0.3, momentum_max=0.95, momentum_min=0.85, final_div_factor=1e4)
-    assert config.tail == Tail(start=20 / 30, lr=0.01, every_steps=None) and config.epochs == 30
-    assert config.epoch_of(config.tail.start) == pytest.approx(20)
 
 
 @pytest.mark.parametrize("name", sorted(set(INTEGERS) - {"seed"}))

@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def command(*flags: str, signals: Asked | None = None) -> dict[str, Any]:
     """Exit code, output and counts of a command line."""
     said, complained = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained), card.counting() as counted:
-        code = subject.command_line.main([*SETTINGS, *flags], signals or Asked())  # type: ignore[arg-type]
+        code = subject.command_line.train([*SETTINGS, *flags], signals or Asked())  # type: ignore[arg-type]
     lines = said.getvalue().strip().splitlines()
     return {"code": code, "stdout": lines, "stderr": complained.getvalue(), "counted": counted,
             "last": json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None}  # fmt: skip
@@ -87,7 +88,7 @@ def resumed(**settings: Any) -> dict[str, Any]:
         first = make_task(**settings)
         with contextlib.suppress(subject.Interrupted):
             subject.train(first, [checkpoints(first, Asked(after=4))])
-        second = make_task(resume=folder, **settings)
+        second = replace(make_task(**settings), command=subject.Command(resume=folder))
         return watch_run(second, observers=[checkpoints(second, Asked())])
 
 

@@ -48,7 +48,7 @@ class Messages(subject.Lines):
 @contextmanager
 def messages() -> Iterator[list[str]]:
     """The list gets every message of fastcifar's logger."""
-    with subject.shown(Messages()) as kept:
+    with subject.route_log_to(Messages()) as kept:
         yield kept.lines  # type: ignore[attr-defined]
 
 

@@ -5,9 +5,9 @@ from fastcifar.augment.block import Block, Draws
 from fastcifar.augment.executor import Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.augment.torch_executor import TorchExecutor
-from fastcifar.cli import train as command_line
-from fastcifar.cli.progress import Lines, shown
-from fastcifar.config.config import Config
+from fastcifar.cli import main as command_line
+from fastcifar.cli.terminal import Lines, route_log_to
+from fastcifar.config.config import Command, Config
 from fastcifar.config.recipes import RECIPES, with_optimizer
 from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
@@ -35,6 +35,7 @@ __all__ = [
     "Blocks",
     "CapturedStep",
     "Checkpoints",
+    "Command",
     "Config",
     "CudaGraphs",
     "Dataset",
@@ -61,8 +62,8 @@ __all__ = [
     "make_task",
     "preparing",
     "resolve",
+    "route_log_to",
     "set_row",
-    "shown",
     "start_state",
     "stem",
     "train",

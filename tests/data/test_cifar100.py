@@ -25,7 +25,7 @@ from tiny_sets import (
 )
 
 import fastcifar
-from fastcifar.cli import train as command
+from fastcifar.cli import main as command
 from fastcifar.data.errors import DataError
 from fastcifar.data.load import load
 from fastcifar.data.official import CIFAR10, CIFAR100
@@ -123,7 +123,7 @@ def test_digests_and_addresses_are_those_of_torchvision():
 def test_an_epoch_on_100_classes_from_the_command_line_and_from_python(published, tiny_network, capfd):
     write_folder(Path("data"), in_folder(published))
     flags = ["--smoke", "--device", "cpu", "--scale", "small", "--batch-size", "20", "--out", "run"]
-    assert command.main([*flags, "--data", "cifar100"]) == 0
+    assert command.train([*flags, "--data", "cifar100"]) == 0
     summary = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert (summary["dataset"], summary["n_train"], summary["n_test"]) == ("cifar100", 200, 100)
     model = fastcifar.load("run")

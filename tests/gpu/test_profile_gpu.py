@@ -2,11 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_config, make_dataset, task_of
 
+from fastcifar.config.config import Command
 from fastcifar.observers.profiling import RECORDED_STEPS, TABLE, TRACE
 from fastcifar.observers.run_files import file_observers
 from fastcifar.training.loop import train
@@ -16,8 +18,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def test_the_trace_of_a_card_has_kernels_and_launches_of_graphs(tmp_path):
     config = make_config(device="cuda", scale="small", compile="off", augment="torch", batch_size=100, lr_peak=0.2,
-                         precision="bf16", epochs=1, profile=True)  # fmt: skip
-    task = task_of(config, make_dataset(2000, 500))
+                         precision="bf16", epochs=1)  # fmt: skip
+    task = replace(task_of(config, make_dataset(2000, 500)), command=Command(profile=True))
     train(task, file_observers(task, tmp_path))
     events = json.loads(gzip.decompress((tmp_path / TRACE).read_bytes()))["traceEvents"]
     assert sum(event.get("name") == "cudaGraphLaunch" for event in events) == RECORDED_STEPS

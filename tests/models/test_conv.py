@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fused_cases import images
-from test_fused import needs_triton, run_script, small_network
+from test_fused import needs_triton, small_network
 from torch import Tensor, nn
+from triton_scripts import run_script
 
 from fastcifar.models import conv_choice, fused, pooled_conv
 from fastcifar.models.conv_choice import PooledConv2d, choices, kernels_of, timings_ms
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.xdist_group("conv kernels")]  # one process runs the c
 
 @cache
 def interpreted() -> dict[str, dict[str, float]]:
-    return run_script("conv_cases.py", Path("/nowhere"), TRITON_INTERPRET="1")
+    return run_script("conv_cases.py", TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -55,9 +55,9 @@ def test_they_write_all_of_their_tensors_and_nothing_else():
 
 @needs_triton
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's compiler runs on Linux")
-def test_they_compile_for_a_card_that_is_not_here(tmp_path):
+def test_they_compile_for_a_card_that_is_not_here():
     """Nothing is spilled, products are Hopper's own, and tiles are copied 16 bytes at a time (codes: 8)."""
-    built = run_script("models/conv_builds.py", tmp_path, "90")
+    built = run_script("models/conv_builds.py", "90")
     assert len(built) == 10
     for row in built:
         assert row["spilled_bytes"] == 0 and row["shared_bytes"] <= MOST_SHARED_BYTES, row

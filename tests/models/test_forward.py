@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from forward_cases import SHAPES, apart, images, random_network
+from triton_scripts import run_script
 
 from fastcifar.config.config import Model
 from fastcifar.models.folded import fold
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ResNet9
 
-ROOT = Path(__file__).parents[2]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="this torch comes without Triton")
 LIMITS = {"fp32": 1e-6, "bf16": 2.0**-6, "fp16": 2.0**-9}
@@ -29,18 +24,9 @@ LIMITS = {"fp32": 1e-6, "bf16": 2.0**-6, "fp16": 2.0**-9}
 pytestmark = [pytest.mark.xdist_group("forward kernels")]  # one process runs the cases for all tests
 
 
-def run_script(name: str, *arguments: str, **environment: str) -> Any:
-    """The last line that a script in this folder prints, as JSON."""
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, str(Path(__file__).parent / name), *arguments]
-    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @cache
 def interpreted() -> dict[str, float]:
-    return run_script("forward_cases.py", TRITON_INTERPRET="1")
+    return run_script("models/forward_cases.py", TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -66,8 +52,8 @@ def test_the_check_before_a_run_leaves_room_for_rounding_only():
 
 @needs_triton
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's compiler runs on Linux")
-def test_they_compile_for_a_card_that_is_not_here_and_spill_nothing(tmp_path):
-    built = run_script("forward_builds.py", "90", TRITON_CACHE_DIR=str(tmp_path))
+def test_they_compile_for_a_card_that_is_not_here_and_spill_nothing():
+    built = run_script("models/forward_builds.py", "90")
     assert {row["kernel"] for row in built} == {"bias_activation", "stem"}
     for row in built:
         assert row["spilled_bytes"] == 0 and row["registers"] <= 128, row

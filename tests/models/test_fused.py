@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from triton_scripts import run_script
 
 from fastcifar.config.config import Model
 from fastcifar.models import fused
 from fastcifar.models.networks import make_model
 
-ROOT = Path(__file__).parents[2]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="this torch comes without Triton")
 LIMITS = {"fp32": 1e-5, "bf16": 2.0**-6, "fp16": 2.0**-9}
@@ -28,18 +24,9 @@ FAR_MEAN = 2e-4
 """fp32 holds 5 digits of a difference of 0.5 at 100, in plain torch too."""
 
 
-def run_script(name: str, folder: Path, *arguments: str, **environment: str) -> Any:
-    """The last line that a script in the tests' folder prints, as JSON."""
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder), **environment}
-    command = [sys.executable, str(ROOT / "tests" / name), *arguments]
-    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @cache
 def interpreted() -> dict[str, dict[str, float]]:
-    return run_script("fused_cases.py", Path("/nowhere"), TRITON_INTERPRET="1")
+    return run_script("fused_cases.py", TRITON_INTERPRET="1")
 
 
 @pytest.fixture
@@ -93,8 +80,8 @@ def test_the_check_before_a_run_leaves_room_for_rounding_only(cases):
 
 @needs_triton
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's compiler runs on Linux")
-def test_they_compile_for_a_card_that_is_not_here_and_spill_nothing(tmp_path):
-    built = run_script("models/fused_builds.py", tmp_path, "90")
+def test_they_compile_for_a_card_that_is_not_here_and_spill_nothing():
+    built = run_script("models/fused_builds.py", "90")
     assert len(built) == 13
     for row in built:
         assert row["spilled_bytes"] == 0 and row["registers"] <= 128, row

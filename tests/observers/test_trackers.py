@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import stop_after
-from conftest import Recorder, make_config, train_in_folder
+from conftest import PLAIN, Recorder, train_in_folder
 
 import fastcifar
 from fastcifar.cli import lr_find
+from fastcifar.config.config import Command
 from fastcifar.observers import trackers
 from fastcifar.observers.trackers import make_tracker
 
@@ -129,7 +130,7 @@ def test_trackio_and_wandb_get_rows_settings_and_summary(make_quick_task, tmp_pa
 
 def test_a_project_of_the_environment_is_taken(tmp_path, fake, monkeypatch):
     monkeypatch.setenv(f"{fake.name.upper()}_PROJECT", "mine")
-    make_tracker(make_config(log=fake.name), tmp_path)
+    make_tracker(PLAIN, Command(log=fake.name), tmp_path)
     assert [project for project, *_ in fake.started] == ["mine"]
 
 
@@ -140,7 +141,7 @@ def test_name_id_and_folder_of_the_environment_are_taken(tmp_path, monkeypatch):
     took = {}
     program = SimpleNamespace(init=lambda **values: took.update(values), Settings=lambda console: console)
     monkeypatch.setitem(sys.modules, "wandb", program)
-    make_tracker(make_config(log="wandb"), tmp_path)
+    make_tracker(PLAIN, Command(log="wandb"), tmp_path)
     assert {key: took[key] for key in given} == given and "entity" not in took and "mode" not in took
 
 
@@ -163,32 +164,32 @@ def rows_of(count):
             for e in range(1, count + 1)]  # fmt: skip
 
 
-def log_rows(config, out, count):
+def log_rows(out, count, **command):
     """A tracker that sees the last of some epochs."""
     rows = rows_of(count)
-    make_tracker(config, out).on_epoch(SimpleNamespace(history=rows), rows[-1])
+    make_tracker(PLAIN, Command(**command), out).on_epoch(SimpleNamespace(history=rows), rows[-1])
 
 
 def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path):
     for resume, count in ((None, 2), (str(tmp_path), 2), (str(tmp_path), 3)):
-        log_rows(make_config(log="tensorboard", resume=resume), tmp_path, count)
+        log_rows(tmp_path, count, log="tensorboard", resume=resume)
     assert [step for step, _ in scalars_of(tmp_path / "tensorboard")[0]["loss_train"]] == [8, 16, 24]
 
 
 def test_a_new_run_in_a_folder_replaces_the_rows_in_tensorboard(tmp_path):
     for count in (3, 1):
-        log_rows(make_config(log="tensorboard"), tmp_path, count)
+        log_rows(tmp_path, count, log="tensorboard")
     assert [step for step, _ in scalars_of(tmp_path / "tensorboard")[0]["loss_train"]] == [8]
 
 
 def test_a_new_run_in_a_folder_is_a_new_log(tmp_path, fake):
     for _ in range(2):
-        log_rows(make_config(log=fake.name), tmp_path, 2)
+        log_rows(tmp_path, 2, log=fake.name)
     assert len({name for _, name, _, _ in fake.started}) == 2 and [step for step, _ in fake.rows] == [8, 16, 8, 16]
 
 
 def test_a_log_that_begins_at_a_resume_gets_the_earlier_rows(tmp_path, fake):
-    log_rows(make_config(log=fake.name, resume=str(tmp_path)), tmp_path, 2)
+    log_rows(tmp_path, 2, log=fake.name, resume=str(tmp_path))
     assert [step for step, _ in fake.rows] == [8, 16] and "accuracy" not in fake.rows[0][1]
 
 
@@ -196,7 +197,7 @@ def test_a_log_that_begins_at_a_resume_gets_the_earlier_rows(tmp_path, fake):
 def test_a_damaged_file_of_the_log_is_told(tmp_path, content):
     (tmp_path / "log-wandb.json").write_text(content)
     with pytest.raises(ValueError, match=r"^\S+log-wandb.json: damaged \(.*\); remove it to begin a new log$"):
-        make_tracker(make_config(log="wandb", resume=str(tmp_path)), tmp_path)
+        make_tracker(PLAIN, Command(log="wandb", resume=str(tmp_path)), tmp_path)
 
 
 def test_a_log_that_fails_is_a_warning(make_quick_task, tmp_path, fake, monkeypatch):

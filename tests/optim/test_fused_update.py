@@ -6,17 +6,14 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
-import json
-import os
-import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_config
+from triton_scripts import run_script
 
 from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
@@ -25,7 +22,6 @@ from fastcifar.optim import fused_update
 from fastcifar.optim.arena import ALIGN, Arena
 from fastcifar.optim.optimizers import make_optimizers
 
-ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or not sys.platform.startswith("linux"), reason="Triton is not here"
 )
@@ -35,19 +31,9 @@ BF16 = {"": 0.06, " of rank 8": 0.08}
 where a filter has three columns. Rounded, the optimizer's own iteration is 0.7% and 3.8% off fp64."""
 
 
-def run_script(name: str, **environment: str) -> Any:
-    places = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests/optim" / name)]
-    done = subprocess.run(
-        [*command, "90"], env={**os.environ, **places, **environment}, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @cache
 def cases() -> dict[str, Any]:
-    return run_script("update_cases.py", TRITON_INTERPRET="1")
+    return run_script("optim/update_cases.py", TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -83,7 +69,7 @@ def test_equal_numbers_give_equal_bits_and_nothing_else_is_written():
 @needs_triton
 @pytest.mark.parametrize("kind", ["muon, stem fixed", "sgd"])
 def test_recorded_steps_keep_the_state_of_those_without_kernels(kind):
-    """Weights, running statistics, momenta and the sum of losses after six steps at two image sizes."""
+    """Weights, running statistics, momenta and the sum of losses after four steps at two image sizes."""
     found = cases()[f"steps {kind}"]
     assert len(found) >= 40 and {"head.weight", "stem.bias", "loss_sum"} <= set(found)
     assert max(found.values()) <= 1e-4, found
@@ -96,8 +82,8 @@ def test_the_check_before_a_run_leaves_room_for_rounding_only():
 
 
 @needs_triton
-def test_the_kernels_compile_for_a_card_that_is_not_here_and_spill_nothing(tmp_path):
-    built = run_script("update_builds.py", TRITON_CACHE_DIR=str(tmp_path))
+def test_the_kernels_compile_for_a_card_that_is_not_here_and_spill_nothing():
+    built = run_script("optim/update_builds.py", "90")
     assert {row["kernel"] for row in built} == {"take", "prepare", "gram", "steps", "apply", "sgd", "head_loss"}
     for row in built:
         assert row["spilled_bytes"] == 0 and row["shared_bytes"] <= 227 * 1024, row

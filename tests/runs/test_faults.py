@@ -8,14 +8,14 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import processes
 import pytest
 import torch
 from commands import stop_at
 from conftest import Recorder, train_in_folder
 from safetensors.torch import load_file
 
-from bench import processes
-from fastcifar.cli import train as command
+from fastcifar.cli import main as cli
 from fastcifar.config.schedules import PerEpoch
 from fastcifar.files import lock_folder, write_atomically
 from fastcifar.models.resnet9 import ResNet9
@@ -243,7 +243,7 @@ def test_a_folder_is_held_by_one(tmp_path):
 def test_a_killed_process_holds_no_folder(base, tmp_path):
     process = processes.start([*base, "--epochs", "5000", "--out", str(tmp_path / "r")], tmp_path / "log")
     assert processes.wait_until((tmp_path / "r/checkpoint.pt").exists, 120)
-    assert command.main(["--resume", str(tmp_path / "r")]) == 2
+    assert cli.train(["--resume", str(tmp_path / "r")]) == 2
     process.kill()
     processes.join_all([process])
     with lock_folder(tmp_path / "r"):

@@ -44,14 +44,18 @@ def test_a_run_folder_is_that_of_the_command(tmp_path):
         fastcifar.train(QUICK, data=make_dataset(), epochs=1, out=tmp_path / "r")
 
 
-def test_hooks_are_called_with_step_or_epoch_and_metrics():
+def test_observers_are_told_of_steps_and_of_epochs_with_their_rows():
+    class Diary(fastcifar.Observer):
+        def on_step(self, run: Any) -> None:
+            steps.append(run.step)
+
+        def on_epoch(self, run: Any, row: dict[str, Any]) -> None:
+            rows.append(row)
+
     steps: list[int] = []
-    rows: list[tuple[int, dict[str, Any]]] = []
-    result = fastcifar.train(
-        QUICK, data=make_dataset(), epochs=2, on_step=lambda step, _: steps.append(step),
-        on_epoch=lambda epoch, row: rows.append((epoch, row)),
-    )  # fmt: skip
-    assert steps == list(range(1, 17)) and rows == [(row["epoch"], row) for row in result.history]
+    rows: list[dict[str, Any]] = []
+    result = fastcifar.train(QUICK, data=make_dataset(), epochs=2, observers=[Diary()])
+    assert steps == list(range(1, 17)) and rows == result.history
 
 
 @pytest.mark.parametrize(("shape", "classes"), [((28, 28), 3), ((24, 24, 1), 2), ((64, 48, 3), 12), ((32, 32, 3), 2)])
@@ -94,6 +98,8 @@ def test_normalisation_is_part_of_the_model():
         ({"optimizer": "adam"}, "optimizer is 'adam'"),
         ({"data": "/no/such/file"}, "/no/such/file"),
         ({"runs": 3}, "runs is for the command line"),
+        ({"dry_run": True}, "dry_run is for the command line"),
+        ({"extend_epochs": 3}, "add --resume RUN_DIR"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(arguments, told):

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import distributed
+import processes
 import pytest
 import torch
 from conftest import make_config
 from torch import nn
 
-from bench import distributed as bench
-from bench import processes
 from fastcifar.observers.checkpoints import Checkpoints
 from fastcifar.runs.checkpoint import load
 from fastcifar.training.processes import (
@@ -182,7 +182,7 @@ def test_joined_batch_norm_is_that_of_the_whole_batch(size, mean, momentum):
 
 @pytest.mark.parametrize(("optimizer", "sizes"), [("sgd", (2,)), ("muon", (2, 4))])
 def test_losses_of_several_processes_are_those_of_one(tmp_path, optimizer, sizes):
-    rows = bench.losses(tmp_path, optimizer, sizes)
+    rows = distributed.losses(tmp_path, optimizer, sizes)
     assert [row["processes"] for row in rows] == [1, *sizes]
     for row in rows:
         assert row["exit"] == [0] * row["processes"] and row["steps"] == 20
@@ -193,7 +193,7 @@ def test_losses_of_several_processes_are_those_of_one(tmp_path, optimizer, sizes
 
 
 def test_seeds_apart_are_the_seeds_of_one_process(tmp_path):
-    found = bench.seeds(tmp_path)
+    found = distributed.seeds(tmp_path)
     assert found == {"runs": 3, "exit": [0, 0], "equal": True}
     summary = json.loads((tmp_path / "seeds-2/summary.json").read_text())
     assert summary["n"] == 3 and summary["seeds"] == [0, 1, 2]
@@ -201,7 +201,7 @@ def test_seeds_apart_are_the_seeds_of_one_process(tmp_path):
 
 def begin(tmp_path, *more):
     """A long run by two processes, of which at least an epoch is over."""
-    argv = [*bench.flags(tmp_path), "--epochs", "3000", "--out", str(tmp_path / "r"), *more]
+    argv = [*distributed.flags(tmp_path), "--epochs", "3000", "--out", str(tmp_path / "r"), *more]
     ranks = [processes.start(argv, tmp_path / f"{i}.log", env) for i, env in enumerate(processes.ranks(2))]
     assert processes.wait_until((tmp_path / "r/checkpoint.pt").exists, 120)
     return ranks
@@ -235,8 +235,8 @@ def test_processes_agree_to_stop(tmp_path, who):
 
 
 def test_a_batch_that_does_not_divide_is_told(tmp_path):
-    argv = [*bench.flags(tmp_path), "--batch-size", "25", "--out", str(tmp_path / "r")]
-    codes = bench.together(tmp_path, "odd", 2, argv)
+    argv = [*distributed.flags(tmp_path), "--batch-size", "25", "--out", str(tmp_path / "r")]
+    codes = distributed.together(tmp_path, "odd", 2, argv)
     assert codes == [2, 2]
     assert "batch_size 25 does not divide among 2 processes" in (tmp_path / "odd.0.log").read_text()
 
@@ -244,7 +244,7 @@ def test_a_batch_that_does_not_divide_is_told(tmp_path):
 def test_an_error_of_the_first_process_ends_all(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/checkpoint.pt").touch()
-    codes = bench.together(tmp_path, "taken", 2, [*bench.flags(tmp_path), "--out", str(tmp_path / "r")])
+    codes = distributed.together(tmp_path, "taken", 2, [*distributed.flags(tmp_path), "--out", str(tmp_path / "r")])
     assert codes == [2, 2]
     assert "holds a run already" in (tmp_path / "taken.0.log").read_text()
     assert (tmp_path / "taken.1.log").read_text().splitlines()[-1].startswith("error: another process of this run has")

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from torchvision.transforms import v2
 
 import fastcifar
-from fastcifar.cli import train as command
+from fastcifar.cli import main as command
 from fastcifar.config.schedules import OneCycle, PerStep, Schedule
 from fastcifar.runs.model_file import load_model
 from fastcifar.training import step as steps
@@ -78,11 +78,12 @@ def test_the_schedule_scales_the_rates_of_an_optimizer():
         kept.append(torch.optim.AdamW([{"params": params[:2], "lr": 0.01}, {"params": params[2:]}], lr=0.03))
         return kept[-1]
 
+    class Rates(fastcifar.Observer):
+        def on_step(self, run: Any) -> None:
+            rates.append(tuple(group["lr"] for group in kept[-1].param_groups))
+
     rates: list[tuple[float, ...]] = []
-    result = train(
-        optimizer=make, schedule=OneCycle(peak=0.5), swa_start=None,
-        on_step=lambda step, _: rates.append(tuple(group["lr"] for group in kept[-1].param_groups)),
-    )  # fmt: skip
+    result = train(optimizer=make, schedule=OneCycle(peak=0.5), swa_start=None, observers=[Rates()])
     table = 16 * [0.0]
     for row in result.history:
         table[row["step"] - 1] = row["lr"]
@@ -144,7 +145,7 @@ def test_a_run_of_parts_goes_on_as_if_it_had_not_stopped(schedule, tmp_path, cap
 def test_what_must_be_given_again_is_told_in_one_line(tmp_path, capfd):
     out = tmp_path / "r"
     train(**OWN, out=out)
-    assert command.main(["--resume", str(out), "--extend-epochs", "3"]) == 2
+    assert command.train(["--resume", str(out), "--extend-epochs", "3"]) == 2
     err = capfd.readouterr().err.splitlines()
     assert len(err) == 1 and "network, optimizer, loss, transform of this run came from Python" in err[0]
     assert "fastcifar.train(..., network=..., optimizer=..., loss=..., transform=..., resume=RUN)" in err[0]

@@ -10,9 +10,9 @@ from fastcifar.augment.images import to_device
 from fastcifar.config.settings import with_settings
 from fastcifar.training import loop, prepare
 from fastcifar.training.hardware import Hardware, resolve
-from fastcifar.training.start import filters_of_dataset, filters_of_device_images, initial_state, preprocess
+from fastcifar.training.start import filters_of_device_images, initial_state, preprocess
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import make_task
+from fastcifar.training.task import filters_of_dataset, make_task
 
 
 def test_borders_and_filters_are_made_from_the_images_inside(make_quick_task):

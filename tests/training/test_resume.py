@@ -1,25 +1,22 @@
 """A run that was cut anywhere and resumed ends as the run that was not: bit for bit, times apart."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import kills
+import processes
 import pytest
 import torch
 from comparison import run_with_cuts, same, stop_at_step, weights, without_times
 from conftest import Recorder, make_dataset, train_in_folder
 from safetensors.torch import load_file
 
-from bench import processes
 from fastcifar.config.schedules import PerEpoch
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.runs import checkpoint
 from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24  # 3 epochs of 8 steps; the tail begins at step 16
 
 
@@ -236,12 +233,10 @@ def test_an_extension_that_makes_no_sense_is_refused(make_quick_task, tmp_path, 
 
 
 def test_killed_runs_lose_nothing(tmp_path):
-    """The bench with three kills; its whole run has fifty."""
-    done = subprocess.run([sys.executable, "-m", "bench.kills", "--quick", "--out", str(tmp_path)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    kills = json.loads((tmp_path / "kills.json").read_text())["kills"]
-    assert len(kills) == 3 and all(kill["equal"] for kill in kills)
+    """Three kills; `tests/kills.py` makes fifty."""
+    assert kills.main(["--quick", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "kills.json").read_text())["kills"]
+    assert len(found) == 3 and all(kill["equal"] for kill in found)
 
 
 # Two at once

@@ -1,11 +1,11 @@
 """Is anything lost when a run is killed at a random instant and resumed?
 
-    python -m bench.kills --out records/kills [--kills 50] [--real 3] [--quick]
+    PYTHONPATH=. python tests/kills.py --out DIR [--kills 50] [--real 3] [--quick]
 
 Each run (a small network, twelve epochs, the last four an averaging tail) is ended by SIGKILL at an instant drawn
 evenly between the creation of its folder and its end, and then resumed. Its final weights, raw and averaged, and its
 metrics without times must be equal, bit for bit, to those of an undisturbed run. The last `--real` runs start from the
-command line. The bench writes kills.json and kills.md.
+command line. It writes kills.json and kills.md.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import processes
 import torch
 from safetensors.torch import load_file
 
-from bench import processes
 from fastcifar.runs.checkpoint import load
 from fastcifar.runs.environment import utc_stamp, versions
 from fastcifar.runs.record import write_json
@@ -126,14 +127,14 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"| all | {len(rows)} | {sum(row['equal'] for row in rows)} |", ""])
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Kills runs at random instants and resumes them.")
     parser.add_argument("--out", type=Path, required=True, help="folder of kills.json and kills.md")
     parser.add_argument("--kills", type=int, default=50, help="number of kills")
     parser.add_argument("--real", type=int, default=3, help="how many of them start from the command line")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instants")
     parser.add_argument("--quick", action="store_true", help="three kills, none from the command line")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     kills, real_kills = (3, 0) if options.quick else (options.kills, options.real)
     rows = []
     for name, count in (("warm", kills - real_kills), ("real", real_kills)):

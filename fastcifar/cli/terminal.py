@@ -1,13 +1,14 @@
-"""What a person sees while a run trains: a bar with the time left on a terminal, one plain line per epoch elsewhere.
+"""What a person sees on a terminal: the progress of a run, and tables.
 
-Messages of the other rooms come through the `fastcifar` logger; `shown` prints them among these lines.
+A run shows a bar with the time left on a terminal, one plain line per epoch elsewhere. Messages of the other rooms come
+through the `fastcifar` logger; `route_log_to` prints them among these lines.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +84,7 @@ class Handler(logging.Handler):
 
 
 @contextmanager
-def shown(progress: Lines) -> Iterator[Lines]:
+def route_log_to(progress: Lines) -> Iterator[Lines]:
     """Shows the messages of the `fastcifar` logger as lines of `progress`, and closes it in the end."""
     handler, propagated = Handler(progress), log.propagate
     log.addHandler(handler)
@@ -99,10 +100,10 @@ def shown(progress: Lines) -> Iterator[Lines]:
 def epoch_line(row: dict[str, Any], num_epochs: int) -> str:
     """A metrics row as a plain line."""
     accuracy = epoch_accuracy(row)
-    shown = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
+    measured = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
     return (
         f"epoch {row['epoch']:3d}/{num_epochs}  {row['phase']:5s}  lr {row['lr']:<8.4g} "
-        f"momentum {row['momentum']:.3f}  loss {row['loss_train']:.4f}{shown}  {row['time_s']:7.1f} s"
+        f"momentum {row['momentum']:.3f}  loss {row['loss_train']:.4f}{measured}  {row['time_s']:7.1f} s"
     )
 
 
@@ -117,8 +118,22 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"stopped after {summary['epochs']:g} epochs: {summary['stopped']}")
     if summary["steps_skipped_fp16"]:
         lines.append(f"note: {summary['steps_skipped_fp16']} steps were skipped by fp16 overflow")
-    shown = f", averaged {averaged:.2%}" if averaged is not None else ""
+    more = f", averaged {averaged:.2%}" if averaged is not None else ""
     if summary["views"] > 1:
-        shown += f"; one view {summary['accuracy_one_view']:.2%}, the figure takes up to {summary['views']}"
+        more += f"; one view {summary['accuracy_one_view']:.2%}, the figure takes up to {summary['views']}"
     of = " on the built-in synthetic images, not CIFAR-10" if summary["dataset"] == "synthetic" else ""
-    return [*lines, f"accuracy {summary['accuracy']:.2%} (raw {raw:.2%}{shown}){of}"]
+    return [*lines, f"accuracy {summary['accuracy']:.2%} (raw {raw:.2%}{more}){of}"]
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of aligned columns: the first to the left, the others to the right. Control characters become `?`."""
+    clean = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in clean
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,8 +1,8 @@
 """Do several processes train what one process trains, and how does a job end when one of them dies?
 
-    python -m bench.distributed --out records/distributed [--quick]
+    PYTHONPATH=. python tests/distributed.py --out DIR [--quick]
 
-The bench runs on CPUs with gloo. `losses` compares 20 steps in fp32 by 1, 2 and 4 processes, `seeds` compares
+Everything runs on CPUs with gloo. `losses` compares 20 steps in fp32 by 1, 2 and 4 processes, `seeds` compares
 `--runs N --parallel seeds` in 2 processes and in 1, `death` kills a process of torchrun and resumes the run alone, and
 `stop` sends SIGTERM to torchrun. `--quick` leaves out the last two. It writes distributed.json and distributed.md.
 """
@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 from safetensors.torch import load_file
 
-from bench import processes
 from fastcifar.runs.checkpoint import load
 from fastcifar.runs.environment import utc_stamp, versions
 from fastcifar.runs.record import write_json

@@ -1,11 +1,11 @@
-"""Starts training runs in processes of their own, for `bench.kills`, `bench.distributed` and the tests.
+"""Starts training runs in processes of their own.
 
-Warm processes are forked from a server that has imported torch already; real ones start from the command line. The
-module is imported; it has no command.
+Warm processes are forked from a server that has imported torch already; real ones start from the command line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -14,14 +14,16 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fastcifar.cli import train
+from fastcifar.cli.main import train
 from fastcifar.config.shapes import SHAPES, Shape
+from fastcifar.runs import plots
 
 ROOT = Path(__file__).parent.parent
 TINY = Shape.of({"stem": 24, "stages": [{"width": 8}, {"width": 8}, {"width": 8, "then": (3, 3), "residual": True}]})
@@ -31,6 +33,11 @@ FLAGS = [
     "--deterministic", "--batch-size", "20", "--checkpoint-every", "1",
 ]  # fmt: skip
 """Flags of a small reproducible run on the CPU that writes a checkpoint after each epoch."""
+
+
+def no_curves(path: Path, *_: object) -> None:
+    """Takes the place of `plots.draw_curves`, which needs more than a second of the CPU: longer than a run."""
+    path.write_bytes(b"no picture")
 
 
 def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
@@ -52,9 +59,11 @@ def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
 
 
 def forkserver() -> ForkServerContext:
-    """The server that warm processes are forked from."""
+    """The server that warm processes are forked from. It begins in the repository's root, where it finds fastcifar."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.processes", "matplotlib.pyplot"])
+    context.set_forkserver_preload(["fastcifar.cli.train", "matplotlib.pyplot"])
+    with contextlib.chdir(ROOT):
+        ensure_running()
     return context
 
 
@@ -75,7 +84,8 @@ def _main(argv: list[str], log: str, env: dict[str, str]) -> None:
     os.environ.update(env)
     torch.set_num_threads(1)
     SHAPES["small"] = TINY
-    sys.exit(train.main(argv))
+    plots.draw_curves = no_curves
+    sys.exit(train(argv))
 
 
 def join_all(processes: Sequence[BaseProcess], timeout_s: float = 120) -> list[int | None]:
