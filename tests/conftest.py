@@ -203,7 +203,7 @@ def here(tmp_path, tmp_path_factory, monkeypatch, tiny_network):
     monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path_factory.getbasetemp() / "cache of decoded images"))
     monkeypatch.setattr("sys.argv", ["train_fast.py"])
     rate = lambda device, dtype: 1e11  # noqa: E731  # measured, it takes as long as some epochs of these runs
-    monkeypatch.setattr("fastcifar.cli.banner.matrix_flop_per_s", rate, raising=False)
+    monkeypatch.setattr("fastcifar.cli.train.matrix_flop_per_s", rate, raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
