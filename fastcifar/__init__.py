@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastcifar.data.load import load as load_data
     from fastcifar.inference.classifier import Classifier, load
     from fastcifar.inference.export import export
-    from fastcifar.inference.swag_models import swag_models
+    from fastcifar.inference.trained_run import swag_models
     from fastcifar.training.observer import Observer, Stop
     from fastcifar.training.state import Diverged
 
@@ -35,8 +35,12 @@ _HOMES = {
     "Diverged": "training.state", "Loader": "augment.loader", "Observer": "training.observer",
     "RECIPES": "config.recipes", "Result": "api", "Stop": "training.observer", "evaluate": "api",
     "export": "inference.export", "fit": "api", "load": "inference.classifier", "load_data": "data.load:load",
-    "swag_models": "inference.swag_models", "train": "api",
+    "swag_models": "inference.trained_run", "train": "api",
 }  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -133,9 +133,12 @@ def fit(
     return train(recipe, data=dataset, **arguments)
 
 
-def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool = True) -> dict[str, float]:
+def evaluate(
+    model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool | str = True, share: float = 1.0
+) -> dict[str, float]:
     """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
 
+    views, share: as for `Classifier.logits`; with the `tta` and `tta_share` of a run in fp32 the accuracy is its own.
     Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the
     model does not know.
     """
@@ -144,14 +147,14 @@ def evaluate(model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], view
     else:
         dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
         images, labels = dataset.x_test, dataset.y_test
-    logits = model.logits(images, views)
+    logits = model.logits(images, views, share)
     target = torch.from_numpy(check_labels("evaluate", labels, classes=model.classes))
     if len(target) != len(logits) or not len(target):
         raise ValueError(f"{len(logits)} images and {len(target)} labels; expected one label per image, and some")
     if not 0 <= int(target.min()) <= int(target.max()) < len(model.classes):
         raise ValueError(f"a label is {int(target.max())}; the model knows 0..{len(model.classes) - 1}")
-    right = (logits.argmax(1) == target).float().mean().item()
-    return {"accuracy": right, "loss": F.cross_entropy(logits, target).item()}
+    right = int((logits.argmax(1) == target).sum())
+    return {"accuracy": right / len(target), "loss": F.cross_entropy(logits, target).item()}
 
 
 def _source(data: str | os.PathLike[str]) -> str:

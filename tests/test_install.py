@@ -70,6 +70,12 @@ def test_pip_install_then_the_command_in_another_folder(installed, tmp_path):
     assert (tmp_path / "r/model.safetensors").is_file()
 
 
+def test_type_checkers_find_the_types_of_the_installed_package(installed, tmp_path):
+    code = "import fastcifar, os; print(*os.listdir(os.path.dirname(fastcifar.__file__)))"
+    names = run(installed / "python", "-c", code, cwd=tmp_path).stdout.split()
+    assert "py.typed" in names and "api.py" in names
+
+
 def test_without_dali_only_its_flag_is_refused(installed, tmp_path):
     done = run(installed / "fastcifar", "train", "--smoke", "--data", "synthetic", "--device", "cpu",
                "--augment", "dali", cwd=tmp_path)  # fmt: skip

@@ -12,7 +12,7 @@ import tyro
 from fastcifar.cli.flags import UsageError, parse_quietly
 from fastcifar.cli.terminal import format_table
 from fastcifar.config.settings import settings_by_flag
-from fastcifar.runs.comparison_plot import draw_comparison
+from fastcifar.runs.plots import draw_comparison
 from fastcifar.runs.results import RunResults, read_results
 
 LONGEST_CELL = 40

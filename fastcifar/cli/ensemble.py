@@ -25,7 +25,6 @@ from fastcifar.cli.flags import UsageError, parse_quietly
 from fastcifar.cli.terminal import format_table
 from fastcifar.data.dataset import Dataset
 from fastcifar.inference.metrics import quality
-from fastcifar.inference.swag_models import swag_models
 from fastcifar.inference.trained_run import (
     TrainedRun,
     load_test_images,
@@ -33,6 +32,7 @@ from fastcifar.inference.trained_run import (
     raw_model,
     read_run,
     some_of,
+    swag_models,
 )
 from fastcifar.runs import record
 from fastcifar.runs.model_file import load_swag

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from torch import Tensor
 
 from fastcifar.cli.flags import parse_quietly
 from fastcifar.cli.terminal import format_table
+from fastcifar.config.config import Evaluation
 from fastcifar.data.dataset import Dataset
-from fastcifar.inference import evaluation_plots
 from fastcifar.inference.metrics import per_class, quality
 from fastcifar.inference.trained_run import load_test_images, log_probabilities, read_run
-from fastcifar.runs import record
+from fastcifar.runs import plots, record
 
 SHOWN_MISTAKES = 40
 
@@ -32,7 +33,7 @@ class Options:
     cache_dir: str | None = None
     """Where decoded data sets are kept, as --cache-dir of the training."""
     views: bool = True
-    """Average the outputs for each image and its mirror: 2 views. --no-views: one, as an exported file."""
+    """Views of each image as in the run's own figure (--tta of the training). --no-views: one, as an exported file."""
     out: Path | None = None
     """Folder for evaluation.json, confusion.png and mistakes.png; by default the run folder."""
 
@@ -44,24 +45,32 @@ def main(argv: Sequence[str]) -> int:
     dataset = load_test_images(run, options.data, options.cache_dir)
     out = options.out or run.folder
     out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
-    log_p, labels = log_probabilities(run.model, dataset, options.views)
+    views = run.evaluation if options.views else Evaluation()
+    precision = run.precision if run.precision != "fp16" or torch.cuda.is_available() else "fp32"
+    log_p, labels = log_probabilities(run.model, dataset, views.tta, views.tta_share, precision)
     measured = quality(log_p, labels)
     rows, confusion = per_class(log_p, labels)
     record.write_json(out / "evaluation.json", {
-        "model": str(run.folder), "dataset": dataset.name, "n_test": len(labels), "views": options.views, **measured,
+        "model": str(run.folder), "dataset": dataset.name, "n_test": len(labels), "views": options.views,
+        "tta": views.tta, "tta_share": views.tta_share, "precision": precision, **measured,
         "classes": dict(zip(dataset.classes, rows, strict=True)),
         "confusion": confusion.tolist(),
     })  # fmt: skip
-    evaluation_plots.draw_confusion(out / "confusion.png", confusion, dataset.classes)
+    plots.draw_confusion(out / "confusion.png", confusion, dataset.classes)
     mistakes = most_confident_mistakes(dataset, log_p, labels)
-    evaluation_plots.draw_mistakes(out / "mistakes.png", mistakes, int((log_p.argmax(1) != labels).sum()), len(labels))
+    plots.draw_mistakes(out / "mistakes.png", mistakes, int((log_p.argmax(1) != labels).sum()), len(labels))
 
-    views = "2 views (image and mirror)" if options.views else "one view"
-    if run.config and (own := run.config.evaluation.views) != 1 + options.views:
-        views += f"; the run's own figure takes {f'up to {own} views' if own > 1 else 'one'}"
-    print(f"{run.folder} on {dataset.name}: {len(labels)} test images, {views}")
+    print(f"{run.folder} on {dataset.name}: {len(labels)} test images, {views_text(views)}, {precision}")
     print(f"accuracy {measured['accuracy']:.2%}, cross-entropy {measured['nll']:.4f}, calibration error "
           f"{measured['ece']:.4f}, Brier score {measured['brier']:.4f}")  # fmt: skip
+    if run.accuracy not in (None, measured["accuracy"]):
+        then = views_text(run.evaluation)
+        differences = {"of other images": options.data is not None, f"with {then}": then != views_text(views),
+                       f"in {run.precision}": precision != run.precision}  # fmt: skip
+        told = ", ".join(text for text, is_so in differences.items() if is_so)
+        print(
+            f"the run's own figure is {run.accuracy:.2%}, {told or 'of another device, kernel or number of processes'}"
+        )
     shown = [[f"{row[k]:.1%}" for k in ("precision", "recall", "f1")] for row in rows]
     table = [[name, *cells, str(row["images"])] for name, cells, row in zip(dataset.classes, shown, rows, strict=True)]
     print(format_table([["class", "precision", "recall", "F1", "images"], *table]))
@@ -69,13 +78,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def most_confident_mistakes(dataset: Dataset, log_p: Tensor, labels: Tensor) -> list[evaluation_plots.Mistake]:
+def views_text(evaluation: Evaluation) -> str:
+    """The views of an image, and which images get them."""
+    count, share = evaluation.views, evaluation.tta_share
+    text = "one view" if count == 1 else f"{count} views ({evaluation.tta})"
+    return text if count == 1 or share == 1 else f"{text} of the least sure {share:.3g} of them"
+
+
+def most_confident_mistakes(dataset: Dataset, log_p: Tensor, labels: Tensor) -> list[plots.Mistake]:
     """The wrongly named test images with the largest probability of the wrong class, largest first."""
     confidence, predicted = log_p.exp().max(1)
     wrong = (predicted != labels).nonzero()[:, 0]
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN_MISTAKES]
     return [
-        evaluation_plots.Mistake(
+        plots.Mistake(
             dataset.x_test[i], dataset.classes[labels[i]], dataset.classes[predicted[i]], confidence[i].item()
         )
         for i in order.tolist()

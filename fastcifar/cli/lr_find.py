@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastcifar.cli import flags
 from fastcifar.cli.flags import UsageError
-from fastcifar.runs import lr_plot
+from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.lr_finder import growing_rates, range_test, suggest
 from fastcifar.training.task import load_data, make_task
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     peak = suggest(tested.lr, tested.loss, tested.smoothed) if tested.lr else None
     if tested.lr:
         title = f"{config.run.recipe}, {config.model.scale}, {config.optimizer.name}, batch {task.batch_size}"
-        lr_plot.draw_range_test(out, tested.lr, tested.loss, tested.smoothed, peak, f"{title}, {dataset.name}")
+        plots.draw_range_test(out, tested.lr, tested.loss, tested.smoothed, peak, f"{title}, {dataset.name}")
     if peak is None:
         raise ValueError(f"the loss does not fall between {rates[0]:g} and {rates[-1]:g}; choose another --lr-first")
     ended = f"the loss diverged at {tested.lr[-1]:.3g}" if tested.stopped else "the loss did not diverge"

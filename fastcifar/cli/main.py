@@ -91,8 +91,8 @@ def message_and_code(error: Exception, training: bool = True) -> tuple[str, int]
     if isinstance(error, ValueError):  # usage, data, checkpoint, settings that do not fit together
         return str(error), BAD_INPUT
     from fastcifar.augment.dali import DaliUnavailable
+    from fastcifar.runs.checkpoint import ran_out_of_memory
     from fastcifar.training import processes
-    from fastcifar.training.prepare import ran_out_of_memory
     from fastcifar.training.state import Diverged
 
     if isinstance(error, Diverged):

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd files; the error message alone shall be printed
         pixels = np.stack([read_image(path) for path in paths])
-    best = model.logits(pixels, options.views).softmax(1).topk(min(options.top, len(model.classes)))
+    best = model.predict_proba(pixels, options.views).topk(min(options.top, len(model.classes)))
     for path, values, labels in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         print(line(str(path), [(model.classes[i], p) for p, i in zip(values, labels, strict=True)], options))
     if not options.json:

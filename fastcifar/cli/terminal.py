@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fastcifar.runs.record import epoch_accuracy
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 
 log = logging.getLogger("fastcifar")
@@ -98,7 +99,7 @@ def route_log_to(progress: Lines) -> Iterator[Lines]:
 
 def epoch_line(row: dict[str, Any], num_epochs: int) -> str:
     """A metrics row as a plain line."""
-    accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+    accuracy = epoch_accuracy(row)
     measured = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
     return (
         f"epoch {row['epoch']:3d}/{num_epochs}  {row['phase']:5s}  lr {row['lr']:<8.4g} "

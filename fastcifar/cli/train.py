@@ -31,6 +31,7 @@ from fastcifar.observers.run_files import file_observers, measured
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import folder, intervals, plots, record
+from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.runs.config_file import config_to_plain
 from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
@@ -38,7 +39,7 @@ from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
-from fastcifar.training.prepare import batch_that_fits, ran_out_of_memory
+from fastcifar.training.prepare import batch_that_fits
 from fastcifar.training.processes import World
 from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch, matrix_flop_per_s, process_age_s

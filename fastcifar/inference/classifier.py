@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastcifar.augment.images import DeviceImages
 from fastcifar.data.pixels import to_rgb_32
 from fastcifar.models.networks import Network
 from fastcifar.runs.model_file import find_model, load_model
-
-BATCH = 1000
-"""Images classified at once."""
+from fastcifar.training.evaluate import VIEWS, all_logits
 
 
 class Classifier(nn.Module):
@@ -37,24 +37,38 @@ class Classifier(nn.Module):
         logits: Tensor = self.network(x.permute(0, 3, 1, 2))  # channels_last by strides
         return logits
 
-    @torch.no_grad()
-    def logits(self, images: Any, views: bool = False) -> Tensor:
+    def logits(
+        self, images: Any, views: bool | str = False, share: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Logits [N, K] f32 on the CPU, of images [N, H, W, C], [N, C, H, W] or [N, H, W], as `fit` takes them.
 
-        views: average over the image and its mirror. Raises DataError, a ValueError, for other arrays.
-        """
-        pixels = torch.from_numpy(to_rgb_32(images))
-        self.eval()
-        parts = []
-        for part in pixels.split(BATCH):
-            part = part.to(self.mean.device)
-            logits = self(part)
-            parts.append((logits + self(part.flip(2))) / 2 if views else logits)
-        return torch.cat(parts).cpu() if parts else torch.empty(0, len(self.classes))
+        A single image [H, W, C] or [H, W] is a batch of one.
+        They are those that the accuracy of a run is counted from (`fastcifar.training.evaluate.all_logits`).
 
-    def predict(self, images: Any, views: bool = True) -> tuple[list[str], Tensor]:
-        """(class names [N], their probabilities [N] f32) of uint8 images, as `logits` takes them."""
-        probability, label = self.logits(images, views).softmax(1).max(1)
+        views: averaged over these views, by their name for --tta; True: the image and its mirror, as "flip". share: of
+        all N images, the least sure ones, that get the views. dtype: of the arithmetic. Raises DataError, a ValueError,
+        for other arrays, and ValueError for other views.
+        """
+        tta = views if isinstance(views, str) else "flip" if views else "none"
+        if tta not in VIEWS:
+            raise ValueError(f"views is {tta!r}; choose from {', '.join(VIEWS)}")
+        array = np.asarray(images)
+        if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)):  # a width of 3 pixels is refused anyway
+            array = array[None]
+        pixels = torch.from_numpy(to_rgb_32(array)).to(self.mean.device)
+        if not len(pixels):
+            return torch.empty(0, len(self.classes))
+        labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)  # not looked at
+        taken = DeviceImages(pixels, labels, self.mean, 1 / self.std, pad_px=0, dtype=dtype)
+        return all_logits(self.eval().network, taken, tta, share)[1].float().cpu()
+
+    def predict_proba(self, images: Any, views: bool | str = True) -> Tensor:
+        """Probabilities [N, K] f32 of all classes, as `classes` orders them, of uint8 images as `logits` takes them."""
+        return self.logits(images, views).softmax(1)
+
+    def predict(self, images: Any, views: bool | str = True) -> tuple[list[str], Tensor]:
+        """(most probable classes [N], their probabilities [N] f32) of uint8 images, as `logits` takes them."""
+        probability, label = self.predict_proba(images, views).max(1)
         return [self.classes[i] for i in label.tolist()], probability
 
 

@@ -1,7 +1,8 @@
 """A classifier as a file that other programs run: ONNX, or the format of torch.export.
 
 Its input is `images`, uint8 [N, 32, 32, 3] with any N from 1 up; its output is `logits`, f32 [N, K]. Normalisation is
-part of the graph. Every file is loaded and run before it is kept.
+part of the graph. Every file is loaded and run before it is kept. What a program must know to use it is in the file as
+texts (`metadata`): `metadata_props` of ONNX, `extra_files` of torch.export.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import logging
 import os
 import tempfile
@@ -60,6 +62,16 @@ def export(classifier: Classifier, form: str, path: str | Path) -> float:
     return difference
 
 
+def metadata(classifier: Classifier) -> dict[str, str]:
+    """Class names in the order of the logits, mean and std of the channels in 0..1 (JSON), and what images to give."""
+    std, mean = (classifier.std / 255).tolist(), (classifier.mean / 255).tolist()
+    return {
+        "classes": json.dumps(classifier.classes), "mean": json.dumps(mean), "std": json.dumps(std),
+        "images": "RGB, uint8, not normalised: the graph does that with mean and std",
+        "resize": "to 32x32 pixels by a box filter (Pillow: Image.Resampling.BOX)",
+    }  # fmt: skip
+
+
 def require(packages: tuple[str, ...], command: str) -> None:
     """ValueError that names the packages which are missing, and the command that installs them."""
     missing = []
@@ -90,10 +102,12 @@ def _export(classifier: Classifier, form: str, path: Path) -> None:
     sizes = ({0: torch.export.Dim("N", min=1)},)
     program = torch.export.export(classifier, (example,), dynamic_shapes=sizes)
     if form == "onnx":
-        torch.onnx.export(program, (example,), path, dynamo=True, external_data=False, verbose=False,
-                          input_names=["images"], output_names=["logits"])  # fmt: skip
+        made: Any = torch.onnx.export(program, (example,), dynamo=True, verbose=False, input_names=["images"],
+                                      output_names=["logits"])  # fmt: skip
+        made.model.metadata_props.update(metadata(classifier))
+        made.save(path, external_data=False)
     else:
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files=metadata(classifier))
 
 
 def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:

@@ -15,16 +15,16 @@ def quality(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     error over 15 bins of the largest probability (Guo et al. 2017, arXiv:1706.04599). brier: mean over the images of
     the squared distance between the probabilities and the one-hot label, from 0 to 2 (Brier 1950).
 
-    log_probabilities: [N, K] f32. labels: [N] int64 in 0..K-1. Raises ValueError for fewer than two classes, and for
-    values that are not finite.
+    log_probabilities: [N, K] f32 or f64. labels: [N] int64 in 0..K-1. Raises ValueError for fewer than two classes, and
+    for values that are not finite.
     """
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+    from torchmetrics.classification import MulticlassCalibrationError
     from torchmetrics.regression import MeanSquaredError
 
     probabilities, count = as_probabilities(log_probabilities), log_probabilities.shape[1]
     squared_error = MeanSquaredError(num_outputs=count)
     return {
-        "accuracy": float(MulticlassAccuracy(count, average="micro")(probabilities, labels)),
+        "accuracy": int((log_probabilities.argmax(1) == labels).sum()) / len(labels),
         "nll": F.nll_loss(log_probabilities.double(), labels).item(),
         "ece": float(MulticlassCalibrationError(count, n_bins=CALIBRATION_BINS)(probabilities, labels)),
         "brier": float(squared_error(probabilities, F.one_hot(labels, count).float()).sum()),

@@ -1,23 +1,30 @@
-"""What `fastcifar evaluate` and `ensemble` measure: a run's models, on test images of the data it was trained on."""
+"""A run's models, as they are measured together: its own, the raw one and samples of SWAG, and its test images."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcifar.config.config import Config
+from fastcifar.config.config import Config, Evaluation, Machine
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.inference.classifier import Classifier, load_with_facts
+from fastcifar.optim.averaging import refresh_batch_norm
+from fastcifar.optim.swag import draw_sample
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import load_config
-from fastcifar.runs.model_file import find_model
+from fastcifar.runs.model_file import SWAG_FILE, find_model, load_swag
+from fastcifar.training.hardware import DTYPES, resolve
+from fastcifar.training.refresh import refresh_batches
+from fastcifar.training.step import autocast
+from fastcifar.training.task import load_data, make_task
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,19 @@ class TrainedRun:
     """What the run's record calls the data set."""
     config: Config | None
     """None without a config.json."""
+    accuracy: float | None
+    """Test accuracy that the run stands for, as its summary has it; None when it was not recorded."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The views that the run's own figure was measured with; image and mirror when the run does not say."""
+        return self.config.evaluation if self.config else Evaluation(tta="flip")
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic that the run's own figure was measured in; fp32 when the run does not say."""
+        name = self.config.machine.precision if self.config else "auto"
+        return "fp32" if name == "auto" else name
 
 
 def read_run(where: Path) -> TrainedRun:
@@ -43,7 +63,9 @@ def read_run(where: Path) -> TrainedRun:
     model, facts = load_with_facts(path)
     name, settings = str(facts.get("dataset")), path.with_name("config.json")
     config = load_config(settings) if settings.exists() else None
-    return TrainedRun(path.parent, model, _recorded_data(config, name), name, config)
+    accuracy = facts.get("accuracy")
+    accuracy = accuracy if type(accuracy) in (int, float) else None
+    return TrainedRun(path.parent, model, _recorded_data(config, name), name, config, accuracy)
 
 
 def raw_model(run: TrainedRun) -> Classifier | None:
@@ -64,6 +86,37 @@ def raw_model(run: TrainedRun) -> Classifier | None:
                          "to measure without them") from e  # fmt: skip
     model.network.load_state_dict(state["model"])
     return model
+
+
+def swag_models(run: str | Path, count: int, data: Dataset | None = None) -> Iterator[Classifier]:
+    """Draws `count` models from the Gaussian of a run that was trained with --swag-rank (`fastcifar.optim.swag`).
+
+    Each has batch-norm statistics of its own: those of augmented training images.
+
+    run: a run folder with swag.safetensors. data: whose training images are taken; by default those of the run. The
+    draws depend on the seed of the run alone, so a longer series begins with the shorter one. Probabilities of the
+    models are to be averaged. Raises ValueError when a file of the run is missing or damaged, or the data is.
+    """
+    network, facts, gaussian = load_swag(Path(run))
+    config = load_config(Path(run) / "config.json")
+    dataset = load_data(config, progress=False) if data is None else data
+    if tuple(facts["classes"]) != dataset.classes:
+        raise ValueError(f"{Path(run) / SWAG_FILE}: is of a model for other classes than those of {dataset.name}")
+    if not len(dataset.y_train):
+        raise ValueError(f"{dataset.name}: has no training images to refresh the batch norms of SWAG's samples with")
+    machine = Machine(executor="torch", compile="off")  # the run may have been trained on another one
+    config, hardware = resolve(replace(config, machine=machine, from_python=""))  # a loss or a transform is not needed
+    task = make_task(config, replace(dataset, mean=tuple(facts["mean"]), std=tuple(facts["std"])), hardware)
+    task.executor.fill_borders()
+    batches = list(refresh_batches(task))
+    mean = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for i in range(count):
+        model = copy.deepcopy(network)
+        draw_sample(model, mean, gaussian, (config.seed * 65_537 + i) % 2**63)
+        model.to(hardware.device)
+        with autocast(hardware):
+            refresh_batch_norm(model, batches)
+        yield Classifier(model, facts["classes"], facts["mean"], facts["std"]).to(hardware.device).eval()
 
 
 def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
@@ -108,7 +161,13 @@ def some_of(names: tuple[str, ...]) -> str:
     return first if len(names) <= 10 else f"{first}, ... ({len(names)})"
 
 
-def log_probabilities(model: Classifier, dataset: Dataset, views: bool) -> tuple[Tensor, Tensor]:
-    """(log-probabilities [N, K] f32, labels [N]) of the test images, computed on the GPU where there is one."""
+def log_probabilities(
+    model: Classifier, dataset: Dataset, views: bool | str, share: float = 1.0, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """(log-probabilities [N, K] f64, labels [N]) of the test images, computed on the GPU where there is one.
+
+    Arguments as for `Classifier.logits`. In f64 logits that differ have probabilities that differ.
+    """
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.logits(dataset.x_test, views).log_softmax(1), torch.as_tensor(dataset.y_test)
+    logits = model.logits(dataset.x_test, views, share, DTYPES[precision])
+    return logits.double().log_softmax(1), torch.as_tensor(dataset.y_test)

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastcifar.augment.plan import image_size
 from fastcifar.observers.checkpoints import Checkpoints
+from fastcifar.observers.kernel_groups import step_work
 from fastcifar.observers.profiling import Profile
-from fastcifar.observers.step_work import step_work
 from fastcifar.observers.trackers import make_tracker
 from fastcifar.runs import plots, record
 from fastcifar.runs.model_file import SWAG_FILE, write_model

@@ -1,7 +1,7 @@
 """--log: what a run measures, in TensorBoard, Trackio or Weights & Biases.
 
-`Tracker` is the observer; each program is a subclass in a file of its own. Nothing is logged per step, as that would
-make the host wait for the device.
+`Tracker` is the observer, with a subclass for each kind of program. Nothing is logged per step, as that would make the
+host wait for the device.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fastcifar.config.config import Command, Config
 from fastcifar.config.settings import settings_by_flag
-from fastcifar.runs.record import write_lines
+from fastcifar.runs.record import epoch_accuracy, write_lines
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 
 log = logging.getLogger("fastcifar")
 
 PROJECT = "fastcifar"
+"""Where neither WANDB_PROJECT nor TRACKIO_PROJECT names another."""
 
 
 class Tracker(Observer):
@@ -83,6 +87,58 @@ class Tracker(Observer):
         raise NotImplementedError
 
 
+class Tensorboard(Tracker):
+    """Event files in the run folder: scalars by step, the settings as text, and both for the table of hyperparameters.
+
+    `tensorboard --logdir runs` shows all runs.
+    """
+
+    def open(self, out: Path, settings: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds
+
+        self.settings = settings
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=self.last_step + 1)
+        lines = json.dumps(settings, indent=2).splitlines()
+        self.writer.add_text("settings", "\n".join(f"    {line}" for line in lines))  # Markdown: a block of code
+        self.writer.flush()
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self, summary: dict[str, float], step: int) -> None:
+        self.writer.add_hparams(self.settings, summary, run_name=".", global_step=step)
+        self.writer.close()
+
+
+class Wandb(Tracker):
+    """Weights & Biases, or Trackio, which has the same calls: values by step, the summary's at the last one.
+
+    Variables of the environment that belong to the program go before what a run would choose. WANDB_MODE=offline logs
+    without network and account, into the run folder; `wandb sync` uploads later. `trackio show` shows its data base.
+    """
+
+    def open(self, out: Path, settings: dict[str, Any]) -> None:
+        self.program, name, given = importlib.import_module(self.name), out.resolve().name, os.environ.get
+        if self.name == "wandb":
+            own = {"id": given("WANDB_RUN_ID", self.id), "name": given("WANDB_NAME", name),
+                   "dir": given("WANDB_DIR", str(out)), "settings": self.program.Settings(console="off")}  # fmt: skip
+        else:  # it knows a run by its name
+            own = {"name": f"{name}-{self.id}", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        project = given(f"{self.name.upper()}_PROJECT", PROJECT)
+        with redirect_stdout(sys.stderr):  # the last line on stdout is the summary
+            self.program.init(project=project, config=settings, resume="allow", **own)
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        self.program.log(values, step=step)
+
+    def close(self, summary: dict[str, float], step: int) -> None:
+        with redirect_stdout(sys.stderr):
+            self.program.log(summary, step=step)
+            self.program.finish()
+
+
 def require_tracker(name: str) -> None:
     """ValueError when the program of --log is not installed."""
     if name != "none" and find_spec(name) is None:
@@ -91,13 +147,12 @@ def require_tracker(name: str) -> None:
 
 def make_tracker(config: Config, command: Command, out: Path) -> Tracker:
     """The tracker of --log. ValueError when it does not start."""
-    name = command.log
-    kind: type[Tracker] = getattr(importlib.import_module(f"fastcifar.observers.log_{name}"), name.capitalize())
-    return kind(name, out, config, command.resume is not None)
+    kind = Tensorboard if command.log == "tensorboard" else Wandb
+    return kind(command.log, out, config, command.resume is not None)
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
-    accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+    accuracy = epoch_accuracy(row)
     values = {"epoch": row["epoch"], "loss_train": row["loss_train"], "lr": row["lr"], "momentum": row["momentum"]}
     return values if accuracy is None else {**values, "accuracy": accuracy}
 

@@ -41,9 +41,9 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: there is no checkpoint to resume from; give another --resume folder") from e
-    except MemoryError:
-        raise
     except Exception as e:  # torch, zipfile and pickle raise many kinds on damaged or hostile files; none executes
+        if ran_out_of_memory(e):
+            raise
         raise CheckpointError(f"{path}: damaged or not a fastcifar checkpoint; resume another run or start anew") from e
     schema = content.get("schema") if isinstance(content, dict) else None
     if type(schema) is not int or schema != SCHEMA:
@@ -66,6 +66,14 @@ def _check_archive(path: Path) -> None:
             raise ValueError("compressed")
         if archive.testzip():
             raise ValueError("checksum")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a device or the host had no memory left: then nothing is wrong with a file."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
 
 
 def check(saved: Any, like: Any, name: str) -> None:

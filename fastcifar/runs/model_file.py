@@ -110,6 +110,8 @@ def _load(
         if swag:
             _check_gaussian(gaussian, model)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
+        if checkpoint.ran_out_of_memory(e):
+            raise
         reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
         raise ValueError(f"{path}: not a whole fastcifar {complaint.format(reason)}") from e
     return model.eval(), facts, gaussian

@@ -1,18 +1,29 @@
-"""Pictures by matplotlib: the curves of a run, schedules before training, accuracies of several runs."""
+"""Pictures by matplotlib: curves of one run and of several, schedules, a range test, and an evaluation."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fastcifar.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.runs.record import epoch_accuracy
+from fastcifar.runs.results import RunResults
 
 TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
+LINE_STYLES = ("-", "--", ":", "-.")
+"""A style for each round of ten colours."""
+MAX_NAMED_CLASSES = 40
+"""With more classes the matrix has neither names nor numbers: they would lie over each other."""
+MISTAKES_IN_A_ROW = 8
 
 
 def make_figure(rows: int, width_in: float, height_in: float, columns: int | None = None) -> tuple[Any, Any]:
@@ -63,7 +74,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
     mark = "o-" if len(history) < 60 else "-"
     loss_axis.plot(ends, [row["loss_train"] for row in history], mark, markersize=3, color="tab:red")
     loss_axis.set(title="training loss (mean of the epoch)")
-    values = [row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val") for row in history]
+    values = [epoch_accuracy(row) for row in history]
     points = [(e, 100 * v) for e, v in zip(ends, values, strict=True) if v is not None]
     if points:
         accuracy_axis.plot(*zip(*points, strict=True), mark, markersize=3, color="tab:green", label="raw weights")
@@ -139,4 +150,101 @@ def draw_accuracies(
     axis.yaxis.set_major_formatter("{x:g}%")
     axis.grid(alpha=0.3)
     axis.legend()
+    save_figure(figure, path)
+
+
+def draw_comparison(path: Path, runs: Sequence[RunResults], names: Sequence[str]) -> None:
+    """Loss (left) and accuracy (right) of each run over its epochs; a star is the accuracy that the run stands for."""
+    figure, axes = make_figure(1, 11, 4.6 + 0.2 * -(-len(runs) // 2), columns=2)
+    loss_axis, accuracy_axis = axes[0]
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        style = {"color": f"C{i % 10}", "linestyle": LINE_STYLES[i // 10 % len(LINE_STYLES)], "markersize": 3}
+        mark = "o" if len(run.history) < 60 else ""
+        for axis, key, scale in ((loss_axis, "loss", 1), (accuracy_axis, "accuracy", 100)):
+            points = [(row["epoch"], scale * row[key]) for row in run.history if row[key] is not None]
+            label = literal(name) if axis is loss_axis else None
+            axis.plot([x for x, _ in points], [y for _, y in points], marker=mark, label=label, **style)
+        if run.summary.get("accuracy") is not None:
+            end = run.summary["epochs"] or run.history[-1]["epoch"]
+            accuracy_axis.plot(end, 100 * run.summary["accuracy"], "*", color=f"C{i % 10}", markersize=11,
+                               markeredgecolor="black", markeredgewidth=0.5, zorder=3)  # fmt: skip
+    held_out = {row["held_out"] for run in runs for row in run.history if row["accuracy"] is not None}
+    of = {frozenset({True}): "held-out", frozenset({True, False}): "test or held-out"}.get(frozenset(held_out), "test")
+    loss_axis.set(title="training loss (mean of the epoch)", xlabel="epoch")
+    accuracy_axis.set(title=f"{of} accuracy (star: result of the run)", xlabel="epoch")
+    accuracy_axis.yaxis.set_major_formatter("{x:g}%")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_range_test(
+    path: Path, lr: Sequence[float], loss: Sequence[float], smoothed: Sequence[float], peak: float | None, title: str
+) -> None:
+    """Loss of each step and smoothed loss over the learning rate, with the suggested peak."""
+    figure, axes = make_figure(1, 9, 5.5)
+    axis = axes[0][0]
+    axis.plot(lr, loss, ".", color="tab:gray", markersize=4, alpha=0.6, label="loss of the step")
+    axis.plot(lr, smoothed, color="tab:red", label="smoothed")
+    if peak is not None:
+        axis.axvline(peak, color="tab:blue", linestyle="--", label=f"suggested: {peak:.3g}")
+    low, high = min(loss), max(smoothed)
+    start = smoothed[0]
+    axis.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss", title=literal(title))
+    axis.set_ylim(low - 0.1 * (start - low + 0.1), min(high, start + 1.5 * (start - low + 0.1)) + 0.1)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(loc="lower left")
+    save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that a model names wrongly."""
+
+    image: NDArray[Any]
+    """uint8 [H, W, 3]."""
+    true: str
+    predicted: str
+    probability: float
+    """Of the predicted class."""
+
+
+def draw_confusion(path: Path, confusion: Tensor, classes: Sequence[str]) -> None:
+    """Image of a confusion matrix [K, K] of counts: a row per true class, coloured by the share of the row."""
+    count = len(classes)
+    side_in = min(16.0, max(5.0, 0.62 * count + 1.8))
+    figure, axes = make_figure(1, side_in + 0.8, side_in)
+    axis = axes[0][0]
+    share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    image = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    if count <= MAX_NAMED_CLASSES:
+        names = [literal(name if len(name) <= 20 else name[:19] + "…") for name in classes]
+        axis.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(count), names)
+        for i, row in enumerate(confusion.tolist()):
+            for j, number in enumerate(row):
+                if number:
+                    colour = "white" if share[i, j] > 0.5 else "black"
+                    axis.text(j, i, str(number), ha="center", va="center", fontsize=9, color=colour)
+    axis.set(xlabel="predicted class", ylabel="true class", title="confusion matrix (number of test images)")
+    figure.colorbar(image, ax=axis, format="{x:.0%}", label="share of the true class", shrink=0.8)
+    save_figure(figure, path)
+
+
+def draw_mistakes(path: Path, mistakes: Sequence[Mistake], num_wrong: int, num_images: int) -> None:
+    """Sheet of images, with the true class, the predicted one and its probability above each."""
+    rows = max(1, -(-len(mistakes) // MISTAKES_IN_A_ROW))
+    figure, axes = make_figure(rows, 1.6 * MISTAKES_IN_A_ROW, 1.95 * rows + 0.5, MISTAKES_IN_A_ROW)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, mistake in zip(axes.flat, mistakes, strict=False):
+        axis.imshow(mistake.image, interpolation="nearest")
+        axis.set_title(
+            literal(f"{mistake.true[:16]}\n→ {mistake.predicted[:16]} {mistake.probability:.0%}"), fontsize=9
+        )
+    wrong = f"{num_wrong} of {num_images} test images are named wrongly"
+    of_these = f"; the {len(mistakes)} with the most probable wrong class (true → predicted)" if mistakes else ""
+    figure.suptitle(wrong + of_these, fontsize=11)
     save_figure(figure, path)

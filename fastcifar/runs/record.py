@@ -39,6 +39,12 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]], sync: bool = True) -
     write_atomically(path, lambda f: f.write(text.encode()), sync)
 
 
+def epoch_accuracy(row: dict[str, Any]) -> float | None:
+    """The accuracy in a line of metrics.jsonl: of the test images, with --val-split of the held-out ones; or None."""
+    accuracy: float | None = row["accuracy_test"]
+    return row.get("accuracy_val") if accuracy is None else accuracy
+
+
 def warn_if_unwritten(path: Path, write: Callable[[], None], required: bool = False) -> None:
     """Calls `write`, which writes `path`. A full disk is a warning and training goes on, unless `required`."""
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcifar.config.config import Config
 from fastcifar.runs.config_file import load_config
+from fastcifar.runs.record import epoch_accuracy
 
 MAX_BYTES = 64 << 20
 LARGEST = 1e15
@@ -72,10 +73,11 @@ def _row(path: Path, number: int, row: Any) -> dict[str, Any]:
     epoch = _number(where, row, "epoch", 1)
     if epoch is None:
         raise ValueError(f"{where}: has no epoch")
-    accuracy, held_out = _number(where, row, "accuracy_test", 0, 1), _number(where, row, "accuracy_val", 0, 1)
+    accuracies = {name: _number(where, row, name, 0, 1) for name in ("accuracy_test", "accuracy_val")}
+    accuracy = epoch_accuracy(accuracies)
     return {
-        "epoch": epoch, "loss": _number(where, row, "loss_train"),
-        "accuracy": held_out if accuracy is None else accuracy, "held_out": accuracy is None and held_out is not None,
+        "epoch": epoch, "loss": _number(where, row, "loss_train"), "accuracy": accuracy,
+        "held_out": accuracy is not None and accuracies["accuracy_test"] is None,
     }  # fmt: skip
 
 

@@ -19,9 +19,8 @@ from fastcifar.augment.images import DeviceImages
 from fastcifar.models.folded import fold
 from fastcifar.models.fused import is_fused
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.training.hardware import Hardware
 from fastcifar.training.processes import sum_over_processes
-from fastcifar.training.step import Capture, autocast, may_fail
+from fastcifar.training.step import Capture, may_fail
 from fastcifar.training.task import Task
 
 EVAL_BATCH, CARD_BATCH = 1000, 2000
@@ -78,11 +77,12 @@ def count_unsure(num: int, share: float) -> int:
 
 
 @torch.no_grad()
-def all_logits(
-    model: Model, images: DeviceImages, hardware: Hardware, tta: str = "none", share: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def all_logits(model: Model, images: DeviceImages, tta: str = "none", share: float = 1.0) -> tuple[Tensor, Tensor]:
     """Logits [N, K] f32 of all images: plain ones, and those with views for the `share` of all N images whose two
-    largest logits are closest. The model must be in eval mode. Nothing waits, so that a CUDA graph can hold it all.
+    largest logits are closest. Every accuracy is counted from these, that of a run and those measured later.
+
+    The model must be in eval mode. The arithmetic is that of the batches' dtype. Nothing waits, so that a CUDA graph
+    can hold it all.
     """
     num, device = len(images.labels), images.labels.device
 
@@ -93,7 +93,7 @@ def all_logits(
         return torch.cat([logits_of(images.batch(part), part) for part in filled.view(count, size)])[: len(rows)]
 
     rows = torch.arange(num, device=device)
-    with autocast(hardware):
+    with torch.autocast(device.type, images.dtype, enabled=images.dtype != torch.float32):
         plain = over(rows, lambda x, part: model(x))
         if tta == "none":
             return plain, plain
@@ -104,11 +104,9 @@ def all_logits(
     return plain, plain.index_copy(0, rows, better)
 
 
-def count_right(
-    model: Model, images: DeviceImages, hardware: Hardware, tta: str = "none", share: float = 1.0
-) -> Tensor:
+def count_right(model: Model, images: DeviceImages, tta: str = "none", share: float = 1.0) -> Tensor:
     """How many images have their largest logit at their label, plainly and with views: int64 [2] on the device."""
-    both = torch.stack(all_logits(model, images, hardware, tta, share))  # [2, N, K]
+    both = torch.stack(all_logits(model, images, tta, share))  # [2, N, K]
     return (both.argmax(2) == images.labels).sum(1)
 
 
@@ -136,7 +134,7 @@ class Evaluator:
         self.model.eval()
         captured = self.captured.get((id(images), tta, share))
         if captured is None:
-            right = count_right(self.model, images, self.task.hardware, tta, share)
+            right = count_right(self.model, images, tta, share)
         else:
             replay, right = captured
             replay()
@@ -154,7 +152,7 @@ class Evaluator:
         return capture(work), right
 
     def _count_into(self, right: Tensor, images: DeviceImages, tta: str, share: float) -> None:
-        right.copy_(count_right(self._network(), images, self.task.hardware, tta, share))
+        right.copy_(count_right(self._network(), images, tta, share))
 
     def _network(self) -> Model:
         """The network by its weights of now, with folded batch norms where the Triton kernels run."""

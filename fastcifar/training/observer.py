@@ -16,6 +16,7 @@ from torch import nn
 
 from fastcifar.optim.schedule_table import ScheduleTable
 from fastcifar.optim.swag import Swag
+from fastcifar.runs.record import epoch_accuracy
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,6 @@ class StopAt(Observer):
         self.target = target
 
     def on_epoch(self, run: RunView, row: dict[str, Any]) -> None:
-        accuracy = row["accuracy_test"] if row["accuracy_test"] is not None else row.get("accuracy_val")
+        accuracy = epoch_accuracy(row)
         if accuracy is not None and accuracy >= self.target:
             raise Stop(f"accuracy {accuracy:.2%} is at least {self.target:.2%}")

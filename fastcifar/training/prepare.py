@@ -23,6 +23,7 @@ from fastcifar.data.cache import cache_folder
 from fastcifar.models import conv_choice
 from fastcifar.models.fused import fuse, is_fused
 from fastcifar.models.resnet9 import ResNet9
+from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.training import evaluate
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel
@@ -191,11 +192,3 @@ def _one_step(task: Task, batch: int) -> None:
     with autocast(task.hardware):
         logits = model(x.contiguous(memory_format=torch.channels_last))
     F.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64, device=x.device)).backward()
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device or the host had no memory left."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)

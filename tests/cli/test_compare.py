@@ -9,7 +9,7 @@ from mutation import damaged, edits, many
 from PIL import Image
 
 from fastcifar.cli import main as cli
-from fastcifar.runs.comparison_plot import draw_comparison
+from fastcifar.runs.plots import draw_comparison
 from fastcifar.runs.results import read_results
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK, make_dataset
 from made_runs import NAMES, assert_refused, make_run, write_arrays
 from PIL import Image
 
 import fastcifar
 from fastcifar.cli import main as cli
 from fastcifar.cli.evaluate import most_confident_mistakes
-from fastcifar.inference.evaluation_plots import draw_confusion, draw_mistakes
 from fastcifar.inference.trained_run import load_test_images, log_probabilities, read_run
+from fastcifar.runs.plots import draw_confusion, draw_mistakes
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -32,18 +33,54 @@ def test_a_run_is_measured_on_the_data_it_was_trained_on(run, data, capsys):
     assert cli.main(["evaluate", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     written = json.loads((run / "evaluation.json").read_text())
-    expected = fastcifar.evaluate(fastcifar.load(run), data)
+    expected = fastcifar.evaluate(fastcifar.load(run), data, "flip-shift", 0.25)
     assert written["accuracy"] == pytest.approx(expected["accuracy"])
     assert written["nll"] == pytest.approx(expected["loss"], rel=1e-5)
     assert (written["dataset"], written["n_test"], written["views"]) == ("x", 40, True)
     assert np.array(written["confusion"]).sum() == 40 and set(written["classes"]) == set(NAMES)
-    assert lines[0].endswith("x: 40 test images, 2 views (image and mirror); the run's own figure takes up to 6 views")
+    assert lines[0].endswith("x: 40 test images, 6 views (flip-shift) of the least sure 0.25 of them, fp32")
     assert f"{written['accuracy']:.2%}" in lines[1]
-    assert [line.split()[0] for line in lines[2:-1]] == ["class", *NAMES]
+    assert lines[2] == "the run's own figure is 60.00%, of another device, kernel or number of processes"  # invented
+    assert [line.split()[0] for line in lines[3:-1]] == ["class", *NAMES]
     for name in ("confusion.png", "mistakes.png"):
         with Image.open(run / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 300
     assert all((run / name).read_bytes() == content for name, content in before.items())
+
+
+@pytest.mark.parametrize(
+    ("tta", "share", "precision"), [("none", 1.0, "fp32"), ("flip-shift", 0.3, "fp32"), ("flip", 1.0, "bf16")]
+)
+def test_a_fresh_run_is_measured_as_its_summary_says(tmp_path, capsys, tta, share, precision):
+    """Also after other weights: the figures of two runs differ, and each is found again."""
+    data, images = tmp_path / "x.npz", make_dataset(256, 1000)
+    np.savez(data, **{name: getattr(images, name) for name in ("x_train", "y_train", "x_test", "y_test")})
+    settings = {"tta": tta} | ({} if tta == "none" else {"tta_share": share})
+    figures = set()
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        run = fastcifar.train(QUICK, data=data, out=out, epochs=1, seed=seed, precision=precision, **settings)
+        assert cli.main(["evaluate", str(out)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].startswith(f"accuracy {run.accuracy:.2%},") and lines[2].split()[0] == "class"
+        assert json.loads((out / "evaluation.json").read_text())["accuracy"] == run.accuracy
+        if precision == "fp32":
+            assert fastcifar.evaluate(run.model, data, tta, share)["accuracy"] == run.accuracy
+        figures.add(run.accuracy)
+    assert len(figures) == 2 and (tta == "none" or run.accuracy != run.summary["accuracy_one_view"])
+
+
+def test_another_figure_than_that_of_the_run_is_explained(run, data, tmp_path, capsys):
+    lines = {}
+    other = str(write_arrays(tmp_path / "other.npz", n_test=20))
+    for words in ((), ("--no-views",), ("--data", other), ("--no-views", "--data", other)):
+        assert cli.main(["evaluate", str(run), *words, "--out", str(tmp_path / "e")]) == 0
+        lines[words] = capsys.readouterr().out.splitlines()[2].removeprefix("the run's own figure is 60.00%, ")
+    six = "with 6 views (flip-shift) of the least sure 0.25 of them"
+    assert list(lines.values())[1:] == [six, "of other images", f"of other images, {six}"]
+    half = make_run(tmp_path / "half", data, precision="fp16")
+    assert cli.main(["evaluate", str(half)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("60.00%, in fp16")
 
 
 def test_views_data_and_folder_are_chosen_by_flags(run, tmp_path):

@@ -1,11 +1,13 @@
 """`fastcifar export`: files that other programs load, with the outputs of the model."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
-from made_runs import assert_refused, make_run
+from made_runs import NAMES, assert_refused, make_run
+from PIL import Image
 
 import fastcifar
 from fastcifar.cli import main as cli
@@ -59,6 +61,30 @@ def test_the_file_gives_the_outputs_of_the_model(run, form, capfd):
         images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         assert np.abs(function(images) - model.logits(images).numpy()).max() < 1e-4
     assert {p: p.read_bytes() for p in run.iterdir() if p != path} == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_file_says_how_to_use_it(run, form):
+    """Its own texts are enough to name the class of an image that is not of 32 pixels."""
+    need(form)
+    assert cli.main(["export", str(run), "--format", form]) == 0
+    path, model = run / ("model" + export.SUFFIXES[form]), fastcifar.load(run)
+    if form == "onnx":
+        import onnxruntime
+
+        told = (
+            onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+        )
+    else:
+        told = dict.fromkeys(("classes", "mean", "std", "images", "resize"), "")
+        torch.export.load(path, extra_files=told)
+    assert json.loads(told["classes"]) == list(model.classes) == list(NAMES)
+    assert json.loads(told["mean"]) == [0.5] * 3 and json.loads(told["std"]) == [0.25] * 3
+    assert "32x32" in told["resize"] and "BOX" in told["resize"] and "uint8" in told["images"]
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    small = np.array(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX))
+    best = int(loaded(path)(small[None]).argmax())
+    assert json.loads(told["classes"])[best] == model.predict(image, views=False)[0][0]
 
 
 @pytest.mark.parametrize("form", FORMS)

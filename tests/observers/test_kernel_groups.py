@@ -19,8 +19,8 @@ from fastcifar.observers.kernel_groups import (
     Work,
     group_of,
     report,
+    step_work,
 )
-from fastcifar.observers.step_work import step_work
 
 RECORDED = {
     "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1_g1_"

@@ -47,7 +47,7 @@ class FakeTrackio:
 
 class FakeWandb:
     def __init__(self):
-        self.started, self.rows, self.finished, self.summary = [], [], 0, {}
+        self.started, self.rows, self.finished = [], [], 0
 
     def init(self, entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None,
              config=None, config_exclude_keys=None, config_include_keys=None, allow_val_change=None, group=None,
@@ -119,9 +119,30 @@ def test_trackio_and_wandb_get_rows_settings_and_summary(make_quick_task, tmp_pa
         (r["step"], r["loss_train"]) for r in rows
     ]
     assert set(fake.rows[0][1]) == NAMES
-    summary = fake.summary if fake.name == "wandb" else fake.rows[2][1]
-    assert summary["summary/accuracy"] == result.summary["accuracy"] and "summary/time_s/wall" in summary
+    step, summary = fake.rows[2]
+    assert (
+        step == rows[-1]["step"]
+        and summary["summary/accuracy"] == result.summary["accuracy"]
+        and "summary/time_s/wall" in summary
+    )
     assert capfd.readouterr().out == ""  # the last line on stdout is the run's
+
+
+def test_a_project_of_the_environment_is_taken(tmp_path, fake, monkeypatch):
+    monkeypatch.setenv(f"{fake.name.upper()}_PROJECT", "mine")
+    make_tracker(PLAIN, Command(log=fake.name), tmp_path)
+    assert [project for project, *_ in fake.started] == ["mine"]
+
+
+def test_name_id_and_folder_of_the_environment_are_taken(tmp_path, monkeypatch):
+    given = {"name": "mine", "id": "abc", "dir": str(tmp_path / "elsewhere")}
+    for key, variable in {"name": "WANDB_NAME", "id": "WANDB_RUN_ID", "dir": "WANDB_DIR"}.items():
+        monkeypatch.setenv(variable, given[key])
+    took = {}
+    program = SimpleNamespace(init=lambda **values: took.update(values), Settings=lambda console: console)
+    monkeypatch.setitem(sys.modules, "wandb", program)
+    make_tracker(PLAIN, Command(log="wandb"), tmp_path)
+    assert {key: took[key] for key in given} == given and "entity" not in took and "mode" not in took
 
 
 @pytest.mark.usefixtures("here")
@@ -256,7 +277,7 @@ def test_trackio_itself(make_quick_task, tmp_path, trackio):
 def test_wandb_itself_without_network(make_quick_task, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     assert_takes(wandb.init, FakeWandb.init)
-    assert_takes(wandb.Run.log, FakeWandb.log)
+    assert_takes(wandb.Run.log, FakeWandb.log)  # of which the functions of the module are those of the last run
     assert_takes(wandb.Run.finish, FakeWandb.finish)
     monkeypatch.setenv("WANDB_MODE", "offline")
     train_in_folder(make_quick_task(epochs=2, log="wandb"), tmp_path)

@@ -20,7 +20,7 @@ from fastcifar.config.schedules import PerEpoch
 from fastcifar.files import lock_folder, write_atomically
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.runs import checkpoint
-from fastcifar.training import loop, memory
+from fastcifar.training import loop
 from fastcifar.training.loop import train
 from fastcifar.training.state import FIRST_LOSS_SCALE, Diverged, skipped_steps
 
@@ -85,8 +85,10 @@ def test_skipped_steps_are_those_of_torch():
 def test_an_allocation_that_fails_is_known_as_such():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
-    assert memory.ran_out(error.value) and memory.ran_out(MemoryError()) and memory.ran_out(torch.OutOfMemoryError("x"))
-    assert not memory.ran_out(RuntimeError("shapes do not match")) and not memory.ran_out(ValueError("out of memory"))
+    assert all(map(checkpoint.ran_out_of_memory, (error.value, MemoryError(), torch.OutOfMemoryError("x"))))
+    assert not any(
+        map(checkpoint.ran_out_of_memory, (RuntimeError("shapes do not match"), ValueError("out of memory")))
+    )
 
 
 @pytest.mark.parametrize(("most", "advice"), [(12, "--batch-size 10 fits"), (5, "--batch-size 5 fits"),

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
 
+from fastcifar.cli import main as cli
 from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
-from fastcifar.runs.model_file import load_model, write_model
+from fastcifar.runs import model_file
+from fastcifar.runs.model_file import load_model, load_swag, write_model
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
@@ -39,6 +42,24 @@ def test_every_weight_is_read_back_bit_for_bit(path, model):
     assert facts == FACTS and not found.training
     assert found.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(found.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("swag", [False, True])
+def test_a_whole_file_is_not_called_damaged_when_memory_runs_out(path, monkeypatch, swag):
+    """Torch's own error: nothing has so much memory."""
+    monkeypatch.setattr(model_file, "make_model", lambda *args, **settings: torch.empty(1 << 60))
+    if swag:
+        path = path.rename(path.with_name("swag.safetensors"))
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        load_swag(path.parent) if swag else load_model(path)
+
+
+def test_running_out_of_memory_while_a_model_is_read_is_told(path, tmp_path, monkeypatch, capfd):
+    """One line, exit code 2, no word on the file."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    monkeypatch.setattr(model_file, "make_model", lambda *args, **settings: torch.empty(1 << 60))
+    assert cli.main(["predict", str(path), str(tmp_path / "a.png")]) == 2
+    assert capfd.readouterr() == ("", "error: out of memory; close other programs or use fewer images\n")
 
 
 LIES = {

@@ -20,6 +20,7 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, fastcifar; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'tyro')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert all(hasattr(fastcifar, name) for name in fastcifar.__all__)
+    assert dir(fastcifar) == sorted([*fastcifar.__all__, "__version__"])
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
         _ = fastcifar.no_such_name
 
@@ -148,6 +149,32 @@ def test_wrong_arrays_are_told_in_one_line(change, told):
 def test_grey_images_get_three_equal_channels():
     grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
     assert np.array_equal(to_rgb_32(grey), np.stack([grey] * 3, axis=-1))
+
+
+def test_an_image_without_a_batch_axis_is_a_batch_of_one():
+    model = fastcifar.train(QUICK, data=make_dataset(), epochs=1).model
+    batch = make_dataset().x_test[1:2]
+    for images, alone in ((batch, batch[0]), (batch[..., 0], batch[0, ..., 0]), (batch[..., :1], batch[0, ..., :1])):
+        assert torch.equal(model.logits(alone), model.logits(images)) and model.logits(alone).shape == (1, 10)
+        assert torch.equal(model.logits(torch.from_numpy(alone)), model.logits(images))
+        assert model.predict(alone)[0] == model.predict(images)[0]
+    assert not torch.equal(model.logits(batch), model.logits(batch[..., 0]))
+    with pytest.raises(ValueError, match="3 pixels"):
+        model.logits(np.zeros((2, 32, 3, 3), np.uint8))
+
+
+def test_probabilities_of_all_classes():
+    """They are those of which `predict` names the largest, with the same views."""
+    model, images = fastcifar.train(QUICK, data=make_dataset(), epochs=1).model, make_dataset().x_test
+    p = model.predict_proba(images)
+    names, largest = model.predict(images)
+    assert p.shape == (80, 10) and torch.allclose(p.sum(1), torch.ones(80), atol=1e-5)
+    assert [model.classes[i] for i in p.argmax(1)] == names and torch.equal(p.max(1).values, largest)
+    plain, mirrored = model.logits(images), model.logits(images[:, :, ::-1].copy())
+    assert torch.allclose(p, ((plain + mirrored) / 2).softmax(1), atol=1e-5) and not torch.allclose(p, plain.softmax(1))
+    assert torch.equal(model.predict_proba(images, views=False), plain.softmax(1))
+    with pytest.raises(ValueError, match="views is 'shift'; choose from none, flip, flip-shift"):
+        model.predict_proba(images, views="shift")
 
 
 def test_a_label_that_the_model_does_not_know_is_told():

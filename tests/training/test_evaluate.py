@@ -10,7 +10,6 @@ from replays import same_addresses
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.models import folded as folding
 from fastcifar.training import evaluate
-from fastcifar.training.hardware import Hardware
 from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
 
@@ -24,16 +23,13 @@ def make_data(num: int = NUM) -> DeviceImages:
     return to_device(images, np.arange(num) % 3, (0.0,) * 3, (1.0,) * 3, 0, torch.device("cpu"), torch.float32)
 
 
-CPU = Hardware(torch.device("cpu"), torch.float32)
-
-
 @pytest.fixture
 def right_answers(monkeypatch):
     """How many images a model gets right, plainly and with views, in batches of at most so many."""
 
     def count(model, data, batch_size, *views) -> list[int]:
         monkeypatch.setattr(evaluate, "EVAL_BATCH", batch_size)
-        return evaluate.count_right(model, data, CPU, *views).tolist()
+        return evaluate.count_right(model, data, *views).tolist()
 
     return count
 
@@ -120,7 +116,7 @@ def test_views_go_to_the_least_sure_of_all_images(monkeypatch, tta):
     data = make_data()
     monkeypatch.setattr(evaluate, "EVAL_BATCH", 8)
     x = data.batch(torch.arange(NUM))
-    plain, some = evaluate.all_logits(weighted_sum, data, CPU, tta, share=0.3)
+    plain, some = evaluate.all_logits(weighted_sum, data, tta, share=0.3)
     assert torch.equal(plain, weighted_sum(x))
     margins = (plain[:, 0] - plain[:, 1]).abs()
     unsure = margins.argsort()[:7]  # 0.3 of 23, rounded up
@@ -134,9 +130,9 @@ def test_views_go_to_the_least_sure_of_all_images(monkeypatch, tta):
 def test_all_images_get_views_by_default_and_none_without():
     data = make_data()
     x = data.batch(torch.arange(NUM))
-    plain, every = evaluate.all_logits(weighted_sum, data, CPU, "flip")
+    plain, every = evaluate.all_logits(weighted_sum, data, "flip")
     torch.testing.assert_close(every, evaluate.flip(weighted_sum, x, weighted_sum(x)))
-    assert all(torch.equal(found, plain) for found in evaluate.all_logits(weighted_sum, data, CPU))
+    assert all(torch.equal(found, plain) for found in evaluate.all_logits(weighted_sum, data))
 
 
 @pytest.mark.parametrize("tta", evaluate.VIEWS)
