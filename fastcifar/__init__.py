@@ -7,8 +7,6 @@
 The names below are imported when they are first used, so that importing the package takes no time.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

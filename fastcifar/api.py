@@ -3,8 +3,6 @@
 Settings have the names of their flags. A wrong argument raises ValueError with the text that the command line shows.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

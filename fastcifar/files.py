@@ -3,8 +3,6 @@
 The cache of data sets and every file of a run folder are written through this module.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """`fastcifar compare RUN RUN ...`: curves of several runs on one picture, their different settings and results."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fastcifar doctor`: what a run finds on this machine, what is missing, and the command that mends it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sysconfig

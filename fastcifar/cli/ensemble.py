@@ -8,8 +8,6 @@ Averaged are the models of several runs, samples of each run's SWAG Gaussian, or
     samples of the Gaussian SWAG         Multi-SWAG (Wilson & Izmailov 2020, arXiv:2002.08791)
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Sequence

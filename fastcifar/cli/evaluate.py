@@ -1,7 +1,5 @@
 """`fastcifar evaluate RUN [--data ...] [--no-views] [--out DIR]`: how good a run's model is, class by class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fastcifar export RUN --format onnx|torch-export|hub-folder [--out PATH]`: a run's model for other programs."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass

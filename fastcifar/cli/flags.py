@@ -4,8 +4,6 @@ The flags are flat and keep their names whatever part of the Config they belong 
 here imports torch, which takes seconds: `--help` and a wrong flag are answered at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

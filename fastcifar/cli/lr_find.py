@@ -1,7 +1,5 @@
 """`fastcifar lr-find [flags of train]`: a peak for the learning rate, from a range test."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

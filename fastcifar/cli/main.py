@@ -3,8 +3,6 @@
 A command is imported when it is called: torch takes seconds, and until then a signal already ends with one line.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import sys

@@ -3,8 +3,6 @@
 `fastcifar predict IMAGE ... --run RUN` is the same.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """`fastcifar schedule --recipe A [--recipe B ...] [flags]`: learning rate and momentum of each on one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Handles SIGINT and SIGTERM. Imports nothing heavy, so that the handlers are set before torch is imported."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -4,8 +4,6 @@ A run shows a bar with the time left on a terminal, one plain line per epoch els
 through the `fastcifar` logger; `route_log_to` prints them among these lines.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Iterator, Sequence

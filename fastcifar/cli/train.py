@@ -5,8 +5,6 @@ seeds each process trains its own seeds. Seeds that an interrupted job has finis
 --keep-all each seed has its run folder, from which an interrupted seed, too, goes on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import traceback

@@ -9,8 +9,6 @@ A point in a run (tail start, milestone, end of the low resolution) is a fractio
 epoch from 1 up. So `--epochs N` keeps the proportions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 

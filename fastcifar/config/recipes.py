@@ -4,8 +4,6 @@ The source's recipes (`swa30-source` and below) are the experiments that fastcif
 there; "source" figures are those it reported with its own ResNet on CIFAR-10. What fastcifar measures is in RECORDS.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from typing import Any, get_args, get_type_hints
 

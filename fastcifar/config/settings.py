@@ -4,8 +4,6 @@
 setting that has no effect under the chosen schedule, optimizer, tail or views, since that is a mistake of the caller.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, replace

@@ -4,8 +4,6 @@
 a file is as safe as one from the command line.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields

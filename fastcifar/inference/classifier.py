@@ -1,7 +1,5 @@
 """A trained model in use: uint8 images in, classes and probabilities out. Normalisation is part of the module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

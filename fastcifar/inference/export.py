@@ -5,8 +5,6 @@ part of the graph. Every file is loaded and run before it is kept. What a progra
 texts (`metadata`): `metadata_props` of ONNX, `extra_files` of torch.export.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

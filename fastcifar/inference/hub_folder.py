@@ -4,8 +4,6 @@ The card is README.md: YAML for the hub's search (https://huggingface.co/docs/hu
 and how the model is used. No path of this machine is in the folder.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Quality of predicted probabilities, by torchmetrics. Shapes: N images, K classes."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

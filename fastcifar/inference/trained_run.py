@@ -1,7 +1,5 @@
 """A run's models, as they are measured together: its own, the raw one and samples of SWAG, and its test images."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterator

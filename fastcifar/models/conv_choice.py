@@ -4,8 +4,6 @@ cuDNN's products are the faster ones, the kernels write less. What wins depends 
 no table knows it. So each layer is timed when it first sees an input, in the warm-up, as cuDNN times its own kernels.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable

@@ -11,8 +11,6 @@ give equal bits.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -6,8 +6,6 @@ reach 40 (AVX2, fp32). One product for each tap of the filter needs 0.23 to 0.80
 Shapes: B images, C channels, H W pixels; all activations are channels_last.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

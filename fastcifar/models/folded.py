@@ -5,8 +5,6 @@ filters w become s w, in the dtype of the run, and b remains. A max-pool between
 0: the weights of the norms are fixed at 1. In the residual sum x + conv(y), x is multiplied by s.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

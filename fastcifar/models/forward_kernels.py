@@ -5,8 +5,6 @@ output may have a border of zeros, of BEFORE rows and columns before and of othe
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

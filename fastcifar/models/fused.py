@@ -8,8 +8,6 @@ Plain torch is what they are compared with, and runs everywhere else: on a CPU, 
 Shapes: B images, C channels, H W pixels, M = B * H * W rows of a norm's input.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any

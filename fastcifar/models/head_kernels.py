@@ -1,8 +1,6 @@
 """The Triton kernel of classifier and loss. `fastcifar.models.head_loss` imports this file only to launch it."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -4,8 +4,6 @@ Shapes: B images, P pixels of the last map, C channels, K classes. Plain torch (
 compared with.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H W pixels. All weights and activations are channels_last.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -3,8 +3,6 @@
 To add a network, write its class in a file beside this one and name it in `make_model`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

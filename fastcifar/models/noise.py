@@ -8,8 +8,6 @@ small one: a chain of the finalizer of MurmurHash3 (Appleby 2011) over seed, ste
 Shapes: B images, Q coefficients per image.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ What the convolution makes is needed for the pool alone, and three of four of it
 Shapes: B images, C channels in, N out, H W pixels with the zero border of `layers.pad_before_pool`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H W pixels, K classes.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from fastcifar.models.layers import ACTIVATIONS, conv, make_norm

@@ -7,8 +7,6 @@ residual block, identity-initialised filters, norms without a scale of their own
 Shapes: B images, C channels, H W pixels, K classes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -12,8 +12,6 @@ of 26 layers, three stages of basic blocks.
 Shapes: B images, C channels, H W pixels, K classes.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Saves checkpoints while a run trains, and ends it after a signal once its state is saved."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: B images, S x S pixels.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """--profile: what a few steps of a run are spent on, by torch's own profiler."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable

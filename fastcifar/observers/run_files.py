@@ -1,7 +1,5 @@
 """The observers that write a run's own folder: one list for the command line and for Python."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

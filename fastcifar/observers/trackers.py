@@ -4,8 +4,6 @@
 host wait for the device.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

@@ -5,8 +5,6 @@ and model files see no difference. A forward pass borrows the copies in their pl
 dtype of the run's products, and neither a weight nor a gradient is cast in a step. All three buffers have one layout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

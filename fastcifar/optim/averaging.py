@@ -4,8 +4,6 @@ The loop adds weights during the tail; the end of the run takes the mean and ref
 in fp32 in every precision of the model: fp16 would lose the small differences between successive weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -11,8 +11,6 @@ Shapes: R rows and K columns of a filter as a matrix: output channels and in * h
 has fewer rows.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import defaultdict

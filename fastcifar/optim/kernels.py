@@ -13,8 +13,6 @@ widen loads. `row` [2] f32: learning rate and momentum of the step.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

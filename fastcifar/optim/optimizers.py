@@ -3,8 +3,6 @@
 Optimizers know nothing of schedules: `set_row` writes a row of the schedule's table into their groups before a step.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections import defaultdict

@@ -6,8 +6,6 @@ which needs a metric: it rewrites the rates to come at the end of each epoch (`e
 Izmailov et al. 2018 (arXiv:1803.05407).
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ weights) has no spread and is not sampled. Filters under Muon are included as th
 step, their mean is shorter than that, and the variance of a sample gives back about what the mean has lost.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

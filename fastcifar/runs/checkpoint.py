@@ -5,8 +5,6 @@ depends on (seed, epoch) alone (`fastcifar.augment.plan`) and every draw inside 
 (`fastcifar.models.noise`), so seed and step determine the rest.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zipfile

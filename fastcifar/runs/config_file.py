@@ -6,8 +6,6 @@ taken from it: a setting with `from_file=False` keeps its default, and what is o
 wrote beside the settings of the run, is left out.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Facts for a record: versions, commit, peak memory, date. Recorded in summary.json of every run and bench."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import platform

@@ -1,7 +1,5 @@
 """The run folder: whether a run may start or continue in it, what is finished, and the command that continues it."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil

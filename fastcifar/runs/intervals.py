@@ -1,7 +1,5 @@
 """Statistics over runs that differ in their seed only: mean, standard deviation, 95% interval of the mean."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Any

@@ -7,8 +7,6 @@ step are in checkpoint.pt.
 Both load without executing anything. Two equal models give equal bytes.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path

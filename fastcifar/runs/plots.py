@@ -1,7 +1,5 @@
 """Pictures by matplotlib: curves of one run and of several, schedules, a range test, and an evaluation."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Writes JSON files whole or not at all, and one line of JSON that every reader can parse."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

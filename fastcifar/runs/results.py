@@ -1,7 +1,5 @@
 """Reads what a run has written: config.json, metrics.jsonl and summary.json. The files may come from anywhere."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

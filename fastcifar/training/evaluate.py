@@ -5,8 +5,6 @@ model is least sure get them, chosen among all images: on the others they change
 (idea: hiverge's CIFAR-10 speedrun, 2025). N images, B of a batch, K classes; x is [B, C, H, W], logits are [B, K].
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

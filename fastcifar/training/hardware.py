@@ -1,7 +1,5 @@
 """Resolves every `auto` setting for the machine at hand, once: where a run starts, and nothing later decides again."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import os

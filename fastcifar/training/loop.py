@@ -4,8 +4,6 @@
 checkpoints, pictures. Steps and epochs count from 0; a metrics row says epoch 1 for the first.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

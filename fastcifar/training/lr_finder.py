@@ -3,8 +3,6 @@
 Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186, section 3.3).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

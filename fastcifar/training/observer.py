@@ -7,8 +7,6 @@ The loop calls a short list of them, in order. Progress, metrics.jsonl, checkpoi
 observers, each in its own file; a user's own is a class with the same three methods.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Protocol
 

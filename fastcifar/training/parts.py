@@ -4,8 +4,6 @@ They are values of the Task. No file holds them: config.json names them, and a r
 Shapes: B images of a step, S x S pixels, K classes.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 All of it is outside the clock of the training but what a card makes of the real images.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import os

@@ -4,8 +4,6 @@ Data parallel: the processes share the images of each step (`EpochPlan.part`), g
 DistributedDataParallel and batch norms see the whole step's batch, so that N processes compute what one would.
 """
 
-from __future__ import annotations
-
 import datetime
 import inspect
 import os

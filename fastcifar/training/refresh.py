@@ -3,8 +3,6 @@
 Shapes: K batches of B images, C = 3 channels, S x S = 32 pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: N images, C = 3 channels, H W = 32 pixels.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

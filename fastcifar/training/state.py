@@ -3,8 +3,6 @@
 Shapes: steps and epochs count from 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ replays that: one launch per step, however many kernels it has ("Accelerating Py
 2021). Shapes: B images of a step, M images of a block, C = 3 channels, S x S pixels.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

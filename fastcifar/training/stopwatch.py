@@ -3,8 +3,6 @@
 No other file measures time. What a phase covers is decided by the caller: the loop, the command line or a bench.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import defaultdict
