@@ -35,9 +35,9 @@ from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
+from fastcifar.training.memory import batch_that_fits
 from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
-from fastcifar.training.prepare import batch_that_fits
 from fastcifar.training.processes import World
 from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch, matrix_flop_per_s, process_age_s

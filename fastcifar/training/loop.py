@@ -12,9 +12,10 @@ from typing import Any
 from fastcifar.optim.swag import Swag
 from fastcifar.runs import environment
 from fastcifar.runs.config_file import config_to_plain
+from fastcifar.training.compiling import uncompile
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.observer import Observer, RunOutcome, Stop, StopAt
-from fastcifar.training.prepare import Prepared, prepare, uncompile
+from fastcifar.training.prepare import Prepared, prepare
 from fastcifar.training.processes import sum_over_processes
 from fastcifar.training.start import initial_state
 from fastcifar.training.state import Diverged, State, skipped_steps
