@@ -22,7 +22,7 @@ from fastcifar.config.settings import with_settings
 from fastcifar.data import cache
 from fastcifar.data.load import locate
 from fastcifar.data.official import CIFAR10
-from fastcifar.optim.optimizers import apex_sgd
+from fastcifar.optim.apex import apex_sgd
 from fastcifar.runs.environment import versions
 from fastcifar.training.compiling import compile_cache_dir
 from fastcifar.training.hardware import Hardware, resolve

@@ -26,7 +26,7 @@ from fastcifar.files import lock_folder
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
-from fastcifar.observers.run_files import file_observers, measured
+from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import folder, intervals, plots, record
@@ -43,7 +43,7 @@ from fastcifar.training.processes import World
 from fastcifar.training.rates import matrix_flop_per_s
 from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch, process_age_s
-from fastcifar.training.task import Task, make_task, normalization_facts
+from fastcifar.training.task import Task, make_task
 
 
 def main(config: Config, command: Command, signals: Signals) -> int:

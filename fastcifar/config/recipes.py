@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from typing import Any, get_args, get_type_hints
 
 from fastcifar.config.config import Augment, Config, Evaluation, Model, Optimizer, Run, Tail
-from fastcifar.config.schedules import Cosine, Cyclic, MultiStep, OneCycle, WarmRestarts
+from fastcifar.config.schedule import OneCycle
+from fastcifar.config.schedules import Cosine, Cyclic, MultiStep, WarmRestarts
 
 swa30 = Config(
     epochs=30,

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from fastcifar.config.config import Config
-from fastcifar.config.schedules import Plateau, Span
+from fastcifar.config.schedule import Span
+from fastcifar.config.schedules import Plateau
 from fastcifar.optim.optimizers import UncompiledSGD
 
 

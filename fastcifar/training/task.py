@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,6 @@ from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.models.networks import count_parameters, make_model, own_network, train_flop
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.schedule_table import count_steps
-from fastcifar.runs.model_file import FROM_PYTHON
 from fastcifar.training.hardware import Hardware, keep_freed_memory
 from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts
 from fastcifar.training.processes import World
@@ -209,16 +208,3 @@ def filters_of_dataset(model: ResNet9, dataset: Dataset) -> Tensor:
 def spread_rows(num_images: int, most: int) -> Tensor:
     """Some images, of all classes also where they lie sorted."""
     return torch.linspace(0, num_images - 1, min(most, num_images)).long()
-
-
-def normalization_facts(task: Task) -> dict[str, Any]:
-    """What a reader of the model file needs: class names, normalisation and the network's settings."""
-    dataset, settings = task.dataset, task.config.model
-    facts = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name}
-    if task.parts.network is not None:
-        kind = type(task.network)
-        return {**facts, "network": FROM_PYTHON, "scale": f"{kind.__module__}.{kind.__qualname__}"}
-    return {
-        **facts, "network": settings.network, "norm": settings.norm, "activation": settings.activation,
-        "scale": settings.scale, "shape": asdict(settings)["shape"],
-    }  # fmt: skip
