@@ -1,16 +1,40 @@
-"""torch.compile: where compiled code is kept between processes, and the way back to plain code."""
+"""torch.compile, and where compiled code is kept between processes."""
 
+import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fastcifar.config.config import Config
 from fastcifar.data.cache import cache_folder
 
+log = logging.getLogger("fastcifar")
+
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """Read by torch at each compilation. Triton's cache lies below the same folder, unless $TRITON_CACHE_DIR is set."""
+
+
+def compile_model(model: nn.Module, config: Config, run_all_shapes: Callable[[], None]) -> str:
+    """Compiles the model in place, as the config says, for all shapes that the function runs.
+
+    Returns the mode in use: "off" where the compiler fails, after a warning; then the model is plain again.
+    """
+    mode = config.machine.compile
+    try:
+        keep_compiled_code(config)
+        model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
+        run_all_shapes()
+        return mode
+    except Exception as e:
+        uncompile(model)
+        torch._dynamo.reset()
+        reason = " ".join(str(e).split())[:150]
+        log.warning("torch.compile failed (%s: %s); going on without it", type(e).__name__, reason)
+        return "off"
 
 
 def compile_cache_dir(config: Config) -> Path:

@@ -4,7 +4,6 @@ All of it is outside the clock of the training but what a card makes of the real
 """
 
 import copy
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from fastcifar.models import conv_choice
 from fastcifar.models.fused import fuse, is_fused
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.training import evaluate
-from fastcifar.training.compiling import keep_compiled_code, uncompile
+from fastcifar.training.compiling import compile_model
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel
 from fastcifar.training.refresh import Refresh, refresh_shape
@@ -25,8 +24,6 @@ from fastcifar.training.state import State
 from fastcifar.training.step import Step, autocast, make_step, random_batch
 from fastcifar.training.stopwatch import captured_ms
 from fastcifar.training.task import Task
-
-log = logging.getLogger("fastcifar")
 
 
 @dataclass(frozen=True)
@@ -67,29 +64,19 @@ def warm_up(task: Task, model: nn.Module) -> str:
     Returns the torch.compile mode in use: "off" where the compiler fails, after a warning. Lets resnet9 use its own
     kernels where they work. On a CPU without compiling nothing needs a warm-up.
     """
-    device, mode = task.hardware.device, task.config.machine.compile
+    mode: str = task.config.machine.compile
     # cuDNN times its kernels for each shape when it first sees it, which is here.
     torch.backends.cudnn.benchmark = task.hardware.on_card and not torch.are_deterministic_algorithms_enabled()
-    if mode == "off" and device.type == "cpu":
+    if mode == "off" and task.hardware.device.type == "cpu":
         return mode
     config, before = task.config, copy.deepcopy(model.state_dict())
     if task.hardware.on_card and isinstance(model, ResNet9):
         _preprocess_noise(task, model)
         if config.machine.fused_kernels and mode == "off" and fuse(model, config.model.activation, task.hardware.dtype):
             conv_choice.use_kernels(model, captured_ms)
-    try:
-        if mode != "off":
-            keep_compiled_code(config)
-            model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
-        _run_all_shapes(task, model)
-    except Exception as e:
-        if mode == "off":
-            raise
-        uncompile(model)
-        torch._dynamo.reset()
-        reason = " ".join(str(e).split())[:150]
-        log.warning("torch.compile failed (%s: %s); going on without it", type(e).__name__, reason)
-        mode = "off"
+    if mode != "off":
+        mode = compile_model(model, config, lambda: _run_all_shapes(task, model))
+    if mode == "off":
         _run_all_shapes(task, model)
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fastcifar.config.config import Config, Model
 from fastcifar.config.settings import method_differences
-from fastcifar.optim.schedule_table import count_steps, extend, plan_averages
+from fastcifar.optim.schedule_table import ScheduleTable, count_steps, plan_averages
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain
 from fastcifar.runs.model_file import find_model, load_model
@@ -56,6 +56,22 @@ def resume(state: State, folder: Path, config: Config, digest: str) -> bool:
     for phase, seconds in time_s.items():  # times of the whole run, not of its last part
         state.stopwatch.time_s[phase] += seconds
     return True
+
+
+def extend(schedule: ScheduleTable, config: Config, steps_per_epoch: int) -> ScheduleTable:
+    """Lengthens the table to `extend_epochs` by repeating the last row of the tail. ValueError without a tail."""
+    extend_epochs = config.run.extend_epochs
+    if extend_epochs is None:
+        return schedule
+    num_steps, before = count_steps(extend_epochs, steps_per_epoch), len(schedule.table)
+    if num_steps < before:
+        raise ValueError(f"extend_epochs {extend_epochs:g} is shorter than the run it extends ({before} steps)")
+    if schedule.tail_step >= before:
+        raise ValueError("this run has no averaging tail: its schedule ended, so more epochs would train at its last "
+                         "learning rate; start a new run with --epochs instead")  # fmt: skip
+    schedule.table = torch.cat([schedule.table, schedule.table[-1:].expand(num_steps - before, 2)])
+    plan_averages(schedule, config, steps_per_epoch)
+    return schedule
 
 
 def check_tree(tree: dict[str, Any], fresh: State, num_steps: int) -> None:
