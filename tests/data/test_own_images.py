@@ -18,7 +18,7 @@ from tiny_sets import (
 )
 
 import fastcifar
-from fastcifar.cli import train as command
+from fastcifar.cli import main as command
 from fastcifar.cli.predict import read_image
 from fastcifar.data.messages import DataError
 from fastcifar.data.pixels import to_rgb_32
@@ -143,9 +143,9 @@ def test_a_run_on_a_folder_of_classes_says_and_records_what_was_resized(tmp_path
     files = {f"{'ab'[i % 2]}/{i}.png": encode_image(image) for i, image in enumerate(images)}
     folder = str(write_folder(tmp_path / "own", files))
     flags = ["--data", folder, "--epochs", "1", "--device", "cpu", "--batch-size", "8", "--out", "run"]
-    assert command.main(flags) == 2
+    assert command.train(flags) == 2
     assert "test has 0 images" in capfd.readouterr().err
-    assert command.main([*flags, "--test-split", "0.2"]) == 0
+    assert command.train([*flags, "--test-split", "0.2"]) == 0
     out, err = capfd.readouterr()
     assert "20 images are resized to 32x32 pixels, the size that the network trains on" in err
     summary = json.loads(out.splitlines()[-1])
