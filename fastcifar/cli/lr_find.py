@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fastcifar.cli import flags
 from fastcifar.cli.flags import UsageError
+from fastcifar.data.load import load_of
 from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.lr_finder import growing_rates, range_test, suggest
-from fastcifar.training.task import load_data, make_task
+from fastcifar.training.task import make_task
 
 OWN = {"--lr-first": "1e-3", "--lr-last": "10", "--steps": "200", "--out": "lr_find.png"}
 """Flags of this command and their defaults."""
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file")
     config, hardware = resolve(config)
-    dataset = load_data(config, progress=sys.stderr.isatty())
+    dataset = load_of(config, progress=sys.stderr.isatty())
     task = make_task(config, dataset, hardware)
     tested = range_test(task, rates)
     peak = suggest(tested.lr, tested.loss, tested.smoothed) if tested.lr else None

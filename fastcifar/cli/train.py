@@ -21,11 +21,12 @@ from fastcifar.cli.schedule import preview
 from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.cli.terminal import Lines, make_progress, route_log_to
 from fastcifar.config.config import Command, Config
+from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
-from fastcifar.observers.run_files import file_observers, measured
+from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import folder, intervals, plots, record
@@ -35,13 +36,14 @@ from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
+from fastcifar.training.memory import batch_that_fits
 from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
-from fastcifar.training.prepare import batch_that_fits
 from fastcifar.training.processes import World
+from fastcifar.training.rates import matrix_flop_per_s
 from fastcifar.training.start import initial_state
-from fastcifar.training.stopwatch import Stopwatch, matrix_flop_per_s, process_age_s
-from fastcifar.training.task import Task, load_data, make_task, normalization_facts
+from fastcifar.training.stopwatch import Stopwatch, process_age_s
+from fastcifar.training.task import Task, make_task
 
 
 def main(config: Config, command: Command, signals: Signals) -> int:
@@ -77,9 +79,9 @@ def run(config: Config, command: Command, signals: Signals) -> int:
     if writes:
         folder.check(config, command)
     with stopwatch("data"):
-        dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
+        dataset = processes.leader_first(world, lambda: load_of(config, progress=world.is_leader))
         training_world = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
-        task = replace(make_task(config, dataset, hardware, training_world), command=command)
+        task = make_task(config, dataset, hardware, training_world, command=command)
     out = folder.choose(config, command, dataset.name) if writes else None
     with lock_folder(out) if out else contextlib.nullcontext():
         if out:

@@ -12,7 +12,8 @@ epoch from 1 up. So `--epochs N` keeps the proportions.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fastcifar.config.schedules import Plateau, Schedule, epoch_of
+from fastcifar.config.schedule import Schedule, epoch_of
+from fastcifar.config.schedules import Plateau
 from fastcifar.config.shapes import SHAPES, Shape
 from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Need, Part, Range, setting
 

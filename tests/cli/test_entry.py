@@ -69,7 +69,7 @@ def test_a_start_that_fails_on_its_data_leaves_no_folder(call, base, tmp_path, f
 
 def test_a_folder_that_holds_a_run_is_refused_before_the_data_is_loaded(call, base, monkeypatch):
     assert call(*base, "--out", "r")[0] == 0
-    monkeypatch.setattr(command, "load_data", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(command, "load_of", lambda *args, **kwargs: 1 / 0)
     code, _, err = call(*base, "--out", "r")
     assert code == 2 and "holds a run already" in err[0]
 

@@ -8,7 +8,8 @@ from conftest import PLAIN
 
 from fastcifar.config.config import Config, Optimizer, Run, Tail
 from fastcifar.config.recipes import RECIPES
-from fastcifar.config.schedules import SCHEDULES, PerStep, epoch_of
+from fastcifar.config.schedule import epoch_of
+from fastcifar.config.schedules import SCHEDULES, PerStep
 from fastcifar.config.settings import (
     NAMES,
     SETTINGS,
