@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fastcifar.cli.signals import Signals, Stopped
 
 COMMANDS = {
-    "train": "train a network and keep it in a run folder; the same as train_fast.py",
+    "train": "train a network and keep it in a run folder (= train_fast.py)",
     "evaluate": "measure a run's model: metrics by class, confusion, mistakes",
     "ensemble": "measure several models together, with --swag samples of each",
     "compare": "draw the curves of several runs and list their settings",

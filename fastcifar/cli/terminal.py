@@ -98,11 +98,16 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def ends_in_json(command: Command) -> bool:
+    """Whether the last line is JSON: where stdout is no terminal, and with --json."""
+    return command.json or not on_terminal()
+
+
 def print_end(command: Command, result: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
-    """Prints the end of what a command says: `result` as one line of JSON, or on a terminal without --json `rows`."""
+    """Prints the end of what a command says: `result` as one line of JSON, or names and values as a table."""
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"{name:{width}}  {printable(value)}" for name, value in rows)
-    print(to_json(result) if command.json or not on_terminal() else table, flush=True)
+    print(to_json(result) if ends_in_json(command) else table, flush=True)
 
 
 class Handler(logging.Handler):
@@ -155,7 +160,7 @@ def epoch_line(row: dict[str, Any], num_epochs: int, size_px: int | None = None)
     measured = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
     return (
         f"epoch {row['epoch']:{len(str(num_epochs))}d}/{num_epochs}  {row['phase']:5s}{size}  lr {row['lr']:<8.3g} "
-        f"loss {row['loss_train']:.3f}{measured}  {time_s:6.{1 if time_s < 1000 else 0}f} s"
+        f"loss {row['loss_train']:.3f}{measured}  {time_s:5.{1 if time_s < 1000 else 0}f} s"
     )
 
 
@@ -185,35 +190,32 @@ def accuracy_line(summary: dict[str, Any]) -> str:
 
 def result_rows(summary: dict[str, Any], folder: object) -> list[tuple[str, str]]:
     """Names and values of the table of a finished run, or of several seeds. What the summary lacks is left out."""
-    views, seconds = summary.get("views", 1), summary.get("time_s")
+    views, seconds, seeds = summary.get("views", 1), summary.get("time_s"), summary.get("n")
     kind = "one view" if views == 1 else f"up to {views} views"
     synthetic = summary.get("dataset") == "synthetic"
     entries = [
-        (f"accuracy, mean of {summary['n']} seeds" if "n" in summary else f"accuracy, {kind}", "accuracy", ".2%", ""),
-        ("averaged weights, one view", "accuracy_swa", ".2%", ""),
-        ("raw weights, one view", "accuracy_raw", ".2%", ""),
-        ("passes", "epochs", "g", ""),
-        ("training", "train_s", ",.1f", " s"),
-        ("training and evaluation", "time_to_accuracy_s", ",.1f", " s"),
-        ("work of training", "train_pflop", ".3g", " PFLOP"),
-        ("images", "images", "", ", not CIFAR-10"),
+        (f"accuracy, mean of {seeds} seeds" if seeds else f"accuracy, {kind}", summary.get("accuracy"), ".2%", ""),
+        ("averaged weights, one view", summary.get("accuracy_swa"), ".2%", ""),
+        ("raw weights, one view", summary.get("accuracy_raw"), ".2%", ""),
+        ("seeds that reach --target", summary.get("share_reached"), ".0%", ""),
+        ("passes", summary.get("epochs"), "g", ""),
+        ("training", seconds.get("train") if isinstance(seconds, dict) else None, ",.1f", " s"),
+        ("training and evaluation", summary.get("time_to_accuracy_s"), ",.1f", " s"),
+        ("work of training", summary.get("train_pflop"), ".3g", " PFLOP"),
+        ("images", "built-in synthetic, not CIFAR-10" if synthetic else None, "", ""),
+        ("folder", str(folder), "", ""),
     ]
-    values = {
-        **summary,
-        "train_s": seconds.get("train") if isinstance(seconds, dict) else None,
-        "images": "built-in synthetic" if synthetic else None,
-    }
-    rows = [(name, _shown(values[k], spec) + unit) for name, k, spec, unit in entries if values.get(k) is not None]
-    return [*rows, ("folder", str(folder))]
+    return [(name, _shown(value, spec, unit)) for name, value, spec, unit in entries if value is not None]
 
 
-def _shown(value: Any, spec: str) -> str:
+def _shown(value: Any, spec: str, unit: str) -> str:
     """A number, or mean and standard deviation over seeds. Anything else, from a file that was edited, as it is."""
     if isinstance(value, (int, float)):
-        return format(value, spec)
+        return f"{value:{spec}}{unit}"
     if isinstance(value, dict) and isinstance(value.get("mean"), float):
         std = value.get("std")
-        return format(value["mean"], spec) + (f" (deviation {std:{spec}})" if isinstance(std, float) else "")
+        more = f" (standard deviation {_shown(std, spec, unit)})" if isinstance(std, float) else ""
+        return _shown(value["mean"], spec, unit) + more
     return str(value)
 
 

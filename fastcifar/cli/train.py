@@ -22,9 +22,9 @@ from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.cli.terminal import (
     Lines,
     duration,
+    ends_in_json,
     fold,
     make_progress,
-    on_terminal,
     print_end,
     result_rows,
     route_log_to,
@@ -121,7 +121,7 @@ def train_and_report(
         if out:
             if (table := out / profiling.TABLE).exists() and task.command.profile:
                 progress.say(table.read_text().rstrip())
-            if task.command.json or not on_terminal():
+            if ends_in_json(task.command):
                 progress.say(f"results in {out}")
             progress.close()  # rich breaks the lines that are printed below its bar
             print_end(task.command, result.summary, result_rows(result.summary, out))
