@@ -250,6 +250,8 @@ class Command(Part):
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = setting(False, in_python=False)
     """Build everything, train nothing, print the plan."""
+    json: bool = setting(False, in_python=False)
+    """End with the result as one line of JSON on a terminal, too, where it is a table."""
     debug: bool = setting(False, in_python=False)
     """Show tracebacks."""
 
