@@ -25,8 +25,8 @@ from bench import harness
 from bench.peers import ROOT, Peer, PeerTable, find_peer, peer_command, prepare_images, read_summary, run_until
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load_of
 from fastcifar.runs import intervals, record
-from fastcifar.training.task import load_data
 
 FASTCIFAR = "fastcifar"
 CODE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = f"data={options.data} subset={options.subset} {options.set}"
         config = harness.parse(options.recipe, settings)
         head = harness.describe_environment(config)
-        dataset = load_data(config, progress=True)
+        dataset = load_of(config, progress=True)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -16,9 +16,16 @@ from fastcifar.config.config import Config
 from fastcifar.models.networks import make_model
 from fastcifar.optim.optimizers import orthogonalize
 from fastcifar.training.hardware import Hardware
-from fastcifar.training.stopwatch import copy_bytes_per_s, matrix_flop_per_s
+from fastcifar.training.rates import matrix_flop_per_s, repeats_s
 
 PARTS = ("augment", "forward", "backward", "optimizer", "averaging")
+
+
+def copy_bytes_per_s(device: torch.device, mib: int = 64) -> float:
+    """Bytes read and written per second by copying a tensor, best of five: an upper bound for work that moves data."""
+    source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / min(repeats_s(lambda: target.copy_(source), device, repeats=5))
 
 
 class Floors:

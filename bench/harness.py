@@ -31,8 +31,8 @@ from fastcifar.runs import environment, intervals, record
 from fastcifar.training.hardware import make_deterministic, resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import RunOutcome
+from fastcifar.training.rates import repeats_s
 from fastcifar.training.start import preprocess
-from fastcifar.training.stopwatch import repeats_s
 from fastcifar.training.task import Task, make_task
 
 

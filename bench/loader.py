@@ -38,7 +38,8 @@ from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.runs import intervals, record
 from fastcifar.training.hardware import resolve
-from fastcifar.training.stopwatch import Stopwatch, repeats_s
+from fastcifar.training.rates import repeats_s
+from fastcifar.training.stopwatch import Stopwatch
 
 Kind = Literal["torch", "dali", "dataloader", "torchvision"]
 Case = tuple[str, int, int]

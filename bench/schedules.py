@@ -23,8 +23,8 @@ from fastcifar.config.config import Config
 from fastcifar.config.recipes import RECIPES, find_recipe
 from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load_of
 from fastcifar.runs import intervals, plots, record
-from fastcifar.training.task import load_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = replace(options, runs=2, epochs=2.0, subset=2_000)
     try:
         configs = {name: configure(find_recipe(name), options) for name in options.recipes}
-        dataset = load_data(next(iter(configs.values())), progress=True)
+        dataset = load_of(next(iter(configs.values())), progress=True)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -27,10 +27,10 @@ from fastcifar.config.config import Config
 from fastcifar.config.recipes import find_recipe
 from fastcifar.config.settings import with_settings
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load_of
 from fastcifar.models.networks import make_model
 from fastcifar.models.shake import ShakeDrop, ShakeShake
 from fastcifar.runs import intervals
-from fastcifar.training.task import load_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = with_settings(find_recipe(options.recipe), data=options.data, scale=options.scale,
                                subset=options.subset, epochs=options.epochs)  # fmt: skip
-        dataset = load_data(config, progress=True)
+        dataset = load_of(config, progress=True)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -28,10 +28,10 @@ from bench import harness
 from bench.time_to_accuracy import BASE
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
+from fastcifar.data.load import load_of
 from fastcifar.data.messages import DataError
 from fastcifar.runs import record
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import load_data
 
 Job = dict[str, Any]
 """Recipe, settings and seed of a run."""
@@ -147,7 +147,7 @@ def measured_on_held_out(dataset: Dataset, count: int) -> Dataset:
 
 def load_images(config: Config, options: Options) -> Dataset:
     """What the networks train on and are measured on."""
-    dataset = load_data(config, progress=True)
+    dataset = load_of(config, progress=True)
     return measured_on_held_out(dataset, options.hold_out) if options.hold_out else dataset
 
 

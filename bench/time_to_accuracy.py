@@ -28,9 +28,9 @@ from bench import harness
 from bench.runs import Job, train_all
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.load import load_of
 from fastcifar.runs import intervals, record
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import load_data
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "FASTCIFAR_CACHE")
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs |= {text: harness.parse(options.recipe, options.base, text) for text in options.vary}
         head = harness.describe_environment(configs[BASE])
         sources = {source_of(config): config for config in configs.values()}
-        datasets = {source: load_data(config, progress=True) for source, config in sources.items()}
+        datasets = {source: load_of(config, progress=True) for source, config in sources.items()}
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from fastcifar.config.settings import SETTINGS, with_all_settings
 from fastcifar.data.checks import check_labels
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load as load_dataset
+from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.inference.classifier import Classifier
 from fastcifar.models.networks import Network
@@ -31,7 +32,7 @@ from fastcifar.training.loop import train as train_loop
 from fastcifar.training.observer import Observer, RunOutcome
 from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import load_data, make_task
+from fastcifar.training.task import make_task
 
 Source = str | os.PathLike[str] | Dataset
 
@@ -97,8 +98,8 @@ def train(
     folder.check(config, command)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
-        dataset = data if isinstance(data, Dataset) else load_data(config, progress=False, or_synthetic=False)
-        task = replace(make_task(config, dataset, hardware, parts=parts), command=command)
+        dataset = data if isinstance(data, Dataset) else load_of(config, progress=False, or_synthetic=False)
+        task = make_task(config, dataset, hardware, parts=parts, command=command)
     if out is None and command.resume is None:
         result, path = train_loop(task, observers, stopwatch), None
     else:

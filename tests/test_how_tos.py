@@ -36,11 +36,11 @@ assert fastcifar.load("run").logits(np.zeros((2, 32, 32, 3), np.uint8)).shape ==
 """
 GREY_BY_BOTH = """
 import numpy as np, torch
+from fastcifar.augment.dali import has_dali
 from fastcifar.augment.executor import make_executor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw
 from fastcifar.config.config import Augment
-from fastcifar.training.hardware import has_dali
 pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 images = to_device(pixels, np.arange(40), (0.5,) * 3, (0.25,) * 3, 4, torch.device("cpu"), torch.float32)
 plan = draw(Augment(grey=0.5, cutout_px=8), 20, 0, 40, 0)

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ ROOMS = (
 PUBLIC_NAMES = ("fastcifar/__init__.py", "fastcifar/__main__.py")
 """The public names and the entry, which import from everywhere."""
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
+MAX_CORE_FILES, MAX_CORE_LINES = 22, 3_100
 
 
 def room_of(path: Path) -> str:
@@ -150,3 +152,11 @@ def test_basenames_are_unique_over_the_tests():
     """pytest imports test files by their basename."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
     assert not {name for name in names if names.count(name) > 1}
+
+
+def test_the_core_of_a_run_is_small_and_all_of_it_is_there():
+    """The first table of docs/architecture.md, whose files a reader can read in one go."""
+    table = (ROOT / "docs/architecture.md").read_text().partition("| file |")[2].partition("\n\n")[0]
+    files = [name for row in table.splitlines() for name in re.findall(r"`(\w+/\w+\.py)`", row.split("|")[1])]
+    lines = sum(len((ROOT / "fastcifar" / name).read_text().splitlines()) for name in files)
+    assert 15 < len(set(files)) == len(files) <= MAX_CORE_FILES and lines <= MAX_CORE_LINES

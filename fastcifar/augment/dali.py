@@ -14,6 +14,7 @@ call adds up to one wave of blocks, whatever it has to do, and a small call afte
 small for ever (docs/dali-report.md). So a pipeline gets calls of one size, and not too many of them.
 """
 
+import importlib.util
 import traceback
 from typing import Any
 
@@ -33,6 +34,14 @@ MOST_CALLS = 32
 SIZES_OF_A_RUN = 3
 """Calls of a run differ in size: whole epochs, the rest of the last one, images that refresh batch norms. A pipeline
 for each is built before the first step."""
+
+
+def has_dali() -> bool:
+    """Whether DALI is installed. It is not imported: whether it runs is known only once an executor exists."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # no package named nvidia at all
+        return False
 
 
 class DaliUnavailable(RuntimeError):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastcifar.augment.dali import DaliExecutor, DaliUnavailable
+from fastcifar.augment.dali import DaliExecutor, DaliUnavailable, has_dali
 from fastcifar.augment.images import to_device
 from fastcifar.cli.flags import parse_quietly
 from fastcifar.config.config import Config
@@ -22,10 +22,10 @@ from fastcifar.config.settings import with_settings
 from fastcifar.data import cache
 from fastcifar.data.load import locate
 from fastcifar.data.official import CIFAR10
-from fastcifar.optim.optimizers import apex_sgd
+from fastcifar.optim.apex import apex_sgd
 from fastcifar.runs.environment import versions
-from fastcifar.training.hardware import Hardware, has_dali, resolve
-from fastcifar.training.prepare import compile_cache_dir
+from fastcifar.training.compiling import compile_cache_dir
+from fastcifar.training.hardware import Hardware, resolve
 
 LIBRARIES = {"torchvision": "torchvision", "matplotlib": "matplotlib", "rich": "rich", "safetensors": "safetensors",
              "PIL": "pillow", "torchmetrics": "torchmetrics"}  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from unittest import mock
 
 from fastcifar.config.config import SMOKE_IMAGES, Command, Config
-from fastcifar.config.recipes import DEFAULT_RECIPE, OPTIMIZERS, find_recipe, with_optimizer
+from fastcifar.config.recipes import DEFAULT_RECIPE, OPTIMIZERS, RECIPES, find_recipe, with_optimizer
 from fastcifar.config.schedules import SCHEDULES
 from fastcifar.config.settings import (
     COMMAND,
@@ -41,6 +41,8 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
 
     Raises UsageError or another ValueError of one line for anything wrong, and SystemExit(0) after --help.
     """
+    if argv and argv[-1] == "--recipe":
+        raise UsageError(f"--recipe: expected a name; known: {', '.join(RECIPES)}")
     resumed, recipe, file = (_value_of(argv, flag) for flag in ("--resume", "--recipe", "--config"))
     if file is not None and (resumed or recipe):
         raise UsageError(f"--config {file}: its settings take the place of --recipe and --resume; leave these out")
@@ -160,6 +162,8 @@ def _flag_specs(defaults: Mapping[str, Any]) -> dict[str, list[Any]]:
             kind, default = str | None, default and str(default)
         if flag == "swa_start":
             kind |= None
+        if flag == "recipe":
+            text += f" Names: {', '.join(RECIPES)}."
         if where.part == "schedule" and len(where.owners) < len(SCHEDULES):
             text = f"{', '.join(kind.name for kind in where.owners)}: {text[0].lower()}{text[1:]}"  # type: ignore[attr-defined]
         specs["" if flag == "recipe" else where.part].append(StructFieldSpec(flag, kind, default, text))

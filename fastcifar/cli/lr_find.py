@@ -6,18 +6,41 @@ from pathlib import Path
 
 from fastcifar.cli import flags
 from fastcifar.cli.flags import UsageError
+from fastcifar.data.load import load_of
 from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
-from fastcifar.training.lr_finder import growing_rates, range_test, suggest
-from fastcifar.training.task import load_data, make_task
+from fastcifar.training.lr_finder import (
+    DIVERGED,
+    LEAST_STEPS,
+    SKIPPED_STEPS,
+    SMOOTHING,
+    STANDARD_ERRORS,
+    growing_rates,
+    range_test,
+    suggest,
+)
+from fastcifar.training.task import make_task
 
 OWN = {"--lr-first": "1e-3", "--lr-last": "10", "--steps": "200", "--out": "lr_find.png"}
 """Flags of this command and their defaults."""
-HELP = """usage: fastcifar lr-find [--lr-first LR] [--lr-last LR] [--steps N] [--out FILE] [flags of train]
+HELP = f"""usage: fastcifar lr-find [--lr-first LR] [--lr-last LR] [--steps N]
+                         [--out FILE] [flags of train]
 
-Trains with a learning rate that grows exponentially from --lr-first (1e-3) to --lr-last (10) within --steps (200)
-steps, draws the loss over it (--out, by default lr_find.png) and prints half the rate at which the smoothed loss is
-smallest. The other flags are those of `fastcifar train --help`."""
+Trains a new model while the learning rate grows exponentially, draws the loss
+over it and suggests a peak: half of the rate at which the smoothed loss is
+smallest. Smoothed is an exponential mean of weight {SMOOTHING:g}, from the front and
+from the back. There is no suggestion where the loss never falls below that of
+the untrained network, or only in the first {SKIPPED_STEPS} steps.
+
+The test stops when the loss is not finite, or its running mean is {DIVERGED:g} times
+its smallest value or {STANDARD_ERRORS:g} standard errors above it.
+
+  --lr-first LR  first learning rate ({OWN["--lr-first"]})
+  --lr-last LR   last learning rate ({OWN["--lr-last"]})
+  --steps N      steps, at least {LEAST_STEPS} ({OWN["--steps"]})
+  --out FILE     the picture ({OWN["--out"]})
+
+The other flags are those of `fastcifar train --help`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file")
     config, hardware = resolve(config)
-    dataset = load_data(config, progress=sys.stderr.isatty())
+    dataset = load_of(config, progress=sys.stderr.isatty())
     task = make_task(config, dataset, hardware)
     tested = range_test(task, rates)
     peak = suggest(tested.lr, tested.loss, tested.smoothed) if tested.lr else None

@@ -3,6 +3,7 @@
 A command is imported when it is called: torch takes seconds, and until then a signal already ends with one line.
 """
 
+import difflib
 import errno
 import importlib
 import sys
@@ -11,24 +12,58 @@ from collections.abc import Sequence
 
 from fastcifar.cli.signals import Signals, Stopped
 
-COMMANDS = ("train", "evaluate", "ensemble", "compare", "export", "schedule", "lr-find", "predict", "doctor")
-DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained."
+COMMANDS = {
+    "train": "train a network and keep it in a run folder (= train_fast.py)",
+    "evaluate": "measure a run's model: metrics by class, confusion, mistakes",
+    "ensemble": "measure several models together, with --swag samples of each",
+    "compare": "draw the curves of several runs and list their settings",
+    "export": "write a model as ONNX, by torch.export or for the hub",
+    "schedule": "draw learning rate and momentum of recipes, without a training",
+    "lr-find": "find a peak for the learning rate by a range test",
+    "predict": "name the classes of images by the model of a run",
+    "doctor": "say what is here, what is missing and how to mend it",
+}
+"""The commands, with what `fastcifar --help` says of each."""
+DESCRIPTION = "Trains a CIFAR-10 network fast, and keeps what was trained. --version prints the version."
 DONE, FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of `fastcifar COMMAND ...`; 2 for a command that does not exist."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] not in COMMANDS:
-        wants_help = arguments[:1] in (["-h"], ["--help"])
-        print(f"usage: fastcifar {{{','.join(COMMANDS)}}} [--help]", file=sys.stdout if wants_help else sys.stderr)
-        return 0 if wants_help else 2
+    word = arguments[0] if arguments else ""
+    if word == "--version":
+        return _print_version()
+    if not word or word in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if word else sys.stderr)
+        return DONE if word else BAD_INPUT
+    if word not in COMMANDS:
+        from fastcifar.data.messages import printable
+
+        close = difflib.get_close_matches(word, [*COMMANDS, "--help", "--version"], n=1)
+        advice = f"did you mean {close[0]}?" if close else "see fastcifar --help"
+        print(f"error: fastcifar {printable(word)}: no such command; {advice}", file=sys.stderr)
+        return BAD_INPUT
     return run(arguments[0], arguments[1:], f"fastcifar {arguments[0]}")
 
 
 def train(argv: Sequence[str], signals: Signals | None = None) -> int:
     """The exit code of `train_fast.py ...`."""
     return run("train", argv, "train_fast.py", signals)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: fastcifar COMMAND ... | --help | --version", "", *lines, "",
+                      "fastcifar COMMAND --help lists the flags of a command."])  # fmt: skip
+
+
+def _print_version() -> int:
+    from fastcifar import __version__
+
+    print(f"fastcifar {__version__}")
+    return DONE
 
 
 def run(name: str, argv: Sequence[str], prog: str, signals: Signals | None = None) -> int:
@@ -58,6 +93,8 @@ def run(name: str, argv: Sequence[str], prog: str, signals: Signals | None = Non
 
 
 def _command(name: str, argv: Sequence[str], prog: str, signals: Signals) -> int:
+    if "--version" in argv:
+        return _print_version()
     if name == "train":
         from fastcifar.cli import flags
 

@@ -19,13 +19,23 @@ from fastcifar.cli import ensemble
 from fastcifar.cli.main import DONE
 from fastcifar.cli.schedule import preview
 from fastcifar.cli.signals import Signals, Stopped
-from fastcifar.cli.terminal import Lines, make_progress, route_log_to
+from fastcifar.cli.terminal import (
+    Lines,
+    duration,
+    ends_in_json,
+    fold,
+    make_progress,
+    print_end,
+    result_rows,
+    route_log_to,
+)
 from fastcifar.config.config import Command, Config
+from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.models.networks import make_model, train_flop
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
-from fastcifar.observers.run_files import file_observers, measured
+from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import folder, intervals, plots, record
@@ -35,13 +45,14 @@ from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
+from fastcifar.training.memory import batch_that_fits
 from fastcifar.training.observer import Observer
 from fastcifar.training.parts import check_parts
-from fastcifar.training.prepare import batch_that_fits
 from fastcifar.training.processes import World
+from fastcifar.training.rates import matrix_flop_per_s
 from fastcifar.training.start import initial_state
-from fastcifar.training.stopwatch import Stopwatch, matrix_flop_per_s, process_age_s
-from fastcifar.training.task import Task, load_data, make_task, normalization_facts
+from fastcifar.training.stopwatch import Stopwatch, process_age_s
+from fastcifar.training.task import Task, make_task
 
 
 def main(config: Config, command: Command, signals: Signals) -> int:
@@ -65,7 +76,7 @@ def run(config: Config, command: Command, signals: Signals) -> int:
     resumed = Path(command.resume) if command.resume else None
     if resumed and not command.dry_run and (summary := folder.finished(resumed, config)):
         print(f"{resumed}: this run is complete; --extend-epochs N continues its averaging tail")
-        print(record.to_json(summary), flush=True)
+        print_end(command, summary, result_rows(summary, resumed))
         return DONE
     check_parts(config)
     require_tracker(command.log)
@@ -77,9 +88,9 @@ def run(config: Config, command: Command, signals: Signals) -> int:
     if writes:
         folder.check(config, command)
     with stopwatch("data"):
-        dataset = processes.leader_first(world, lambda: load_data(config, progress=world.is_leader))
+        dataset = processes.leader_first(world, lambda: load_of(config, progress=world.is_leader))
         training_world = world if config.run.parallel == "data" else World(local_rank=world.local_rank)
-        task = replace(make_task(config, dataset, hardware, training_world), command=command)
+        task = make_task(config, dataset, hardware, training_world, command=command)
     out = folder.choose(config, command, dataset.name) if writes else None
     with lock_folder(out) if out else contextlib.nullcontext():
         if out:
@@ -89,10 +100,11 @@ def run(config: Config, command: Command, signals: Signals) -> int:
         if command.dry_run:
             initial_state(task, stopwatch)
             if world.is_leader:
-                print(record.to_json(plan(task)))
+                planned = plan(task)
+                print_end(command, planned, [(k, str(v)) for k, v in planned.items() if k != "config"])
             return DONE
         signals.phase = "train"
-        with route_log_to(make_progress(task.num_steps, world.is_leader)) as progress:
+        with route_log_to(make_progress(config, command, task.num_steps, world.is_leader)) as progress:
             train_and_report(task, world, out, signals, progress, stopwatch)
         return DONE
 
@@ -111,12 +123,15 @@ def train_and_report(
         if out:
             if (table := out / profiling.TABLE).exists() and task.command.profile:
                 progress.say(table.read_text().rstrip())
-            progress.say(f"results in {out}")
-            print(record.to_json(result.summary), flush=True)
+            if ends_in_json(task.command):
+                progress.say(f"results in {out}")
+            progress.close()  # rich breaks the lines that are printed below its bar
+            print_end(task.command, result.summary, result_rows(result.summary, out))
             folder.require_kept(out)
     except (Interrupted, Stopped):
         if out:
             command = folder.resume_command(out, world.size, task.config, task.command)
+            progress.close()
             print(f"interrupted and saved; continue with: {command}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:
@@ -157,6 +172,7 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
         if signal := max(number or 0 for _, number in results):
             raise Interrupted(signal)
     if out:
+        progress.close()
         summary = intervals.summarize_runs(summaries, run.target)
         record.write_json(out / "summary.json", summary)
         if seed_folders:
@@ -165,7 +181,7 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
             cache = ["--cache-dir", config.machine.cache_dir] if config.machine.cache_dir else []
             swag = ["--swag"] if config.tail and config.tail.swag_rank else []
             ensemble.main([*folders, "--out", str(out), *cache, *swag])
-        print(record.to_json(summary), flush=True)
+        print_end(task.command, summary, result_rows(summary, out))
 
 
 def _train_seed(
@@ -217,10 +233,9 @@ def banner(task: Task) -> str:
     if scale == "small" and settings.network == "resnet9" and not settings.shape:
         full = make_model(replace(settings, scale="full", shape=None), len(task.dataset.classes), seed=0)
         pflop = task.train_pflop * train_flop(full) / task.flop_per_image[32]
-        hours = pflop * 1e15 / matrix_flop_per_s(hardware.device, hardware.dtype) / 3600
-        lines.append("         --scale full would take "
-                     f"{pflop:.2g} PFLOP, here at least {hours:.1f} h")  # fmt: skip
-    return "\n".join(lines)
+        least_s = pflop * 1e15 / matrix_flop_per_s(hardware.device, hardware.dtype)
+        lines.append(f"         --scale full would take {pflop:.2g} PFLOP, here at least {duration(least_s)}")
+    return "\n".join(fold(line, indent=" " * 9) for line in lines)
 
 
 def _layout(model: nn.Module) -> str:

@@ -12,7 +12,8 @@ epoch from 1 up. So `--epochs N` keeps the proportions.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fastcifar.config.schedules import Plateau, Schedule, epoch_of
+from fastcifar.config.schedule import Schedule, epoch_of
+from fastcifar.config.schedules import Plateau
 from fastcifar.config.shapes import SHAPES, Shape
 from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Need, Part, Range, setting
 
@@ -251,6 +252,8 @@ class Command(Part):
     """Draw learning rate and momentum to schedule.png and stop."""
     dry_run: bool = setting(False, in_python=False)
     """Build everything, train nothing, print the plan."""
+    json: bool = setting(False, in_python=False)
+    """End with the result as one line of JSON on a terminal, too, where it is a table."""
     debug: bool = setting(False, in_python=False)
     """Show tracebacks."""
 

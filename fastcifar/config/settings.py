@@ -10,7 +10,8 @@ from dataclasses import Field, fields, replace
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from fastcifar.config.config import Command, Config, Tail
-from fastcifar.config.schedules import SCHEDULES, Schedule
+from fastcifar.config.schedule import Schedule
+from fastcifar.config.schedules import SCHEDULES
 from fastcifar.config.validation import Part, flag_of
 
 

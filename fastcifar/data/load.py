@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fastcifar.config.config import SMOKE_IMAGES
+from fastcifar.config.config import SMOKE_IMAGES, Config
 from fastcifar.data import cache, download, sources, synthetic
 from fastcifar.data.checks import RawData
 from fastcifar.data.dataset import Dataset, largest_subset, make_dataset, take_subset
@@ -75,6 +75,13 @@ def load(
     if n_train is None:
         return dataset
     return take_subset(dataset, min(n_train, largest_subset(dataset)) if smoke else n_train)
+
+
+def load_of(config: Config, progress: bool, or_synthetic: bool = True) -> Dataset:
+    """The data set that a config names, as `load`."""
+    data = config.data
+    return load(data.source, subset=data.subset, smoke=config.run.smoke, test_split=data.test_split,
+                cache_dir=config.machine.cache_dir, progress=progress, or_synthetic=or_synthetic)  # fmt: skip
 
 
 def _load_path(path: Path, cache_dir: str | None, progress: bool, test_split: float) -> Dataset:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcifar.config.config import Config, Evaluation, Machine
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.load import load
+from fastcifar.data.load import load, load_of
 from fastcifar.inference.classifier import Classifier, load_with_facts
 from fastcifar.optim.averaging import refresh_batch_norm
 from fastcifar.optim.swag import draw_sample
@@ -22,7 +22,7 @@ from fastcifar.runs.model_file import SWAG_FILE, find_model, load_swag
 from fastcifar.training.hardware import DTYPES, resolve
 from fastcifar.training.refresh import refresh_batches
 from fastcifar.training.step import autocast
-from fastcifar.training.task import load_data, make_task
+from fastcifar.training.task import make_task
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def swag_models(run: str | Path, count: int, data: Dataset | None = None) -> Ite
     """
     network, facts, gaussian = load_swag(Path(run))
     config = load_config(Path(run) / "config.json")
-    dataset = load_data(config, progress=False) if data is None else data
+    dataset = load_of(config, progress=False) if data is None else data
     if tuple(facts["classes"]) != dataset.classes:
         raise ValueError(f"{Path(run) / SWAG_FILE}: is of a model for other classes than those of {dataset.name}")
     if not len(dataset.y_train):

@@ -96,7 +96,7 @@ def step_on(
         image = x.detach().requires_grad_(needs_gradient)
         y = run(conv, norm, image, activation, kernels)
         inputs = [t for t in (image, *conv.parameters(), *norm.parameters()) if t.requires_grad]
-        gradients = list(torch.autograd.grad(y, inputs, g))
+        gradients = list(torch.autograd.grad(y, inputs, g)) if inputs else []  # none where all of it is frozen
         if needs_gradient:
             gradients[0] = gradients[0][:, :, before:, before:]
         return [y.detach(), *gradients]

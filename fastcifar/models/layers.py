@@ -86,18 +86,3 @@ def make_norm(channels: int, norm: str) -> nn.Module:
     layer = nn.BatchNorm2d(channels, momentum=0.4)  # short runs: the running statistics must follow the weights
     layer.weight.requires_grad = False
     return layer
-
-
-def make_scaled_norm(channels: int, norm: str) -> nn.Module:
-    """Batch norm as published (Ioffe & Szegedy 2015, arXiv:1502.03167), with a trained scale, or group norm of 8.
-
-    For the networks of long runs: their residual branches are weighed by the scales of their last norms.
-    """
-    return nn.GroupNorm(8, channels) if norm == "gn-ws" else nn.BatchNorm2d(channels)
-
-
-def start_he(model: nn.Module) -> None:
-    """Draws all filters anew from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852)."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.models.layers import ACTIVATIONS, conv, make_scaled_norm, start_he
+from fastcifar.models.layers import ACTIVATIONS, conv
 from fastcifar.models.noise import StepNoise, scaled_apart
 
 STAGES, DEPTH = 3, 4
@@ -28,6 +28,21 @@ SHAKE_DROP_WIDTHS = {"small": (8, 24), "full": (16, 192), "wide": (16, 384)}
 """Channels of the stem, and how many the blocks add to them together, in multiples of 8: 8 to 32, 16 to 208 or 400."""
 LAST_KEPT = 0.5
 """Probability that the last block passes as it is; that of the others falls to it in equal steps from 1."""
+
+
+def make_scaled_norm(channels: int, norm: str) -> nn.Module:
+    """Batch norm as published (Ioffe & Szegedy 2015, arXiv:1502.03167), with a trained scale, or group norm of 8.
+
+    For the networks of long runs: their residual branches are weighed by the scales of their last norms.
+    """
+    return nn.GroupNorm(8, channels) if norm == "gn-ws" else nn.BatchNorm2d(channels)
+
+
+def start_he(model: nn.Module) -> None:
+    """Draws all filters anew from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class Branch(nn.Module):

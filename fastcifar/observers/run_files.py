@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from fastcifar.observers.kernel_groups import step_work
 from fastcifar.observers.profiling import Profile
 from fastcifar.observers.trackers import make_tracker
 from fastcifar.runs import plots, record
-from fastcifar.runs.model_file import SWAG_FILE, write_model
+from fastcifar.runs.model_file import FROM_PYTHON, SWAG_FILE, write_model
 from fastcifar.training import processes
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.stopwatch import process_age_s
-from fastcifar.training.task import Task, normalization_facts
+from fastcifar.training.task import Task
 
 
 def file_observers(task: Task, out: Path | None, signal: Callable[[], int | None] = lambda: None) -> list[Observer]:
@@ -129,3 +130,16 @@ class Curves(Observer):
 
     def on_end(self, result: RunOutcome) -> None:
         plots.draw_curves(self.path, result.history, result.schedule, result.summary)
+
+
+def normalization_facts(task: Task) -> dict[str, Any]:
+    """What a reader of the model file needs: class names, normalisation and the network's settings."""
+    dataset, settings = task.dataset, task.config.model
+    facts = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name}
+    if task.parts.network is not None:
+        kind = type(task.network)
+        return {**facts, "network": FROM_PYTHON, "scale": f"{kind.__module__}.{kind.__qualname__}"}
+    return {
+        **facts, "network": settings.network, "norm": settings.norm, "activation": settings.activation,
+        "scale": settings.scale, "shape": asdict(settings)["shape"],
+    }  # fmt: skip

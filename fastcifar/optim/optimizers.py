@@ -3,7 +3,6 @@
 Optimizers know nothing of schedules: `set_row` writes a row of the schedule's table into their groups before a step.
 """
 
-import importlib
 import inspect
 from collections import defaultdict
 from typing import Any
@@ -14,12 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from fastcifar.config.config import Config
 from fastcifar.config.config import Optimizer as OptimizerSettings
-
-APEX_HELP = (
-    "optimizer apex-sgd needs NVIDIA's apex, built from source (https://github.com/NVIDIA/apex#installation; the PyPI "
-    "package named apex is another program); the default --optimizer sgd is torch's own fused SGD"
-)
-
+from fastcifar.optim.apex import make_apex_sgd
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration."""
@@ -191,10 +185,7 @@ def make_optimizers(model: nn.Module, config: Config, capturable: bool = False) 
         return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
     groups = [filters, *rest]
     if settings.name == "apex-sgd":
-        try:
-            return [apex_sgd()([group for group in groups if group["params"]], **rates)]
-        except RuntimeError as e:  # built without CUDA
-            raise ValueError(APEX_HELP) from e
+        return [make_apex_sgd(groups, **rates)]
     if capturable:
         return [CapturableSGD(groups, **rates)]
     return [_fused_sgd(groups, **rates)]
@@ -208,14 +199,6 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
     sgd = UncompiledSGD(groups, lr=lr, momentum=momentum, fused=True)
     _start_momenta(sgd)
     return sgd
-
-
-def apex_sgd() -> Any:
-    """NVIDIA's FusedSGD. The unrelated PyPI package named apex has no such class."""
-    try:
-        return importlib.import_module("apex.optimizers").FusedSGD
-    except Exception as e:  # a foreign or broken package may raise anything on import
-        raise ValueError(APEX_HELP) from e
 
 
 def set_row(optimizers: list[Optimizer], lr: float | Tensor, momentum: float | Tensor) -> None:

@@ -2,8 +2,8 @@
 
 Made before training, the rates by torch's schedulers. The training step reads row t: there is no hidden counter and
 nothing to resume, and the whole schedule can be drawn before training starts. The one exception is ReduceLROnPlateau,
-which needs a metric: it rewrites the rates to come at the end of each epoch (`end_epoch`). The averaging tail follows
-Izmailov et al. 2018 (arXiv:1803.05407).
+which needs a metric: it rewrites the rates to come at the end of each epoch (`plateau_table.py`). The averaging
+tail follows Izmailov et al. 2018 (arXiv:1803.05407).
 """
 
 import math
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from fastcifar.config.config import Config
-from fastcifar.config.schedules import Plateau, Span
+from fastcifar.config.schedule import Span
+from fastcifar.config.schedules import Plateau
 from fastcifar.optim.optimizers import UncompiledSGD
 
 
@@ -52,30 +53,6 @@ class ScheduleTable:
         self.table = state["table"].clone()
 
 
-class PlateauTable(ScheduleTable):
-    """ReduceLROnPlateau: rewrites the rows of the epochs to come when the accuracy of an epoch is known."""
-
-    def __init__(self, table: Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
-        super().__init__(table, tail_step)
-        self.config, self.steps_per_epoch = config, steps_per_epoch
-        self.optimizer = _throwaway_optimizer(config)
-        self.torch_scheduler = config.schedule.torch_scheduler(self.optimizer, Span(0, config.epochs))
-
-    def end_epoch(self, next_step: int, accuracy: float) -> None:
-        self.torch_scheduler.step(accuracy)
-        if next_step < self.tail_step:
-            self.table[next_step : self.tail_step, 0] = self.optimizer.param_groups[0]["lr"]
-            _write_tail(self.table, self.tail_step, self.config, self.steps_per_epoch)
-
-    def state(self) -> dict[str, Any]:
-        return {"table": self.table, "plateau": self.torch_scheduler.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        super().load(state)
-        self.torch_scheduler.load_state_dict(state["plateau"])
-        self.optimizer.param_groups[0]["lr"] = state["plateau"]["_last_lr"][0]
-
-
 def make_schedule_table(config: Config, steps_per_epoch: int) -> ScheduleTable:
     """The table of a whole run: torch's own rows before the averaging tail, then the tail's."""
     num_steps = count_steps(config.epochs, steps_per_epoch)
@@ -84,8 +61,10 @@ def make_schedule_table(config: Config, steps_per_epoch: int) -> ScheduleTable:
         tail_step = min(num_steps, round(config.epoch_of(config.tail.start) * steps_per_epoch))
     table = torch.empty(num_steps, 2, dtype=torch.float64)
     table[:tail_step] = _cycle_rows(config, tail_step, steps_per_epoch)
-    _write_tail(table, tail_step, config, steps_per_epoch)
+    write_tail(table, tail_step, config, steps_per_epoch)
     if isinstance(config.schedule, Plateau):
+        from fastcifar.optim.plateau_table import PlateauTable
+
         rates: ScheduleTable = PlateauTable(table, tail_step, config, steps_per_epoch)
     else:
         rates = ScheduleTable(table, tail_step)
@@ -113,12 +92,13 @@ def plan_averages(
         rates.averages = [k > 0 and end for k, end in zip(in_tail, ends, strict=True)]
 
 
-def _throwaway_optimizer(config: Config) -> UncompiledSGD:
+def throwaway_optimizer(config: Config) -> UncompiledSGD:
+    """An optimizer of one weight, for torch's schedulers to write their rates into."""
     weights = [torch.zeros(1, requires_grad=True)]
     return UncompiledSGD(weights, lr=config.schedule.peak, momentum=config.optimizer.momentum)
 
 
-def _write_tail(table: Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
+def write_tail(table: Tensor, tail_step: int, config: Config, steps_per_epoch: int) -> None:
     """Writes the rows of the averaging tail, which continues from the cycle's last row. In place."""
     tail = config.tail
     if tail is None:
@@ -137,7 +117,7 @@ def _cycle_rows(config: Config, num_steps: int, steps_per_epoch: int) -> Tensor:
         return torch.empty(0, 2, dtype=torch.float64)
     schedule = config.schedule
     count = num_steps if schedule.interval == "step" else math.ceil(num_steps / steps_per_epoch)
-    optimizer = _throwaway_optimizer(config)
+    optimizer = throwaway_optimizer(config)
     group = optimizer.param_groups[0]
     span = Span(count, config.epochs, config.tail.lr if config.tail else None)
     scheduler = schedule.torch_scheduler(optimizer, span)
@@ -155,19 +135,3 @@ def _cycle_rows(config: Config, num_steps: int, steps_per_epoch: int) -> Tensor:
 def count_steps(epochs: float, steps_per_epoch: int) -> int:
     """Number of optimizer steps in `epochs` epochs, at least 1: users give epochs, schedules count steps."""
     return max(1, round(epochs * steps_per_epoch))
-
-
-def extend(schedule: ScheduleTable, config: Config, steps_per_epoch: int) -> ScheduleTable:
-    """Lengthens the table to `extend_epochs` by repeating the last row of the tail. ValueError without a tail."""
-    extend_epochs = config.run.extend_epochs
-    if extend_epochs is None:
-        return schedule
-    num_steps, before = count_steps(extend_epochs, steps_per_epoch), len(schedule.table)
-    if num_steps < before:
-        raise ValueError(f"extend_epochs {extend_epochs:g} is shorter than the run it extends ({before} steps)")
-    if schedule.tail_step >= before:
-        raise ValueError("this run has no averaging tail: its schedule ended, so more epochs would train at its last "
-                         "learning rate; start a new run with --epochs instead")  # fmt: skip
-    schedule.table = torch.cat([schedule.table, schedule.table[-1:].expand(num_steps - before, 2)])
-    plan_averages(schedule, config, steps_per_epoch)
-    return schedule

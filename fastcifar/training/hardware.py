@@ -1,7 +1,6 @@
 """Resolves every `auto` setting for the machine at hand, once: where a run starts, and nothing later decides again."""
 
 import ctypes
-import importlib.util
 import os
 import sys
 from dataclasses import dataclass, field, replace
@@ -86,14 +85,6 @@ def _fast_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cpu" and cpu_multiplies_bf16():
         return "bf16", "this CPU multiplies bf16"
     return "fp32", "no bf16 arithmetic here"
-
-
-def has_dali() -> bool:
-    """Whether DALI is installed. It is not imported: whether it runs is known only once an executor exists."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package named nvidia at all
-        return False
 
 
 def _device(name: str, local_rank: int) -> torch.device:

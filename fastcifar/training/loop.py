@@ -6,19 +6,18 @@ checkpoints, pictures. Steps and epochs count from 0; a metrics row says epoch 1
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastcifar.optim.swag import Swag
-from fastcifar.runs import environment
-from fastcifar.runs.config_file import config_to_plain
+from fastcifar.training.compiling import uncompile
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.observer import Observer, RunOutcome, Stop, StopAt
-from fastcifar.training.prepare import Prepared, prepare, uncompile
+from fastcifar.training.prepare import Prepared, prepare
 from fastcifar.training.processes import sum_over_processes
 from fastcifar.training.start import initial_state
-from fastcifar.training.state import Diverged, State, skipped_steps
+from fastcifar.training.state import Diverged, State
 from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.summary import Accuracies, summarize
 from fastcifar.training.task import Task
 
 CHANCE_STEPS = 50
@@ -135,47 +134,3 @@ def finish(task: Task, state: State, ready: Prepared) -> RunOutcome:
     swag = state.average if has_tail and isinstance(state.average, Swag) else None
     uncompile(model)  # it leaves the run as a plain network
     return RunOutcome(model, summary, state.history, state.rates, swag)
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """Test accuracies of a run, fractions in [0, 1]; None for what the run does not have."""
-
-    raw: float
-    """Of the last weights."""
-    averaged: float | None
-    """Of the averaged weights."""
-    with_views: float | None
-    """Of the averaged weights (or the last ones without a tail), with test-time views."""
-
-    @property
-    def one_view(self) -> float:
-        """Of the weights that are kept, from each image alone: what an exported file gives."""
-        return self.raw if self.averaged is None else self.averaged
-
-    @property
-    def final(self) -> float:
-        """The figure that the run stands for: with views, else of the averaged weights, else of the last ones."""
-        return next(a for a in (self.with_views, self.averaged, self.raw) if a is not None)
-
-
-def summarize(task: Task, state: State, accuracies: Accuracies, facts: dict[str, Any]) -> dict[str, Any]:
-    """The contents of summary.json: everything a reader is promised. `facts`: those of `Prepared`."""
-    config, hardware, stopwatch = task.config, task.hardware, state.stopwatch
-    skipped = skipped_steps(state.scaler.get_scale()) if state.scaler.is_enabled() else 0
-    return {
-        "dataset": task.dataset.name, "n_train": task.num_train, "n_test": len(task.dataset.y_test),
-        "n_resized": task.dataset.resized,
-        "recipe": config.run.recipe, "scale": config.model.scale, "stopped": state.stopped,
-        "epochs": state.step / task.steps_per_epoch if state.stopped else config.final_epochs,
-        "num_steps": state.step, "seed": config.seed, "accuracy": accuracies.final,
-        "accuracy_raw": accuracies.raw, "accuracy_swa": accuracies.averaged, "accuracy_tta": accuracies.with_views,
-        "accuracy_one_view": accuracies.one_view, "views": config.evaluation.views,
-        "loss_last": state.history[-1]["loss_train"], "swa_recorded": state.average.count,
-        "steps_skipped_fp16": skipped, "time_s": stopwatch.report(),
-        "images_per_s": round(state.step * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
-        "train_pflop": task.pflop(state.step), "peak_mem_mib": environment.peak_mem_mib(hardware.device),
-        "device": hardware.name, "precision": config.machine.precision, **facts,
-        "augment": config.machine.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,
-        "versions": environment.versions(), **environment.source_state(), "config": config_to_plain(config),
-    }  # fmt: skip

@@ -4,25 +4,18 @@ All of it is outside the clock of the training but what a card makes of the real
 """
 
 import copy
-import logging
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.augment.images import to_device
-from fastcifar.config.config import Config
-from fastcifar.data.cache import cache_folder
 from fastcifar.models import conv_choice
 from fastcifar.models.fused import fuse, is_fused
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.training import evaluate
+from fastcifar.training.compiling import compile_model
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel
 from fastcifar.training.refresh import Refresh, refresh_shape
@@ -31,11 +24,6 @@ from fastcifar.training.state import State
 from fastcifar.training.step import Step, autocast, make_step, random_batch
 from fastcifar.training.stopwatch import captured_ms
 from fastcifar.training.task import Task
-
-log = logging.getLogger("fastcifar")
-
-COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""Read by torch at each compilation. Triton's cache lies below the same folder, unless $TRITON_CACHE_DIR is set."""
 
 
 @dataclass(frozen=True)
@@ -76,38 +64,23 @@ def warm_up(task: Task, model: nn.Module) -> str:
     Returns the torch.compile mode in use: "off" where the compiler fails, after a warning. Lets resnet9 use its own
     kernels where they work. On a CPU without compiling nothing needs a warm-up.
     """
-    device, mode = task.hardware.device, task.config.machine.compile
+    mode: str = task.config.machine.compile
     # cuDNN times its kernels for each shape when it first sees it, which is here.
     torch.backends.cudnn.benchmark = task.hardware.on_card and not torch.are_deterministic_algorithms_enabled()
-    if mode == "off" and device.type == "cpu":
+    if mode == "off" and task.hardware.device.type == "cpu":
         return mode
     config, before = task.config, copy.deepcopy(model.state_dict())
     if task.hardware.on_card and isinstance(model, ResNet9):
         _preprocess_noise(task, model)
         if config.machine.fused_kernels and mode == "off" and fuse(model, config.model.activation, task.hardware.dtype):
             conv_choice.use_kernels(model, captured_ms)
-    try:
-        if mode != "off":
-            keep_compiled_code(config)
-            model.compile(mode=mode, dynamic=False)  # else the second image size is compiled for any size
-        _run_all_shapes(task, model)
-    except Exception as e:
-        if mode == "off":
-            raise
-        uncompile(model)
-        torch._dynamo.reset()
-        reason = " ".join(str(e).split())[:150]
-        log.warning("torch.compile failed (%s: %s); going on without it", type(e).__name__, reason)
-        mode = "off"
+    if mode != "off":
+        mode = compile_model(model, config, lambda: _run_all_shapes(task, model))
+    if mode == "off":
         _run_all_shapes(task, model)
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)
     return mode
-
-
-def uncompile(model: nn.Module) -> None:
-    """Makes the model call its plain forward pass again. torch has no public name for it."""
-    model._compiled_call_impl = None
 
 
 def _preprocess_noise(task: Task, model: ResNet9) -> None:
@@ -140,53 +113,3 @@ def _run_all_shapes(task: Task, model: nn.Module) -> None:
         model.train()
         with torch.no_grad(), autocast(task.hardware):
             model.forward(random_batch(task.hardware, refresh_shape(task)[1], 32, generator))
-
-
-def compile_cache_dir(config: Config) -> Path:
-    """Folder of compiled code: $TORCHINDUCTOR_CACHE_DIR if that is set, else `compiled` in the cache of fastcifar."""
-    chosen = os.environ.get(COMPILE_CACHE)
-    return Path(chosen) if chosen else cache_folder(config.machine.cache_dir).absolute() / "compiled"
-
-
-def keep_compiled_code(config: Config) -> None:
-    """Makes this process and its children use `compile_cache_dir`. Must be called before the first compilation.
-
-    Where the folder cannot be written, torch keeps its own below the folder of temporary files.
-    """
-    folder = compile_cache_dir(config)
-    if os.environ.get(COMPILE_CACHE):
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            os.environ[COMPILE_CACHE] = str(folder)
-    except OSError:
-        pass
-
-
-def batch_that_fits(task: Task) -> int | None:
-    """After memory has run out: the batch size halved until a step of blank images fits.
-
-    None when one image per process does not fit.
-    """
-    batch = task.batch_size // 2
-    while batch >= task.world.size:
-        if task.hardware.on_card:
-            torch.cuda.empty_cache()
-        try:
-            _one_step(task, batch // task.world.size)
-            return batch
-        except (MemoryError, RuntimeError) as e:
-            if not ran_out_of_memory(e):
-                return None
-        batch //= 2
-    return None
-
-
-def _one_step(task: Task, batch: int) -> None:
-    model = copy.deepcopy(task.network).to(task.hardware.device).train()
-    size = max(task.image_sizes)
-    x = torch.zeros(batch, 3, size, size, device=task.hardware.device, dtype=task.hardware.dtype)
-    with autocast(task.hardware):
-        logits = model(x.contiguous(memory_format=torch.channels_last))
-    F.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64, device=x.device)).backward()

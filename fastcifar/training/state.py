@@ -1,4 +1,4 @@
-"""Everything that changes while training (`State`), its form in a checkpoint, and the check of a loaded one.
+"""Everything that changes while training (`State`), and its form in a checkpoint.
 
 Shapes: steps and epochs count from 0.
 """
@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.schedule_table import ScheduleTable
-from fastcifar.runs import checkpoint
 from fastcifar.training.processes import World, sum_over_processes
 from fastcifar.training.stopwatch import Stopwatch
 
@@ -76,7 +75,7 @@ class State:
         return {
             "model": self.model.state_dict(),
             "optimizers": [
-                o.state_dict()["state"] if _from_python(o) else [_momentum(o, p) for p in _weights(o)]
+                o.state_dict()["state"] if is_from_python(o) else [_momentum(o, p) for p in weights_of(o)]
                 for o in self.optimizers
             ],
             "loss_scale": float(self.scaler.get_scale()),
@@ -88,16 +87,15 @@ class State:
         }
 
     @torch.no_grad()
-    def load(self, tree: dict[str, Any], num_steps: int) -> None:
-        """Restores `tree()`. ValueError, with nothing loaded, when a part of it is not what this run writes."""
-        _check_tree(tree, self, num_steps)
+    def load(self, tree: dict[str, Any]) -> None:
+        """Restores `tree()`: one of this run, as `fastcifar.training.resume` checks."""
         self.model.load_state_dict(tree["model"])
         for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
-            if _from_python(optimizer):
+            if is_from_python(optimizer):
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": momenta, "param_groups": groups})
                 continue
-            for p, momentum in zip(_weights(optimizer), momenta, strict=True):
+            for p, momentum in zip(weights_of(optimizer), momenta, strict=True):
                 optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": tree["loss_scale"]})
         self.rates.load(tree["schedule"])
@@ -136,7 +134,7 @@ class State:
         return bool(torch.stack([*norms, self.loss_sum]).sum().isfinite())
 
 
-def _weights(optimizer: Optimizer) -> list[Tensor]:
+def weights_of(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -146,72 +144,11 @@ def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
     return torch.zeros_like(p) if momentum is None else momentum
 
 
-def _from_python(optimizer: Optimizer) -> bool:
+def is_from_python(optimizer: Optimizer) -> bool:
     """Whether it is one of the caller: all of its state is kept, in torch's own form."""
     return bool(optimizer.param_groups[0].get("from_python"))
-
-
-def _check_foreign(saved: Any, optimizer: Optimizer) -> None:
-    """ValueError unless it is the state of some weights by number: finite tensors of their shapes, and numbers."""
-    weights = dict(enumerate(_weights(optimizer)))
-    if not isinstance(saved, dict) or not all(type(k) is int and k in weights for k in saved):
-        raise ValueError("optimizers has other weights than this run")
-    for number, entries in saved.items():
-        for name, value in (entries if isinstance(entries, dict) else {"": object()}).items():
-            if isinstance(value, Tensor) and value.shape in (weights[number].shape, torch.Size([])):
-                checkpoint.check(value, torch.empty_like(value), f"optimizers.{number}.{name}")
-            elif value is not None and type(value) not in (int, float, bool):
-                raise ValueError(f"optimizers.{number}.{name} is no state of a weight")
 
 
 def skipped_steps(scale: float) -> int:
     """Number of steps that fp16 overflow has skipped, from the loss scale. At 0 it fell below the least f32, 2^-149."""
     return round(math.log2(FIRST_LOSS_SCALE / (scale or 2.0**-150)))
-
-
-def _check_tree(tree: dict[str, Any], fresh: State, num_steps: int) -> None:
-    """ValueError when this run could not have written the saved tree at any step."""
-    like = fresh.tree()
-    loose: tuple[str, ...] = ("history", "schedule")
-    if any(map(_from_python, fresh.optimizers)):  # whose state grows in the first step
-        loose = (*loose, "optimizers")
-        if not isinstance(tree["optimizers"], list) or len(tree["optimizers"]) != len(fresh.optimizers):
-            raise ValueError("optimizers has other entries than this run")
-        for saved, optimizer in zip(tree["optimizers"], fresh.optimizers, strict=True):
-            _check_foreign(saved, optimizer)
-    checkpoint.check({**tree, **{k: like[k] for k in loose if k in tree}}, like, "state")
-    step, count = tree["step"], tree["mean"]["count"]
-    if not 0 <= step <= num_steps:
-        raise ValueError(f"step is not within this run's {num_steps}")
-    if not 0 <= count <= step:
-        raise ValueError(f"mean.count is not within its {step} steps")
-    if not 0 < tree["loss_scale"] <= FIRST_LOSS_SCALE:
-        raise ValueError("loss_scale is not a value that training can reach")
-    _check_schedule(tree["schedule"], like["schedule"])
-    _check_history(tree["history"], step, num_steps, fresh.steps_per_epoch)
-
-
-def _check_schedule(saved: Any, like: dict[str, Any]) -> None:
-    checkpoint.check(saved, like, "schedule")
-    if "plateau" not in like and not torch.allclose(saved["table"], like["table"], rtol=1e-6, atol=1e-9):
-        raise ValueError("schedule.table is not the one these settings make")
-    measured = ("best", "num_bad_epochs", "last_epoch", "cooldown_counter", "_last_lr")
-    for name, value in like.get("plateau", {}).items():
-        if name not in measured and saved["plateau"][name] != value:
-            raise ValueError(f"schedule.plateau.{name} is not the one these settings make")
-
-
-def _check_history(rows: Any, step: int, num_steps: int, steps_per_epoch: int) -> None:
-    """ValueError unless there is a row per whole epoch, and one where the run ended inside an epoch."""
-    like: dict[str, Any] = dict.fromkeys(("lr", "momentum", "loss_train", "time_s"), 0.0)
-    like |= {"epoch": 0, "step": 0, "phase": ""}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("history is no list of rows")
-    for i, row in enumerate(rows):
-        accuracies = {k: 0.0 for k, v in row.items() if k in ("accuracy_test", "accuracy_val") and v is not None}
-        checkpoint.check({k: v for k, v in row.items() if v is not None}, like | accuracies, f"history.{i}")
-    steps = [row["step"] for row in rows]
-    whole = [s for s in steps if s % steps_per_epoch == 0]
-    ended = step < num_steps or steps[-1:] == [step]
-    if whole != list(range(steps_per_epoch, step + 1, steps_per_epoch)) or steps != sorted({*steps}) or not ended:
-        raise ValueError(f"history has not the rows of {step} steps")

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from fastcifar.augment.executor import Block, Draws
 from fastcifar.augment.images import pinned
-from fastcifar.augment.stem import stem, works
-from fastcifar.models.fused import is_fused
+from fastcifar.augment.stem import stem
 from fastcifar.models.head_loss import head_loss
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.optim.fused_update import FusedUpdate, fused_update
+from fastcifar.optim.fused_update import FusedUpdate
 from fastcifar.optim.optimizers import set_row
+from fastcifar.training.fused_step import make_fused_update, makes_images_from_px
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
 from fastcifar.training.task import Task, stem_fixed_from_px
@@ -243,16 +243,6 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
         log.warning("capturing %s as a CUDA graph failed (%s); going on without it", what, reason)
 
 
-def makes_images_from_px(task: Task, state: State) -> int | None:
-    """Image size from which a captured step takes draws, and the stem's kernel the uint8 images: where the stem is not
-    trained, as the kernel has no gradient, beside the other kernels."""
-    fixed_from_px, executor, model = stem_fixed_from_px(task.config), task.executor, state.model
-    if fixed_from_px is None or not is_fused(model) or task.config.machine.executor != "torch":
-        return None
-    conv: Any = model.get_submodule("stem")
-    return fixed_from_px if works(executor.images, conv, task.config.model.activation, executor.cutout_px) else None
-
-
 def make_step(task: Task, state: State, forward: Forward) -> Step:
     """The captured step where that can be, else the plain one."""
     if task.can_capture:
@@ -260,16 +250,5 @@ def make_step(task: Task, state: State, forward: Forward) -> Step:
             log.warning("the %s from Python cannot be part of a CUDA graph: the step is launched without one", host)
             return Step(task, state, forward)
         with may_fail("the step", task.hardware.device):
-            return CapturedStep(task, state, forward, CudaGraphs(), _fused_update(task, state, forward))
+            return CapturedStep(task, state, forward, CudaGraphs(), make_fused_update(task, state, forward))
     return Step(task, state, forward)
-
-
-def _fused_update(task: Task, state: State, forward: Forward) -> FusedUpdate | None:
-    """The update by kernels where the batch norms use theirs, in bf16: in fp16 the loss scale wants the plain one."""
-    dtype = task.hardware.dtype
-    if task.parts.names or dtype != torch.bfloat16:  # the parts may have a loss of their own
-        return None
-    model = state.model
-    if not isinstance(model, ResNet9) or not is_fused(model) or forward is not model:
-        return None
-    return fused_update(model, state.optimizers, task.config, dtype)

@@ -59,23 +59,6 @@ class Stopwatch:
         return {**{p: round(self.time_s[p], 4) for p in PHASES}, "wall": round(process_age_s(), 4)}
 
 
-def repeats_s(work: Callable[[], object], device: torch.device, repeats: int, warm_ups: int = 1) -> list[float]:
-    """Seconds of each of `repeats` calls, with the device idle at both ends, after `warm_ups` calls."""
-    taken = []
-    for _ in range(warm_ups + repeats):
-        wait_for(device)
-        since = time.perf_counter()
-        work()
-        wait_for(device)
-        taken.append(time.perf_counter() - since)
-    return taken[warm_ups:]
-
-
-def rest(seconds: float) -> None:
-    """Lets the device idle for so long."""
-    time.sleep(seconds)
-
-
 def captured_ms(work: Callable[[], object], repeats: int = 5) -> float:
     """Milliseconds of the current card for the work, without the host's: it is recorded as a CUDA graph."""
     here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -98,22 +81,6 @@ def captured_ms(work: Callable[[], object], repeats: int = 5) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / repeats
-
-
-def matrix_flop_per_s(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
-    """FLOP per second of a square matrix product, best of three: an upper bound for a network on this device.
-
-    Of random numbers: on a card a product of equal ones draws less power and runs faster than any network.
-    """
-    a = torch.rand(side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    return 2 * side**3 / min(repeats_s(lambda: a @ a, device, repeats=3, warm_ups=0))
-
-
-def copy_bytes_per_s(device: torch.device, mib: int = 64) -> float:
-    """Bytes read and written per second by copying a tensor, best of five: an upper bound for work that moves data."""
-    source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / min(repeats_s(lambda: target.copy_(source), device, repeats=5))
 
 
 def process_age_s() -> float:

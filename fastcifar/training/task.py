@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,14 @@ from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
 from fastcifar.config.config import Command, Config
 from fastcifar.data.dataset import Dataset, hold_out
-from fastcifar.data.load import load
 from fastcifar.models.networks import count_parameters, make_model, own_network, train_flop
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.schedule_table import count_steps
-from fastcifar.runs.model_file import FROM_PYTHON
 from fastcifar.training.hardware import Hardware, keep_freed_memory
 from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts
 from fastcifar.training.processes import World
 
+NO_COMMAND = Command()
 WHITENED = 5000
 """Training images that the stem's filters are made of on a CPU."""
 
@@ -58,7 +57,7 @@ class Task:
     """Whether a CUDA graph can hold the step: the host may decide and read nothing in it."""
     parts: Parts = NO_PARTS
     """What came from Python in place of settings."""
-    command: Command = field(default=Command())
+    command: Command = NO_COMMAND
     """What this call does with the run."""
 
     @property
@@ -117,18 +116,13 @@ class Task:
         return replace(self, config=config, network=network)
 
 
-def load_data(config: Config, progress: bool, or_synthetic: bool = True) -> Dataset:
-    """The data set that a config names. DataError when it is missing or damaged.
-
-    or_synthetic: whether `auto` may fall back to the built-in synthetic images.
-    """
-    data = config.data
-    return load(data.source, subset=data.subset, smoke=config.run.smoke, test_split=data.test_split,
-                cache_dir=config.machine.cache_dir, progress=progress, or_synthetic=or_synthetic)  # fmt: skip
-
-
 def make_task(
-    config: Config, dataset: Dataset, hardware: Hardware, world: World | None = None, parts: Parts = NO_PARTS
+    config: Config,
+    dataset: Dataset,
+    hardware: Hardware,
+    world: World | None = None,
+    parts: Parts = NO_PARTS,
+    command: Command = NO_COMMAND,
 ) -> Task:
     """Puts the data on the device, builds the network and derives everything fixed from the settings.
 
@@ -169,7 +163,7 @@ def make_task(
     return Task(
         config=config, hardware=hardware, dataset=dataset, world=world, num_train=num_train, executor=executor,
         test=test, watched=share(*held_out) if held_out else test, steps_per_epoch=num_train // batch,
-        network=network, num_parameters=count_parameters(network), parts=parts,
+        network=network, num_parameters=count_parameters(network), parts=parts, command=command,
         flop_per_image={size: train_flop(network, size) for size in sizes_px},
         can_capture=_can_capture(config, hardware, world),
     )  # fmt: skip
@@ -214,16 +208,3 @@ def filters_of_dataset(model: ResNet9, dataset: Dataset) -> Tensor:
 def spread_rows(num_images: int, most: int) -> Tensor:
     """Some images, of all classes also where they lie sorted."""
     return torch.linspace(0, num_images - 1, min(most, num_images)).long()
-
-
-def normalization_facts(task: Task) -> dict[str, Any]:
-    """What a reader of the model file needs: class names, normalisation and the network's settings."""
-    dataset, settings = task.dataset, task.config.model
-    facts = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "dataset": dataset.name}
-    if task.parts.network is not None:
-        kind = type(task.network)
-        return {**facts, "network": FROM_PYTHON, "scale": f"{kind.__module__}.{kind.__qualname__}"}
-    return {
-        **facts, "network": settings.network, "norm": settings.norm, "activation": settings.activation,
-        "scale": settings.scale, "shape": asdict(settings)["shape"],
-    }  # fmt: skip

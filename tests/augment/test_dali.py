@@ -11,11 +11,10 @@ import pytest
 import torch
 from conftest import make_config
 
-from fastcifar.augment.dali import SIZES_OF_A_RUN, DaliExecutor, DaliUnavailable
+from fastcifar.augment.dali import SIZES_OF_A_RUN, DaliExecutor, DaliUnavailable, has_dali
 from fastcifar.augment.executor import TorchExecutor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan
-from fastcifar.training.hardware import has_dali
 
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 

@@ -16,10 +16,9 @@ from conftest import task_of
 
 from bench.harness import random_dataset
 from fastcifar.augment import dali, executor
-from fastcifar.augment.dali import MOST_CALLS, DaliExecutor
+from fastcifar.augment.dali import MOST_CALLS, DaliExecutor, has_dali
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.settings import with_settings
-from fastcifar.training.hardware import has_dali
 from fastcifar.training.refresh import refresh_batches
 
 H100_WAVE = 132 * 8

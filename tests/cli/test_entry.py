@@ -3,11 +3,15 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from commands import stop_at
 from matplotlib.figure import Figure
+from processes import ROOT
 
+from fastcifar import __version__
 from fastcifar.cli import export
 from fastcifar.cli import main as fastcifar
 from fastcifar.cli import train as command
@@ -69,7 +73,7 @@ def test_a_start_that_fails_on_its_data_leaves_no_folder(call, base, tmp_path, f
 
 def test_a_folder_that_holds_a_run_is_refused_before_the_data_is_loaded(call, base, monkeypatch):
     assert call(*base, "--out", "r")[0] == 0
-    monkeypatch.setattr(command, "load_data", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(command, "load_of", lambda *args, **kwargs: 1 / 0)
     code, _, err = call(*base, "--out", "r")
     assert code == 2 and "holds a run already" in err[0]
 
@@ -155,8 +159,37 @@ def test_a_mistake_of_the_program_shows_its_traceback(call, base, monkeypatch):
     assert code == 1 and err[0].startswith("Traceback") and "ZeroDivisionError" in err[-1]
 
 
-@pytest.mark.parametrize(("words", "code"), [([], 2), (["trian"], 2), (["--help"], 0)])
-def test_a_command_that_does_not_exist(words, code, capfd):
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [("trian", "did you mean train?"), ("lrfind", "did you mean lr-find?"), ("--versoin", "did you mean --version?"),
+     ("xyz", "see fastcifar --help"), ("a\x1b[2Jb", "see fastcifar --help")],
+)  # fmt: skip
+def test_a_command_that_does_not_exist(word, advice, capfd):
+    assert fastcifar.main([word, "--epochs", "3"]) == 2
+    word = word.replace("\x1b", "\\x1b")
+    assert capfd.readouterr() == ("", f"error: fastcifar {word}: no such command; {advice}\n")
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["-h"], 0), (["--help"], 0)])
+def test_help_says_what_each_command_does(words, code, capfd):
     assert fastcifar.main(words) == code
     said = capfd.readouterr()
-    assert (said.out or said.err).startswith("usage: fastcifar {train,") and bool(said.err) == (code == 2)
+    lines = (said.err if code else said.out).splitlines()
+    assert lines[0].startswith("usage: fastcifar COMMAND") and not (said.out if code else said.err)
+    told = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
+    assert list(told) == list(fastcifar.COMMANDS) and all(len(words) > 4 for words in told.values())
+    assert max(map(len, lines)) < 80
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["doctor", "--version"]], ids=" ".join)
+def test_the_version_is_told(words, capfd):
+    assert fastcifar.main(words) == 0
+    assert capfd.readouterr() == (f"fastcifar {__version__}\n", "")
+
+
+def test_train_fast_tells_the_version_without_torch():
+    code = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path('train_fast.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fastcifar {__version__}\n", "")

@@ -47,6 +47,7 @@ def test_help_shows_every_flag_and_ends_well(capsys):
     shown = capsys.readouterr().out
     assert "train_fast.py" in shown and "What it does." in shown
     flags = {word.strip(",") for word in shown.split() if word.startswith("--")}
+    assert all(name in shown for name in RECIPES)
     missing = {f"--{name.replace('_', '-')}" for name in NAMES} - flags
     assert not missing
 
@@ -117,6 +118,7 @@ def test_smoke_is_an_epoch_on_few_images():
         ("--schedule plateau", "add --val-split 0.1"),
         ("--recipe nope", f"recipe 'nope' is unknown; known: {', '.join(RECIPES)}"),
         ("--recipe=nope", "recipe 'nope' is unknown"),
+        ("--recipe", f"--recipe: expected a name; known: {', '.join(RECIPES)}"),
         ("--epoch 3", "--epoch"),
         ("--learning-rate 3", "--learning-rate"),
         ("train", "train"),

@@ -23,7 +23,7 @@ from fastcifar.data.dataset import Dataset, dataset_digest
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain, load_config
 from fastcifar.runs.folder import resume_command
-from fastcifar.training.prepare import COMPILE_CACHE, compile_cache_dir
+from fastcifar.training.compiling import COMPILE_CACHE, compile_cache_dir
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -5,6 +5,7 @@ from made_runs import assert_refused
 from PIL import Image
 
 from fastcifar.cli import main as cli
+from fastcifar.training.lr_finder import Divergence, suggest
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -25,6 +26,21 @@ def test_help_names_its_own_flags(capsys):
     assert cli.main(["lr-find", "--help"]) == 0
     told = capsys.readouterr().out
     assert all(flag in told for flag in ("--lr-first", "--lr-last", "--steps", "--out"))
+    assert max(map(len, told.splitlines())) < 80
+
+
+def test_help_tells_the_rule(capsys):
+    """The figures of the sentence, where `suggest` and `Divergence` act as it says."""
+    assert cli.main(["lr-find", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "half of the rate at which the smoothed loss is smallest" in told
+    assert suggest([2.0] * 10 + [6.0], [3.0] * 11, [3.0] * 10 + [1.0]) == 3.0
+    assert "or only in the first 10 steps" in told
+    assert suggest([2.0] * 11, [3.0] * 11, [3.0] * 9 + [1.0, 2.0]) is None
+    divergence = Divergence()
+    steady = [divergence.after(1.0 + 0.1 * (i % 2)) for i in range(40)]
+    assert "4 times its smallest value or 8 standard errors above it" in told
+    assert not any(steady) and divergence.after(60.0)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("here")
 def test_a_signal_before_training_ends_cleanly(call, base, monkeypatch):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with monkeypatch.context() as patched:
-            patched.setattr(command, "load_data", lambda *a, number=number, **k: os.kill(os.getpid(), number))
+            patched.setattr(command, "load_of", lambda *a, number=number, **k: os.kill(os.getpid(), number))
             assert call(*base, "--out", "r")[::2] == (code, [
                 f"stopped by {signal.Signals(number).name} before training began; nothing is lost"
             ])  # fmt: skip

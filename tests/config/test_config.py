@@ -8,7 +8,8 @@ from conftest import PLAIN
 
 from fastcifar.config.config import Config, Optimizer, Run, Tail
 from fastcifar.config.recipes import RECIPES
-from fastcifar.config.schedules import SCHEDULES, PerStep, epoch_of
+from fastcifar.config.schedule import epoch_of
+from fastcifar.config.schedules import SCHEDULES, PerStep
 from fastcifar.config.settings import (
     NAMES,
     SETTINGS,
@@ -29,7 +30,7 @@ FLAGS = """
     milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
     swa_start swa_lr swa_anneal swa_momentum swa_every swag_rank tta tta_share
     seed runs parallel keep_all target stop_at out config resume extend_epochs eval_every checkpoint_every log profile
-    plot_schedule dry_run debug
+    plot_schedule dry_run json debug
 """
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torch_schedulers
 
+from fastcifar.config.schedule import Schedule, Span, epoch_of
 from fastcifar.config.schedules import (
     SCHEDULES,
     Constant,
@@ -20,11 +21,8 @@ from fastcifar.config.schedules import (
     PerEpoch,
     PerStep,
     Plateau,
-    Schedule,
-    Span,
     Step,
     WarmRestarts,
-    epoch_of,
 )
 
 TORCH: dict[type[Schedule], type] = {
@@ -39,10 +37,10 @@ OF_YOUR_OWN = (PerStep, PerEpoch)
 
 
 def all_kinds(of: type[Schedule] = Schedule) -> list[type[Schedule]]:
-    """Every schedule that can be made, which no abstract one can, in the order of the file."""
+    """Every schedule that can be made, which no abstract one can, in the order of the files."""
     kinds = {kind for sub in of.__subclasses__() for kind in (sub, *all_kinds(sub))}
-    ours = (k for k in kinds if not inspect.isabstract(k) and k.__module__ == Schedule.__module__)
-    return sorted(ours, key=lambda k: inspect.getsourcelines(k)[1])
+    ours = (k for k in kinds if not inspect.isabstract(k) and k.__module__.startswith(Schedule.__module__))
+    return sorted(ours, key=lambda k: (k.__module__, inspect.getsourcelines(k)[1]))
 
 
 def make(kind: type[Schedule], **settings: Any) -> Schedule:

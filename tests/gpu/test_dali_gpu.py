@@ -5,11 +5,10 @@ import pytest
 import torch
 from conftest import make_config
 
-from fastcifar.augment.dali import DaliExecutor
+from fastcifar.augment.dali import DaliExecutor, has_dali
 from fastcifar.augment.executor import Executor, TorchExecutor
 from fastcifar.augment.images import to_device
 from fastcifar.augment.plan import draw_plan
-from fastcifar.training.hardware import has_dali
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,12 +9,12 @@ import torch
 from conftest import make_config, make_dataset, task_of
 from torch import Tensor, nn
 
+from fastcifar.augment.dali import has_dali
 from fastcifar.augment.executor import Block, Blocks, Executor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.training import start
 from fastcifar.training import state as state_module
 from fastcifar.training.evaluate import Evaluator
-from fastcifar.training.hardware import has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.refresh import Refresh

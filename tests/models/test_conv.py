@@ -105,6 +105,14 @@ def test_the_fastest_is_chosen_once_per_size_and_cudnn_where_little_is_gained(ch
     assert conv.weight.grad is None and choose(conv, norm, x[:1]) == chosen
 
 
+def test_a_frozen_layer_chooses_too(choose, caplog):
+    """--freeze all-but-head leaves it nothing to compute a gradient of."""
+    conv, norm, x = layer()
+    for weight in (*conv.parameters(), *norm.parameters()):
+        weight.requires_grad = False
+    assert choose(conv, norm, x) == Kernels(True, False) and not caplog.messages
+
+
 def test_choices_are_told_by_layer_and_size(choose):
     conv, norm, x = layer()
     choose(conv, norm, x)

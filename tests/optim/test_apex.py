@@ -11,7 +11,8 @@ from torch import nn
 
 from fastcifar.config.config import Model
 from fastcifar.models.networks import make_model
-from fastcifar.optim.optimizers import APEX_HELP, make_optimizers, set_row
+from fastcifar.optim.apex import APEX_HELP
+from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.training.loop import train
 
 

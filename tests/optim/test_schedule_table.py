@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler as torch_schedulers
 from torch_rows import LARGEST_DIFFERENCE, SIZES, TORCH, documented_loop, throwaway_optimizer
 
 from fastcifar.config.schedules import PerEpoch, PerStep
-from fastcifar.optim.schedule_table import PlateauTable, count_steps, make_schedule_table
+from fastcifar.optim.plateau_table import PlateauTable
+from fastcifar.optim.schedule_table import count_steps, make_schedule_table
 
 
 @pytest.mark.parametrize("name", TORCH)

@@ -6,7 +6,8 @@ from conftest import make_config
 from torch.optim import lr_scheduler as torch_schedulers
 from torch_rows import LARGEST_DIFFERENCE, TORCH, documented_loop, throwaway_optimizer
 
-from fastcifar.optim.schedule_table import extend, make_schedule_table, plan_averages
+from fastcifar.optim.schedule_table import make_schedule_table, plan_averages
+from fastcifar.training.resume import extend
 
 
 @pytest.mark.parametrize("strategy", ["cos", "linear"])

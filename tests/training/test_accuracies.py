@@ -9,9 +9,10 @@ import torch
 
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.training import loop
-from fastcifar.training.loop import Accuracies, train
+from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 from fastcifar.training.state import Diverged
+from fastcifar.training.summary import Accuracies
 
 
 @pytest.fixture

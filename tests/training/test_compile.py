@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import make_config
 
-from fastcifar.training.prepare import COMPILE_CACHE, compile_cache_dir, keep_compiled_code
+from fastcifar.training.compiling import COMPILE_CACHE, compile_cache_dir, keep_compiled_code
 
 ROOT = Path(__file__).parents[2]
 PROCESS = """
@@ -17,7 +17,7 @@ import json, sys, torch
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.config.settings import with_settings
 from fastcifar.config.recipes import RECIPES
-from fastcifar.training.prepare import keep_compiled_code
+from fastcifar.training.compiling import keep_compiled_code
 keep_compiled_code(with_settings(RECIPES["swa30"], cache_dir=sys.argv[1]))
 torch.manual_seed(0)
 model = ResNet9((4, 8), 10, "bn", "relu")

@@ -7,7 +7,7 @@ from test_step import MUON, NO_TAIL, assert_same, recorded  # noqa: F401 (a fixt
 
 from fastcifar.augment.stem import plain_stem
 from fastcifar.config.settings import with_settings
-from fastcifar.training import prepare, step
+from fastcifar.training import fused_step, prepare, step
 from fastcifar.training.loop import train
 from fastcifar.training.start import initial_state
 from fastcifar.training.step import Step
@@ -37,13 +37,13 @@ def test_a_recorded_run_on_draws_equals_one_on_images(make_quick_task, determini
 
 
 def test_draws_are_for_a_fixed_stem_with_kernels_and_torch_alone(make_quick_task, monkeypatch):
-    monkeypatch.setattr(step, "works", lambda *arguments: True)
+    monkeypatch.setattr(fused_step, "works", lambda *arguments: True)
 
     def from_px(fused=True, executor="torch", **settings):
         task = make_quick_task(**NO_TAIL | settings)
         task = replace(task, config=with_settings(task.config, augment=executor))
-        monkeypatch.setattr(step, "is_fused", lambda model: fused)
-        return step.makes_images_from_px(task, initial_state(task, Stopwatch()))
+        monkeypatch.setattr(fused_step, "is_fused", lambda model: fused)
+        return fused_step.makes_images_from_px(task, initial_state(task, Stopwatch()))
 
     assert from_px(train_stem="low-res") == 32
     assert from_px() is None  # the stem's biases are trained

@@ -16,11 +16,11 @@ from fastcifar.config.settings import with_settings
 from fastcifar.data import synthetic
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
+from fastcifar.observers.run_files import normalization_facts
 from fastcifar.runs.model_file import write_model
 from fastcifar.training.loop import train
 from fastcifar.training.start import initial_state
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import normalization_facts
 
 
 def of_classes(whole: Dataset, labels: range, n_train: int = 10_000) -> Dataset:

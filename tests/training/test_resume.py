@@ -129,7 +129,7 @@ def test_the_loss_scale_goes_on(make_quick_task):
     state, resumed = (initial_state(task, Stopwatch()) for _ in range(2))
     state.scaler.scale(torch.ones(()))
     state.scaler.update(1024.0)
-    resumed.load(state.tree(), task.num_steps)
+    resumed.load(state.tree())
     assert resumed.scaler.get_scale() == resumed.scaler.scale(torch.ones(())).item() == 1024
 
 

@@ -9,13 +9,12 @@ from comparison import stop_at_step
 from conftest import Recorder, train_in_folder
 from replays import same_addresses
 
-from fastcifar.augment.dali import DaliExecutor
+from fastcifar.augment.dali import DaliExecutor, has_dali
 from fastcifar.augment.executor import Block, TorchExecutor
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.optim.optimizers import Muon, set_row
 from fastcifar.training import prepare, start, step
 from fastcifar.training import state as state_module
-from fastcifar.training.hardware import has_dali
 from fastcifar.training.loop import train
 from fastcifar.training.start import initial_state
 from fastcifar.training.state import FIRST_LOSS_SCALE

@@ -9,7 +9,8 @@ import torch
 from fastcifar.runs import environment
 from fastcifar.runs.environment import utc_stamp
 from fastcifar.training import stopwatch as module
-from fastcifar.training.stopwatch import PHASES, Stopwatch, matrix_flop_per_s, process_age_s
+from fastcifar.training.rates import matrix_flop_per_s
+from fastcifar.training.stopwatch import PHASES, Stopwatch, process_age_s
 
 
 class Clock:
