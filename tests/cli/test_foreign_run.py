@@ -28,7 +28,7 @@ from fastcifar.training.compiling import COMPILE_CACHE, compile_cache_dir
 pytestmark = pytest.mark.usefixtures("here")
 
 NOTES = {"compile": "default", "cache_dir": "theirs", "out": "elsewhere", "log": "tensorboard", "profile": True,
-         "plot_schedule": True, "dry_run": True, "debug": True}  # fmt: skip
+         "plot_schedule": True, "dry_run": True, "json": True, "debug": True}  # fmt: skip
 """What a file cannot set, with values that are not the defaults."""
 
 
