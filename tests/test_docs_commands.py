@@ -14,7 +14,6 @@ from conftest import CLASSES, make_dataset
 from PIL import Image
 from processes import write_images
 
-import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
 
@@ -151,21 +150,3 @@ def test_the_loop_on_the_page_is_the_loop():
     code = iter([line.strip() for line in (ROOT / "fastcifar/training/loop.py").read_text().splitlines()])
     for line in shown.splitlines():
         assert line.strip() in code, line
-
-
-def test_what_contributors_add_works():
-    names = {}
-    for module in (
-        "fastcifar.config.schedules",
-        "fastcifar.config.recipes",
-        "fastcifar.training.observer",
-        "fastcifar.observers.trackers",
-    ):
-        names |= vars(importlib.import_module(module))
-    names["Path"] = Path
-    for block in fenced("CONTRIBUTING.md"):
-        exec(block, names)
-    assert names["Polynomial"](peak=0.1).power == 2 and names["linear20"].epochs == 20
-    result = fastcifar.train(names["linear20"], data=make_dataset(40), batch_size=20, epochs=1, device="cpu",
-                             scale="small", precision="fp32")  # fmt: skip
-    assert result.history

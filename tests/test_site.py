@@ -10,6 +10,10 @@ from urllib.parse import unquote
 
 import pytest
 
+import fastcifar
+from fastcifar.config.schedules import Schedule
+from fastcifar.config.settings import PARTS
+
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["fastcifar", "docs", "bench/README.md", "Makefile", "zensical.toml", "LICENSE", "requirements*.txt", "*.md"]
 
@@ -39,7 +43,12 @@ def test_the_site_is_whole(project):
     assert "griffe" not in said and "arning" not in said, said  # docstrings that do not fit their functions
     site = project / "build/site"
     assert "your own images by a flag" in (site / "index.html").read_text()  # the README
-    assert "Trains a model." in (site / "docs/reference/index.html").read_text()  # a docstring
+    reference = (site / "docs/reference/index.html").read_text()
+    assert "Trains a model." in reference  # a docstring
+    assert (
+        all(f'id="fastcifar.{name}"' in reference for name in fastcifar.__all__)
+        and 'id="fastcifar.api' not in reference
+    )
     links = [(page, unquote(link)) for page in site.rglob("*.html")
              for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text())]  # fmt: skip
     local = [(page, link) for page, link in links if "://" not in link and not link.startswith("/")]
@@ -50,6 +59,16 @@ def test_a_broken_link_is_an_error(project):
     page = project / "docs/api.md"
     page.write_text(page.read_text() + "\n[no](nowhere.md)\n")
     assert make_docs(project).returncode != 0
+
+
+def test_the_reference_has_every_public_name():
+    """Each under the name that users import, and the parts of a Config beside them."""
+    named = re.findall(r"^::: (.+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    parts = "fastcifar.config.config"
+    assert sorted(named) == sorted([*(f"fastcifar.{name}" for name in fastcifar.__all__), parts])
+    members = re.findall(r"^      members: \[(.+)\]$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    kinds = [kind.__name__ for kind in PARTS.values() if kind is not Schedule]
+    assert members == [", ".join(kinds)]
 
 
 def pages_in(value):

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
-from fastcifar.augment.executor import Block, Executor, cutout, shrink
+from fastcifar.augment.executor import Block, Draws, Executor, shrink
 from fastcifar.augment.images import DeviceImages, upload
-from fastcifar.augment.plan import EpochPlan
+from fastcifar.augment.plan import EpochPlan, draw
+from fastcifar.config.config import Augment
 
 ADVICE = "pip install nvidia-dali-cuda130 (driver before 580: nvidia-dali-cuda120), or use --augment torch"
 MOST_CALLS = 32
@@ -74,12 +75,11 @@ class DaliExecutor(Executor):
         self.unused: list[Any] = []  # pipelines
         self.used: dict[int, tuple[Any, int]] = {}
         """A pipeline and the number of its calls, by the images of a call; the one used last comes last."""
-        one = torch.zeros(1, 1, dtype=torch.int64)
         try:
             from nvidia.dali.plugin.pytorch import feed_ndarray
 
             self.copy_output = feed_ndarray
-            for _ in self.blocks([(EpochPlan(one, one, one, one.bool(), one, one), 32)]):
+            for _ in self.blocks([(draw(Augment(crop_pad_px=0), 1, 0, 1, 0), 32)]):
                 pass  # driver trouble shows up to here, not in the first epoch
             self.used.clear()  # this pipeline's blocks are small for ever
             self.unused = [self._build() for _ in range(SIZES_OF_A_RUN)]
@@ -143,7 +143,8 @@ class DaliExecutor(Executor):
         rows = np.empty_like(order)
         rows[order] = np.arange(len(order))  # where each image of the plan comes to lie
         in_order = torch.from_numpy(order)
-        index = upload(flat.index[in_order], device)
+        draws = Draws.of(flat.map(lambda field: field[in_order]), images, self.cutout_px)
+        index, _, _, _, *rest = draws.table.T.long()  # [M] each
         self._set_feed(images.padded[index].split(np.diff(first, append=len(order)).tolist()), flat, order[first])
         (output,) = self._pipeline_for(len(order)).run(self.stream)
         # A copy rather than DLPack: DALI frees a DLPack tensor by cudaDeviceSynchronize in another thread, an error
@@ -151,10 +152,7 @@ class DaliExecutor(Executor):
         pixels = (len(order), self.size, self.size, images.padded.shape[3])
         x = torch.empty(pixels, dtype=self.output_dtype, device=device)
         self.copy_output(output.as_reshaped_tensor(pixels), x, cuda_stream=self.stream)
-        x = x.to(images.dtype)
-        if self.cutout_px:
-            cutout_y, cutout_x = (upload(centre[in_order], device) for centre in (flat.cutout_y, flat.cutout_x))
-            x = cutout(x, cutout_y, cutout_x, self.cutout_px)
+        x = draws.change(x.to(images.dtype), *rest)
         row_table = upload(torch.from_numpy(rows).view(plan.index.shape), device)
         return Block(shrink(x, size_px), images.labels[index], row_table, num_steps=len(plan))
 

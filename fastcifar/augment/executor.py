@@ -59,7 +59,7 @@ class Draws:
     """Augmented images that are not made yet: what was drawn for each of them."""
 
     source: DeviceImages
-    table: Tensor  # [M, 6] int32 on the device: the fields of EpochPlan, in their order
+    table: Tensor  # [M, D] int32 on the device: the D fields of EpochPlan, in their order
     cutout_px: int
 
     @classmethod
@@ -74,9 +74,15 @@ class Draws:
     def make(self) -> Tensor:
         """The images [M, H, W, C] in the compute dtype. The operations stand in the order in which a pixel sees them;
         `shrink` follows in epochs of low resolution."""
-        index, offset_y, offset_x, mirror, cutout_y, cutout_x = self.table.T.long()  # [M] each
+        index, offset_y, offset_x, mirror, *rest = self.table.T.long()  # [M] each
         x = crop_and_mirror(self.source.padded, index, offset_y, offset_x, mirror, self.source.size_px)
-        x = self.source.normalize(x)
+        return self.change(self.source.normalize(x), *rest)
+
+    def change(self, x: Tensor, cutout_y: Tensor, cutout_x: Tensor) -> Tensor:
+        """x [M, H, W, C], cropped, mirrored and normalised, after all that both executors do with it by torch.
+
+        The others: [M] int64 each, the fields of EpochPlan from `cutout_y` on.
+        """
         return cutout(x, cutout_y, cutout_x, self.cutout_px)
 
 

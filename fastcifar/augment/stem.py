@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fastcifar.augment.executor import Draws
 from fastcifar.augment.images import DeviceImages
+from fastcifar.augment.plan import draw
+from fastcifar.config.config import Augment
 from fastcifar.models.launch import TOLERANCE, farthest, launch, require_close, tried
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
 
@@ -29,10 +31,10 @@ def stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) -> Ten
     shape = (size - 1 + before + after_y, size - 1 + before + after_x)
     y = torch.empty(len(draws.table), channels, *shape, dtype=images.dtype, device=images.padded.device,
                     memory_format=torch.channels_last)  # fmt: skip
-    rows = y.numel() // channels
+    rows, table = y.numel() // channels, draws.table[:, :6].contiguous()  # the kernel knows no later field
     assert conv.bias is not None
     weight = conv.weight.permute(0, 2, 3, 1).reshape(channels, 12)  # a view, as filters are channels_last
-    launch("augment.stem_kernels.stem", (-(-rows // BLOCK_M),), images.padded, draws.table, images.mean, images.inv_std,
+    launch("augment.stem_kernels.stem", (-(-rows // BLOCK_M),), images.padded, table, images.mean, images.inv_std,
            weight, conv.bias, y, rows, images.padded.shape[1], size, *shape, before, channels, CUTOUT=draws.cutout_px,
            ACT=activation, BLOCK_M=BLOCK_M, BLOCK_C=max(16, 1 << (channels - 1).bit_length()),
            num_warps=NUM_WARPS)  # fmt: skip
@@ -50,10 +52,8 @@ def plain_stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) 
 
 def largest_difference(images: DeviceImages, conv: nn.Conv2d, activation: str, cutout_px: int) -> float:
     """Between the kernel and plain torch on some draws, relative to the largest value; inf where one has NaN."""
-    generator, places = torch.Generator().manual_seed(0), 2 * images.pad_px + 1
-    limits = (len(images.labels), places, places, 2, 32, 32)
-    columns = [torch.randint(most, (64,), generator=generator) for most in limits]
-    draws = Draws(images, torch.stack(columns, 1).int().to(images.padded.device), cutout_px)
+    plan = draw(Augment(crop_pad_px=images.pad_px), 64, 0, len(images.labels), 0)
+    draws = Draws.of(plan.steps(0, 1), images, cutout_px)
     return farthest(*([by(draws, conv, activation, border=3)] for by in (plain_stem, stem)))
 
 

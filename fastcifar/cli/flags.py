@@ -26,7 +26,7 @@ from fastcifar.config.settings import (
     settings_by_flag,
     with_all_settings,
 )
-from fastcifar.runs.config_file import load_config
+from fastcifar.runs.config_file import load_config, load_defaults
 
 T = TypeVar("T")
 
@@ -36,15 +36,17 @@ class UsageError(ValueError):
 
 
 def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "") -> tuple[Config, Command]:
-    """Flags -> Config and Command. The defaults come from --recipe (and suit --optimizer), or with --resume from that
-    run.
+    """Flags -> Config and Command. The defaults come from --recipe or the file of --config (and suit --optimizer), or
+    with --resume from that run.
 
     Raises UsageError or another ValueError of one line for anything wrong, and SystemExit(0) after --help.
     """
     if argv and argv[-1] == "--recipe":
         raise UsageError(f"--recipe: expected a name; known: {', '.join(RECIPES)}")
-    resumed = _value_of(argv, "--resume")
-    default = find_recipe(_value_of(argv, "--recipe") or DEFAULT_RECIPE)
+    resumed, recipe, file = (_value_of(argv, flag) for flag in ("--resume", "--recipe", "--config"))
+    if file is not None and (resumed or recipe):
+        raise UsageError(f"--config {file}: its settings take the place of --recipe and --resume; leave these out")
+    default = find_recipe(recipe or DEFAULT_RECIPE) if file is None else load_defaults(Path(file))
     if (optimizer := _value_of(argv, "--optimizer")) in OPTIMIZERS:
         default = with_optimizer(default, str(optimizer))
     if resumed is not None:
@@ -62,8 +64,8 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
 
 
 def parse_config(argv: Sequence[str], prog: str) -> Config:
-    """The Config of flags alone, for what trains no run of its own. UsageError for a flag of the Command."""
-    if given := [name for name in _given(argv) if name in COMMAND]:
+    """The Config of the flags, for what trains no run of its own. UsageError for a flag of the Command but --config."""
+    if given := [name for name in _given(argv) if name in COMMAND and name != "config"]:
         raise UsageError(f"--{given[0].replace('_', '-')} has no effect here: it belongs to fastcifar train")
     return parse(argv, prog)[0]
 

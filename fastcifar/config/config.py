@@ -240,6 +240,8 @@ class Command(Part):
     decides_weights: ClassVar[bool] = False
     out: str | None = None
     """Run folder; default runs/<utc time>-<recipe>-s<seed>."""
+    config: str | None = setting(None, in_python=False)
+    """File whose values are the defaults of all flags: a run's config.json, or settings by flag as JSON or TOML."""
     resume: str | None = None
     """Run folder to continue, or auto for the newest unfinished one below runs/."""
     log: Literal["none", "tensorboard", "trackio", "wandb"] = setting("none", needs=ONE_SEED)

@@ -1,4 +1,4 @@
-"""config.json of a run folder: a Config as plain containers, and back with every value checked.
+"""config.json of a run folder: a Config as plain containers, and back with every value checked; the file of --config.
 
 The same plain form stands in a checkpoint and in summary.json. A file may come from anywhere: a setting that is
 unknown or makes no sense ends in a ConfigFileError of one line. What names a folder, a program or a tracker is not
@@ -7,13 +7,15 @@ wrote beside the settings of the run, is left out.
 """
 
 import json
+import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastcifar.config.config import Config, Run
+from fastcifar.config.recipes import DEFAULT_RECIPE, find_recipe, with_optimizer
 from fastcifar.config.schedules import SCHEDULES, PerEpoch, PerStep, Schedule
-from fastcifar.config.settings import COMMAND, PARTS
+from fastcifar.config.settings import COMMAND, NAMES, PARTS, SETTINGS, with_settings
 from fastcifar.config.validation import Part
 
 MAX_BYTES = 1 << 20
@@ -68,8 +70,13 @@ def _part(kind: type[Part], values: Any, name: str) -> Any:
     if kind is Run and isinstance(values, dict):
         values = {key: value for key, value in values.items() if key not in COMMAND}
     _check_names(values, {f.name for f in fields(kind)}, name)
-    part = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    part = kind(**{key: _as_field(value) for key, value in values.items()})
     return replace(part, **{f.name: f.default for f in fields(kind) if not f.metadata.get("from_file", True)})
+
+
+def _as_field(value: Any) -> Any:
+    """A value of a file as a setting has it: its lists are tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_names(values: Any, known: set[str] | None, name: str) -> None:
@@ -82,10 +89,40 @@ def _check_names(values: Any, known: set[str] | None, name: str) -> None:
 
 def load_config(path: Path) -> Config:
     """The Config of a run folder's config.json. ConfigFileError when it cannot be read or is not one."""
+    return config_from_plain(_read(path, "the run's settings are needed to resume it"), str(path))
+
+
+def load_defaults(path: Path) -> Config:
+    """The Config whose values --config makes the defaults. ConfigFileError when the file does not hold one.
+
+    The file is the config.json of a run, of which an extension is left out, or has settings by flag. These change the
+    recipe that it names, or the default one. JSON, or TOML where the name of the file ends so.
+    """
+    values = _read(path, "give the config.json of a run, or settings by flag as JSON or .toml")
+    if isinstance(values, dict) and isinstance(values.get("schedule"), dict):
+        config = config_from_plain(values, str(path))
+        return replace(config, run=replace(config.run, extend_epochs=None))
+    try:
+        _check_names(values, None, "the file")
+        settings = {name.replace("-", "_"): _as_field(value) for name, value in values.items()}
+        _check_names(settings, set(NAMES), "the file")
+        for name in settings:
+            if name in COMMAND or (name in SETTINGS and not SETTINGS[name].field.metadata.get("from_file", True)):
+                raise ValueError(f"{name} is not taken from a file; give it as a flag")
+        recipe = find_recipe(settings.pop("recipe", DEFAULT_RECIPE))
+        if "optimizer" in settings:
+            recipe = with_optimizer(recipe, settings.pop("optimizer"))
+        return with_settings(recipe, **settings)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise ConfigFileError(f"{path}: {str(e)[:200]}") from e
+
+
+def _read(path: Path, advice: str) -> Any:
+    """The content of a JSON or TOML file of at most MAX_BYTES. ConfigFileError, with the advice, when it is none."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError) as e:
-        raise ConfigFileError(f"{path}: cannot be read ({e}); the run's settings are needed to resume it") from e
-    return config_from_plain(values, str(path))
+        raise ConfigFileError(f"{path}: cannot be read ({e}); {advice}") from e

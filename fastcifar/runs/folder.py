@@ -125,7 +125,7 @@ def resume_command(out: Path, processes: int = 1, config: Config | None = None, 
     program = [script] if Path(script).name == "train_fast.py" else ["-m", "fastcifar", "train"]  # as it was started
     words = [*program, "--resume", str(out)]
     values = (settings_by_flag(config) if config else {}) | (asdict(command) if command else {})
-    values |= {"out": None, "resume": None}  # the folder is named above
+    values |= {"out": None, "config": None, "resume": None}  # the folder is named above
     for name, where in SETTINGS.items():
         in_file = where.part != "command" and where.field.metadata.get("from_file", True)
         if not in_file and name in values and values[name] != where.field.default:

@@ -15,7 +15,7 @@ import torch
 from conftest import task_of
 
 from bench.harness import random_dataset
-from fastcifar.augment import dali
+from fastcifar.augment import dali, executor
 from fastcifar.augment.dali import MOST_CALLS, DaliExecutor, has_dali
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.settings import with_settings
@@ -78,7 +78,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(DaliExecutor, "_build", lambda executor: Pipeline(executor))
     monkeypatch.setattr("nvidia.dali.plugin.pytorch.feed_ndarray", lambda *_, **__: None)
     monkeypatch.setattr(dali, "shrink", lambda x, _: x)
-    monkeypatch.setattr(dali, "cutout", lambda x, *_: x)
+    monkeypatch.setattr(executor, "cutout", lambda x, *_: x)
     return calls
 
 

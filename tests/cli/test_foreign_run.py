@@ -107,7 +107,7 @@ def test_a_flag_compiles_in_a_folder_of_the_user(run, planted, monkeypatch, tmp_
 def test_every_setting_that_names_a_folder_a_program_or_a_tracker_is_a_note(run):
     """A new setting of such a kind belongs in the list above."""
     not_read = {name for name, where in SETTINGS.items() if not where.field.metadata.get("from_file", True)}
-    assert not_read | {*COMMAND} == NOTES.keys() | {"resume"}
+    assert not_read | {*COMMAND} == NOTES.keys() | {"resume", "config"}
     set_in_config(run, **NOTES, resume="theirs")
     noted = settings_by_flag(load_config(run / "config.json"))
     defaults = {f.name: f.default for f in fields(Machine)}

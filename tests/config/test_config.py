@@ -29,7 +29,7 @@ FLAGS = """
     schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
     milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
     swa_start swa_lr swa_anneal swa_momentum swa_every swag_rank tta tta_share
-    seed runs parallel keep_all target stop_at out resume extend_epochs eval_every checkpoint_every log profile
+    seed runs parallel keep_all target stop_at out config resume extend_epochs eval_every checkpoint_every log profile
     plot_schedule dry_run json debug
 """
 
