@@ -5,31 +5,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
 
 from fastcifar.cli.schedule import preview
 from fastcifar.config.config import Augment
 from fastcifar.config.recipes import RECIPES
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import plots
-from fastcifar.runs.results import read_results
+from fastcifar.runs.results import RunResults
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch, curves):
     """The figures that would be saved."""
     figures = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     return figures
 
 
-def draw_run(config, epochs_done=None, figures=(), accuracy=0.9):
+def draw_run(config, epochs_done=None, figures=()):
     """curves.png of a run of ten steps an epoch whose two results are equal: the worst case for their markers."""
     schedule = make_schedule_table(config, 10)
     done = epochs_done or config.epochs
-    ends = [e for e in range(1, int(done) + 1)] or [done]
+    ends = range(1, int(done) + 1)
     history = [{"epoch": e, "step": int(10 * e), "loss_train": 1 / e, "accuracy_test": 0.5} for e in ends]
-    summary = {"num_steps": int(10 * done), "epochs": done, "accuracy_swa": accuracy, "accuracy_tta": accuracy,
+    summary = {"num_steps": int(10 * done), "epochs": done, "accuracy_swa": 0.9, "accuracy_tta": 0.9,
                "dataset": "cifar10", "recipe": "swa30", "scale": "small", "seed": 0}  # fmt: skip
     plots.draw_curves(Path("curves.png"), history, schedule, summary, config)
     return figures[-1]
@@ -66,12 +65,11 @@ def test_the_two_results_do_not_cover_each_other(drawn, epochs_done):
     (star,), (plus,) = ([line for line in axis.lines if line.get_marker() == marker] for marker in "*P")
     (x1, _), (x2, _) = (axis.transData.transform(line.get_xydata())[0] for line in (star, plus))
     size = star.get_markersize() * figure.dpi / 72
-    assert x2 - x1 >= size and x2 + size / 2 <= axis.bbox.x1 or epochs_done
-    assert x2 - x1 >= size
+    assert x2 - x1 >= size and x2 + size / 2 <= axis.bbox.x1
 
 
 @pytest.mark.parametrize("epochs", [1.0, 2.0, 3.0, 7.5, 30.0])
-def test_ticks_are_whole_epochs(drawn, epochs, tmp_path):
+def test_ticks_are_whole_epochs(drawn, epochs):
     config = replace(RECIPES["swa30"], epochs=epochs, tail=None)
     draw_run(config, figures=drawn)
     plots.draw_schedules(Path("s.png"), {"swa30": preview(config)})
@@ -96,10 +94,11 @@ def test_one_recipe_is_drawn_once_and_named_in_the_title(drawn):
     assert figure.get_suptitle() == "learning rate and momentum of cosine50"
 
 
-def test_compared_runs_have_a_name_and_a_look_each(drawn, tmp_path):
-    runs = [read_results(make_run(tmp_path / f"s{seed}", tmp_path / "x.npz", seed)) for seed in range(2)]
+def test_compared_runs_have_a_name_and_a_look_each(drawn):
+    history = [{"epoch": e, "loss": 1 / e, "accuracy": 0.2 * e, "held_out": False} for e in (1, 2, 3)]
+    run = RunResults(Path("run"), RECIPES["swa30"], history, {"accuracy": 0.6, "epochs": 3.0})
     names = [f"run {i}" for i in range(24)]
-    plots.draw_comparison(Path("c.png"), runs * 12, names)
+    plots.draw_comparison(Path("c.png"), [run] * 24, names)
     (figure,) = drawn
     assert texts(figure.legends[0]) == [f"{name}: 60.00%" for name in names]
     looks = [(line.get_color(), line.get_linestyle()) for line in figure.legends[0].get_lines()]
