@@ -72,17 +72,18 @@ def count_epochs(axis: Any) -> None:
     axis.grid(alpha=0.3)
 
 
-def parts_of(config: Config, tail: float, end: float) -> list[tuple[float, float, dict[str, Any]]]:
-    """(first epoch, last epoch, look) of what is shaded in a run of `end` epochs: low resolution, and the tail."""
-    parts: list[tuple[float, float, dict[str, Any]]] = []
+def parts_of(config: Config, tail: float, end: float) -> list[dict[str, Any]]:
+    """What is shaded in a run of `end` epochs, as arguments of axvspan: low resolution, and the tail."""
+    parts: list[dict[str, Any]] = []
     for size_px, group in groupby(range(math.ceil(end)), lambda epoch: image_size(config, epoch)):
         epochs = [*group]
         if size_px < 32:
-            look = {"color": "tab:blue", "alpha": 0.3 - size_px / 160,
-                    "label": f"low resolution: trained at {size_px} pixels, tested at 32"}  # fmt: skip
-            parts.append((epochs[0], min(epochs[-1] + 1, end), look))
+            label = f"low resolution: trained at {size_px} pixels, tested at 32"
+            parts.append({"xmin": epochs[0], "xmax": min(epochs[-1] + 1, end), "color": "tab:blue",
+                          "alpha": 0.3 - size_px / 160, "label": label})  # fmt: skip
     if tail < end:
-        parts.append((tail, end, {"color": "tab:orange", "alpha": 0.15, "label": "tail: weights are averaged (SWA)"}))
+        label = "tail: weights are averaged (SWA)"
+        parts.append({"xmin": tail, "xmax": end, "color": "tab:orange", "alpha": 0.15, "label": label})
     return parts
 
 
@@ -121,12 +122,13 @@ def draw_curves(
     accuracy_axis.set(title="test accuracy" if history[-1]["accuracy_test"] is not None else "held-out accuracy")
     accuracy_axis.yaxis.set_major_formatter("{x:g}%")
     accuracy_axis.legend(loc="lower right")
+    parts = parts_of(config, schedule.tail_step / per_epoch, end)
     for axis in axes.flat:
         count_epochs(axis)
         axis.set_xlim(0, 1.09 * end)
-        for first, last, look in parts_of(config, schedule.tail_step / per_epoch, end):
-            axis.axvspan(first, last, linewidth=0, **(look if axis is lr_axis else {**look, "label": None}))
-    figure.legend(*lr_axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        spans = [axis.axvspan(linewidth=0, **part) for part in parts]
+    if parts:
+        figure.legend(handles=spans, loc="outside lower center", ncols=2)
     data = "built-in synthetic images" if summary["dataset"] == "synthetic" else summary["dataset"]
     figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}")
     save_figure(figure, path)
@@ -161,34 +163,6 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
     of = f"{len(schedules)} recipes" if several else literal(next(iter(schedules)))
     tails = any(schedule.tail_step < len(schedule) for schedule, _ in schedules.values())
     figure.suptitle(f"learning rate and momentum of {of}" + " (thick: averaging tail)" * tails)
-    save_figure(figure, path)
-
-
-def draw_accuracies(
-    path: Path, histories: dict[str, list[list[dict[str, Any]]]], averaged: dict[str, list[float]]
-) -> None:
-    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band.
-
-    averaged: accuracy of the averaged weights of each seed, for the names that have some: their mean is a star at the
-    end. The axis begins ten points below the best accuracy, because there the runs differ.
-    """
-    figure, axes = make_figure(1, 9, 6)
-    axis = axes[0][0]
-    for i, (name, runs) in enumerate(histories.items()):
-        measured = [e for e, row in enumerate(runs[0]) if row["accuracy_test"] is not None]
-        values = 100 * torch.tensor([[run[e]["accuracy_test"] for e in measured] for run in runs])  # [runs, measured]
-        epochs = torch.tensor(measured) + 1
-        colour = style(i)["color"]
-        axis.plot(epochs, values.mean(0), marker="o", markersize=3, label=literal(name), **style(i))
-        axis.fill_between(epochs, values.amin(0), values.amax(0), color=colour, alpha=0.15, linewidth=0)
-        if name in averaged:
-            axis.plot(epochs[-1], 100 * sum(averaged[name]) / len(averaged[name]), "*", markersize=13, color=colour)
-    axis.set(title="test accuracy of the raw weights, mean and range over seeds (star: averaged)")
-    best = max(line.get_ydata().max() for line in axis.lines)
-    axis.set_ylim(bottom=max(axis.get_ylim()[0], best - 10))
-    axis.yaxis.set_major_formatter("{x:g}%")
-    count_epochs(axis)
-    figure.legend(loc="outside lower center", ncols=4)
     save_figure(figure, path)
 
 

@@ -104,3 +104,9 @@ def test_compared_runs_have_a_name_and_a_look_each(drawn):
     looks = [(line.get_color(), line.get_linestyle()) for line in figure.legends[0].get_lines()]
     assert all(a != b for a, b in itertools.combinations(looks, 2)) and "24 runs" in figure.get_suptitle()
     assert all(ticks(axis) == [0, 1, 2, 3] for axis in figure.axes)
+
+
+def test_a_run_without_such_parts_has_no_legend_of_them(drawn):
+    figure = draw_run(replace(RECIPES["cosine50"], epochs=4.0), figures=drawn)
+    assert not figure.legends and not any(axis.patches for axis in figure.axes)
+    assert texts(figure.axes[3].get_legend()) == ["raw weights", "averaged weights 90.00%", "with views 90.00%"]
