@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [run for path in sorted(options.records.rglob("*.json*")) for run in read_runs(path)]
     with_history = [run for run in runs if run.get("history") and run["recipe"] == options.curves
                     and run["dataset"] == "cifar10"]  # fmt: skip
-    if with_history:
-        draw_run(options.out / "curves.png", with_history[0])
+    try:
+        for run in with_history[:1]:
+            draw_run(options.out / "curves.png", run)
+    except ValueError as e:
+        print(f"error: {e}; choose a run of today's recipe by --curves RECIPE", file=sys.stderr)
+        return 2
     print(options.out)
     return 0
 
