@@ -121,14 +121,13 @@ def draw_curves(
             accuracy_axis.plot(summary["epochs"] + way * end, 100 * summary[key], marker, markersize=10, label=text)
     accuracy_axis.set(title="test accuracy" if history[-1]["accuracy_test"] is not None else "held-out accuracy")
     accuracy_axis.yaxis.set_major_formatter("{x:g}%")
-    accuracy_axis.legend(loc="lower right")
+    lines, _ = accuracy_axis.get_legend_handles_labels()
     parts = parts_of(config, schedule.tail_step / per_epoch, end)
     for axis in axes.flat:
         count_epochs(axis)
         axis.set_xlim(0, 1.09 * end)
         spans = [axis.axvspan(linewidth=0, **part) for part in parts]
-    if parts:
-        figure.legend(handles=spans, loc="outside lower center", ncols=2)
+    figure.legend(handles=[*lines, *spans], loc="outside lower center", ncols=3)
     data = "built-in synthetic images" if summary["dataset"] == "synthetic" else summary["dataset"]
     figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}")
     save_figure(figure, path)
