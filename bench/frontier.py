@@ -6,16 +6,15 @@ records/frontier.json names the series and the files and variants of their runs,
 other programs. Writes frontier.png and curves.png. Nothing is trained.
 
 A series that is `naive` was trained before the network left out what no pool reads. The same training takes a tenth
-less arithmetic now (`bench.work`), so its runs stand at the arithmetic of today, and in grey at that of their day.
+less arithmetic now (`bench.work`), so its runs stand at the arithmetic of today.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ import torch
 import tyro
 
 from bench.work import flop_per_image
+from fastcifar.config.recipes import find_recipe
 from fastcifar.config.shapes import SHAPES
-from fastcifar.files import write_atomically
-from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import intervals, plots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [run for path in sorted(options.records.rglob("*.json*")) for run in read_runs(path)]
     with_history = [run for run in runs if run.get("history") and run["recipe"] == options.curves
                     and run["dataset"] == "cifar10"]  # fmt: skip
-    if with_history:
-        draw_run(options.out / "curves.png", with_history[0])
+    try:
+        for run in with_history[:1]:
+            draw_run(options.out / "curves.png", run)
+    except ValueError as e:
+        print(f"error: {e}; choose a run of today's recipe by --curves RECIPE", file=sys.stderr)
+        return 2
     print(options.out)
     return 0
 
@@ -108,30 +111,29 @@ def lean_share() -> float:
 
 
 def draw_frontier(path: Path, series: Sequence[Series], published: list[dict[str, Any]]) -> None:
-    """Accuracy over passes and over PFLOP: mean and 95% interval of fastcifar as dots, published figures as stars."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Accuracy over passes and over PFLOP: mean and 95% interval of fastcifar as dots, others as hollow markers."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, key, label in zip(
-        figure.subplots(1, 2), ("epochs", "train_pflop"), ("passes over the data", "PFLOP of training"), strict=True
-    ):
+    figure, axes = plots.make_figure(1, 12, 6.5, columns=2)
+    labels = {"epochs": "passes over the training images", "train_pflop": "PFLOP of training"}
+    for axis, (key, label) in zip(axes[0], labels.items(), strict=True):
         for one in series:
             draw_series(axis, one, key)
         for marker, peer in zip("*P^vXD", published, strict=False):
-            axis.plot(peer[key], 100 * peer["accuracy"], marker, markersize=10, color="k", mfc="none",
-                      label=f"{peer['name']} (published)")  # fmt: skip
+            axis.plot(peer[key], 100 * peer["accuracy"], marker, markersize=7, color="k", mfc="white", zorder=3,
+                      label=f"{peer['name']}, published")  # fmt: skip
         axis.axhline(94, color="k", lw=0.6, ls=":")
-        axis.set(xlabel=label, ylabel="test accuracy with views, %", xscale="log")
+        axis.set(xlabel=label, xscale="log")
+        axis.yaxis.set_major_formatter("{x:g}%")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8), numticks=99))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="x", which="minor", labelsize=7)
-        axis.grid(which="both", alpha=0.3)
-    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    write_atomically(path, lambda f: f.write(picture.getvalue()))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.3)
+    handles = {label: handle for handle, label in zip(*axes[0][0].get_legend_handles_labels(), strict=True)}
+    names = sorted(handles, key=lambda name: name.endswith("published"))
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=3)
+    figure.suptitle("accuracy on CIFAR-10's test images, with views (fastcifar: mean of n runs, and its 95% interval)")
+    plots.save_figure(figure, path)
 
 
 def draw_series(axis: Any, series: Series, key: str) -> None:
@@ -141,22 +143,18 @@ def draw_series(axis: Any, series: Series, key: str) -> None:
     reach = [s["ci95"][1] - s["mean"] if s["ci95"] else 0.0 for s in stats]
     at = [runs[0][key] for runs in series.by_length.values()]
     if series.naive and key == "train_pflop":
-        axis.plot(at, means, ".-", lw=0.6, ms=4, color="0.7", zorder=1,
-                  label="the same, with what no pool reads" if not axis.lines else None)  # fmt: skip
         at = [pflop * lean_share() for pflop in at]
-    axis.errorbar(at, means, reach, fmt="o-", lw=0.8, ms=5, capsize=2, label=f"{series.name}, n = {series.count}")
+    axis.errorbar(at, means, reach, fmt="o-", lw=0.8, ms=4, capsize=2, label=f"{series.name}, n = {series.count}")
 
 
 def draw_run(path: Path, run: dict[str, Any]) -> None:
-    """Curves of a run from its row: learning rate and momentum as they stood at the end of each epoch."""
-    history, num_steps = run["history"], run["num_steps"]
-    table = torch.empty(num_steps, 2, dtype=torch.float64)
-    first = 0
-    for row in history:
-        table[first : row["step"]] = torch.tensor([row["lr"], row["momentum"]], dtype=torch.float64)
-        first = row["step"]
-    in_cycle = [row["step"] for row in history if row["phase"] == "cycle"]
-    plots.draw_curves(path, history, ScheduleTable(table, in_cycle[-1] if in_cycle else 0), run)
+    """Curves of a recorded run, as the program draws them. ValueError if its recipe has other rates today."""
+    config, history = replace(find_recipe(run["recipe"]), epochs=run["epochs"]), run["history"]
+    schedule = make_schedule_table(config, round(run["num_steps"] / run["epochs"]))
+    recorded = torch.tensor([[row["lr"], row["momentum"]] for row in history], dtype=torch.float64)
+    if not torch.allclose(schedule.table[[row["step"] - 1 for row in history]], recorded):
+        raise ValueError(f"the recorded run of {run['recipe']} had another learning rate or momentum than its recipe")
+    plots.draw_curves(path, history, schedule, run, config)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 
 from bench import harness
@@ -120,8 +121,36 @@ def write_results(configs: dict[str, Config], all_rows: list[dict[str, Any]], op
     plots.draw_schedules(options.out / "learning_rates.png", curves)
     histories = {name: [row["history"] for row in rows[name]] for name in configs}
     averaged = {name: [row["accuracy_swa"] for row in rows[name]] for name in configs if configs[name].tail}
-    plots.draw_accuracies(options.out / "accuracies.png", histories, averaged)
+    draw_accuracies(options.out / "accuracies.png", histories, averaged)
     print((options.out / "table.md").read_text())
+
+
+def draw_accuracies(
+    path: Path, histories: dict[str, list[list[dict[str, Any]]]], averaged: dict[str, list[float]]
+) -> None:
+    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band.
+
+    averaged: accuracy of the averaged weights of each seed, for the names that have some: their mean is a star at the
+    end. The axis begins ten points below the best accuracy, because there the runs differ.
+    """
+    figure, axes = plots.make_figure(1, 9, 6)
+    axis = axes[0][0]
+    for i, (name, runs) in enumerate(histories.items()):
+        measured = [e for e, row in enumerate(runs[0]) if row["accuracy_test"] is not None]
+        values = 100 * torch.tensor([[run[e]["accuracy_test"] for e in measured] for run in runs])  # [runs, measured]
+        epochs = torch.tensor(measured) + 1
+        colour = plots.style(i)["color"]
+        axis.plot(epochs, values.mean(0), marker="o", markersize=3, label=plots.literal(name), **plots.style(i))
+        axis.fill_between(epochs, values.amin(0), values.amax(0), color=colour, alpha=0.15, linewidth=0)
+        if name in averaged:
+            axis.plot(epochs[-1], 100 * sum(averaged[name]) / len(averaged[name]), "*", markersize=13, color=colour)
+    axis.set(title="test accuracy of the raw weights, mean and range over seeds (star: averaged)")
+    best = max(line.get_ydata().max() for line in axis.lines)
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], best - 10))
+    axis.yaxis.set_major_formatter("{x:g}%")
+    plots.count_epochs(axis)
+    figure.legend(loc="outside lower center", ncols=4)
+    plots.save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Writes the picture, prints the table and returns the exit code. ValueError or OSError for bad input."""
     options = parse_quietly(Options, argv, "fastcifar compare")
-    if len(options.runs) < 2:
+    folders = [*{folder.resolve(): folder for folder in options.runs}.values()]  # a folder named twice is one run
+    if len(folders) < 2:
         raise UsageError("there is nothing to compare; name at least two runs")
-    runs = [read_results(folder) for folder in options.runs]
-    names = short_names(options.runs)
+    runs = [read_results(folder) for folder in folders]
+    names = short_names(folders)
     draw_comparison(options.out, runs, names)
     print(format_table([["", *names], *different_settings(runs), *results(runs)]))
     print(options.out)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.augment.plan import image_size
+from fastcifar.config.config import Config
 from fastcifar.observers.checkpoints import Checkpoints
 from fastcifar.observers.kernel_groups import step_work
 from fastcifar.observers.profiling import Profile
@@ -44,7 +45,7 @@ def file_observers(task: Task, out: Path | None, signal: Callable[[], int | None
         Checkpoints(out / "checkpoint.pt", task.config, task.dataset.digest, stop, agree),
         ModelFile(out / "model.safetensors", normalization_facts(task)),
         Summary(out / "summary.json", process_age_s),
-        Curves(out / "curves.png"),  # after the figures: without a picture nothing is lost
+        Curves(out / "curves.png", task.config),  # after the figures: without a picture nothing is lost
         *chosen,
     ]
 
@@ -125,11 +126,11 @@ def measured(summary: dict[str, Any]) -> dict[str, Any]:
 class Curves(Observer):
     """Draws curves.png when the run ends."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
 
     def on_end(self, result: RunOutcome) -> None:
-        plots.draw_curves(self.path, result.history, result.schedule, result.summary)
+        plots.draw_curves(self.path, result.history, result.schedule, result.summary, self.config)
 
 
 def normalization_facts(task: Task) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Pictures by matplotlib: curves of one run and of several, schedules, a range test, and an evaluation."""
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastcifar.augment.plan import image_size
+from fastcifar.config.config import Config
 from fastcifar.files import write_atomically
 from fastcifar.optim.schedule_table import ScheduleTable
 from fastcifar.runs.record import epoch_accuracy
 from fastcifar.runs.results import RunResults
 
-TAIL = {"color": "tab:orange", "alpha": 0.15, "linewidth": 0}
 LINE_STYLES = ("-", "--", ":", "-.")
 """A style for each round of ten colours."""
 MAX_NAMED_CLASSES = 40
@@ -55,11 +58,45 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTable, summary: dict[str, Any]) -> None:
-    """curves.png of a run folder: lr and momentum per step, loss and accuracy per epoch, the tail shaded."""
-    table, tail_step, num_steps = schedule.table, schedule.tail_step, len(schedule.table)
+def style(i: int) -> dict[str, Any]:
+    """Colour and line style of the i-th of several lines: forty differ."""
+    return {"color": f"C{i % 10}", "linestyle": LINE_STYLES[i // 10 % len(LINE_STYLES)]}
+
+
+def count_epochs(axis: Any) -> None:
+    """Makes the x axis one of epochs, with a grid and ticks at whole ones alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    axis.set_xlabel("epoch")
+    axis.grid(alpha=0.3)
+
+
+def parts_of(config: Config, tail: float, end: float) -> list[dict[str, Any]]:
+    """What is shaded in a run of `end` epochs, as arguments of axvspan: low resolution, and the tail."""
+    parts: list[dict[str, Any]] = []
+    for size_px, group in groupby(range(math.ceil(end)), lambda epoch: image_size(config, epoch)):
+        epochs = [*group]
+        if size_px < 32:
+            label = f"low resolution: trained at {size_px} pixels, tested at 32"
+            parts.append({"xmin": epochs[0], "xmax": min(epochs[-1] + 1, end), "color": "tab:blue",
+                          "alpha": 0.3 - size_px / 160, "label": label})  # fmt: skip
+    if tail < end:
+        label = "tail: weights are averaged (SWA)"
+        parts.append({"xmin": tail, "xmax": end, "color": "tab:orange", "alpha": 0.15, "label": label})
+    return parts
+
+
+def draw_curves(
+    path: Path, history: list[dict[str, Any]], schedule: ScheduleTable, summary: dict[str, Any], config: Config
+) -> None:
+    """curves.png of a run folder: lr and momentum per step, loss and accuracy per epoch, parts of the run shaded.
+
+    The accuracies of averaged weights and with views, measured after the run, stand side by side to the right of it.
+    """
+    table, num_steps = schedule.table, len(schedule.table)
     per_epoch = summary["num_steps"] / summary["epochs"]
-    figure, axes = make_figure(2, 11, 7)
+    figure, axes = make_figure(2, 11, 7.3)
     (lr_axis, momentum_axis), (loss_axis, accuracy_axis) = axes
     step_epochs = torch.arange(num_steps) / per_epoch
     lr_axis.plot(step_epochs, table[:, 0], color="tab:blue")
@@ -77,21 +114,20 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
     if points:
         accuracy_axis.plot(*zip(*points, strict=True), mark, markersize=3, color="tab:green", label="raw weights")
     end = num_steps / per_epoch
-    for key, label, marker in (("accuracy_swa", "averaged weights", "*"), ("accuracy_tta", "with views", "P")):
+    after = ("accuracy_swa", "averaged weights", "*", 0.025), ("accuracy_tta", "with views", "P", 0.065)
+    for key, label, marker, way in after:
         if summary.get(key) is not None:
             text = f"{label} {summary[key]:.2%}"
-            accuracy_axis.plot(summary["epochs"], 100 * summary[key], marker, markersize=11, label=text, clip_on=False,
-                               zorder=3)  # fmt: skip
+            accuracy_axis.plot(summary["epochs"] + way * end, 100 * summary[key], marker, markersize=10, label=text)
     accuracy_axis.set(title="test accuracy" if history[-1]["accuracy_test"] is not None else "held-out accuracy")
     accuracy_axis.yaxis.set_major_formatter("{x:g}%")
-    accuracy_axis.legend(loc="lower right")
+    lines, _ = accuracy_axis.get_legend_handles_labels()
+    parts = parts_of(config, schedule.tail_step / per_epoch, end)
     for axis in axes.flat:
-        axis.set(xlabel="epoch", xlim=(0, end))
-        axis.grid(alpha=0.3)
-        if tail_step < num_steps:
-            axis.axvspan(tail_step / per_epoch, end, **TAIL)
-    if tail_step < num_steps:
-        lr_axis.text((tail_step / per_epoch + end) / 2, lr_axis.get_ylim()[1] * 0.95, "SWA tail", ha="center", va="top")
+        count_epochs(axis)
+        axis.set_xlim(0, 1.09 * end)
+        spans = [axis.axvspan(linewidth=0, **part) for part in parts]
+    figure.legend(handles=[*lines, *spans], loc="outside lower center", ncols=3)
     data = "built-in synthetic images" if summary["dataset"] == "synthetic" else summary["dataset"]
     figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}")
     save_figure(figure, path)
@@ -100,81 +136,62 @@ def draw_curves(path: Path, history: list[dict[str, Any]], schedule: ScheduleTab
 def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) -> None:
     """Learning rate and momentum of named (schedule, steps per epoch) on one picture.
 
-    Left over epochs; right over the share of the run and relative to the peak, so that shapes compare.
+    Left over epochs; of several also over the share of the run and relative to the peak, so that shapes compare.
     """
-    figure, axes = make_figure(2, 11, 7)
-    for column, relative in enumerate((False, True)):
+    several = len(schedules) > 1
+    figure, axes = make_figure(2, 11 if several else 6, 7 + 0.2 * (len(schedules) // 4), columns=1 + several)
+    for column, relative in enumerate((False, True)[: 1 + several]):
         for row, title in enumerate(("learning rate", "momentum")):
             axis = axes[row][column]
             for i, (name, (schedule, steps_per_epoch)) in enumerate(schedules.items()):
                 table, tail = schedule.table, schedule.tail_step
                 x = torch.arange(len(table)) / (len(table) if relative else steps_per_epoch)
                 y = table[:, row] / table[:, row].max() if relative and row == 0 else table[:, row]
-                axis.plot(x, y, label=name, color=f"C{i}", linewidth=1.4)
-                axis.plot(x[tail:], y[tail:], color=f"C{i}", linewidth=4, alpha=0.35)
-            axis.set(title=f"{title} / peak" if relative and row == 0 else title)
-            axis.set(xlabel="share of the run" if relative else "epoch")
+                axis.plot(x, y, label=literal(name), linewidth=1.4, **style(i))
+                axis.plot(x[tail:], y[tail:], color=f"C{i % 10}", linewidth=4, alpha=0.35)
+            axis.set(title=f"{title} / peak" if relative and row == 0 else title, xlabel="share of the run")
             axis.grid(alpha=0.3)
+            if not relative:
+                count_epochs(axis)
             if row == 0:
                 axis.set_ylim(0, None)
             else:
                 axis.margins(y=0.2)
-    axes[0][0].legend()
-    figure.suptitle("schedules (thick: averaging tail)")
-    save_figure(figure, path)
-
-
-def draw_accuracies(
-    path: Path, histories: dict[str, list[list[dict[str, Any]]]], averaged: dict[str, list[float]]
-) -> None:
-    """Test accuracy per epoch of the raw weights: mean over the seeds of each name, and their range as a band.
-
-    averaged: accuracy of the averaged weights of each seed, for the names that have some: their mean is a star at the
-    end. The axis begins ten points below the best accuracy, because there the runs differ.
-    """
-    figure, axes = make_figure(1, 9, 6)
-    axis = axes[0][0]
-    for i, (name, runs) in enumerate(histories.items()):
-        measured = [e for e, row in enumerate(runs[0]) if row["accuracy_test"] is not None]
-        values = 100 * torch.tensor([[run[e]["accuracy_test"] for e in measured] for run in runs])  # [runs, measured]
-        epochs = torch.tensor(measured) + 1
-        axis.plot(epochs, values.mean(0), "o-", markersize=3, color=f"C{i}", label=name)
-        axis.fill_between(epochs, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
-        if name in averaged:
-            axis.plot(epochs[-1], 100 * sum(averaged[name]) / len(averaged[name]), "*", markersize=13, color=f"C{i}")
-    axis.set(xlabel="epoch", title="test accuracy of the raw weights, mean and range over seeds (star: averaged)")
-    best = max(line.get_ydata().max() for line in axis.lines)
-    axis.set_ylim(bottom=max(axis.get_ylim()[0], best - 10))
-    axis.yaxis.set_major_formatter("{x:g}%")
-    axis.grid(alpha=0.3)
-    axis.legend()
+    if several:
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    of = f"{len(schedules)} recipes" if several else literal(next(iter(schedules)))
+    tails = any(schedule.tail_step < len(schedule) for schedule, _ in schedules.values())
+    figure.suptitle(f"learning rate and momentum of {of}" + " (thick: averaging tail)" * tails)
     save_figure(figure, path)
 
 
 def draw_comparison(path: Path, runs: Sequence[RunResults], names: Sequence[str]) -> None:
     """Loss (left) and accuracy (right) of each run over its epochs; a star is the accuracy that the run stands for."""
-    figure, axes = make_figure(1, 11, 4.6 + 0.2 * -(-len(runs) // 2), columns=2)
+    figure, axes = make_figure(1, 11, 5.5 + 0.2 * -(-len(runs) // 2), columns=2)
     loss_axis, accuracy_axis = axes[0]
+    few = len(runs) <= 6
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        style = {"color": f"C{i % 10}", "linestyle": LINE_STYLES[i // 10 % len(LINE_STYLES)], "markersize": 3}
-        mark = "o" if len(run.history) < 60 else ""
+        look = {**style(i), "markersize": 3, "marker": "o" if few and len(run.history) < 60 else "",
+                "linewidth": 1.5 if few else 1}  # fmt: skip
+        result = run.summary.get("accuracy")
+        label = literal(name if result is None else f"{name}: {result:.2%}")
         for axis, key, scale in ((loss_axis, "loss", 1), (accuracy_axis, "accuracy", 100)):
             points = [(row["epoch"], scale * row[key]) for row in run.history if row[key] is not None]
-            label = literal(name) if axis is loss_axis else None
-            axis.plot([x for x, _ in points], [y for _, y in points], marker=mark, label=label, **style)
-        if run.summary.get("accuracy") is not None:
+            axis.plot([x for x, _ in points], [y for _, y in points], label=label, **look)
+        if result is not None:
             end = run.summary["epochs"] or run.history[-1]["epoch"]
-            accuracy_axis.plot(end, 100 * run.summary["accuracy"], "*", color=f"C{i % 10}", markersize=11,
+            accuracy_axis.plot(end, 100 * result, "*", color=look["color"], markersize=11 if few else 7,
                                markeredgecolor="black", markeredgewidth=0.5, zorder=3)  # fmt: skip
     held_out = {row["held_out"] for run in runs for row in run.history if row["accuracy"] is not None}
     of = {frozenset({True}): "held-out", frozenset({True, False}): "test or held-out"}.get(frozenset(held_out), "test")
-    loss_axis.set(title="training loss (mean of the epoch)", xlabel="epoch")
-    accuracy_axis.set(title=f"{of} accuracy (star: result of the run)", xlabel="epoch")
+    loss_axis.set(title="training loss (mean of the epoch)")
+    accuracy_axis.set(title=f"{of} accuracy (star: result of the run)")
     accuracy_axis.yaxis.set_major_formatter("{x:g}%")
     for axis in axes.flat:
-        axis.grid(alpha=0.3)
+        count_epochs(axis)
         axis.set_xlim(left=0)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(*loss_axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    figure.suptitle(f"loss and accuracy of {len(runs)} runs after each epoch")
     save_figure(figure, path)
 
 

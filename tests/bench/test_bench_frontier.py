@@ -1,16 +1,21 @@
 """The pictures of the README show the runs that records/frontier.json names, and no others."""
 
 import json
+import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from bench import frontier
+from fastcifar.config.recipes import RECIPES
+from fastcifar.optim.schedule_table import make_schedule_table
 
+SCHEDULE = make_schedule_table(RECIPES["swa30"], 10)
 RUN = {"dataset": "cifar10", "recipe": "swa30", "variant": "as it is", "epochs": 30.0, "accuracy": 0.9,
-       "train_pflop": 0.7, "num_steps": 20, "seed": 0, "scale": "full"}  # fmt: skip
-HISTORY = [{"epoch": 1, "step": 10, "phase": "cycle", "lr": 0.1, "momentum": 0.9, "loss_train": 2.0,
-            "accuracy_test": 0.5, "time_s": 1.0}]  # fmt: skip
+       "train_pflop": 0.7, "num_steps": 300, "seed": 0, "scale": "full"}  # fmt: skip
+HISTORY = [{"epoch": 1, "step": 10, "phase": "cycle", "lr": SCHEDULE[9][0], "momentum": SCHEDULE[9][1],
+            "loss_train": 2.0, "accuracy_test": 0.5, "time_s": 1.0}]  # fmt: skip
 SERIES = {"name": "the default", "rows": {"a/*.jsonl": "as it is", "a/s0/*.json": None}, "naive": True}
 
 
@@ -20,7 +25,8 @@ def records(tmp_path):
     rows = [RUN, {**RUN, "accuracy": 0.92}, {**RUN, "variant": "lr_peak=0.2"}, {**RUN, "epochs": 5.0}]
     (tmp_path / "a" / "s0").mkdir(parents=True)
     (tmp_path / "a" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "a" / "s0" / "summary.json").write_text(json.dumps({**RUN, "epochs": 5, "history": HISTORY}))
+    (tmp_path / "a" / "s0" / "summary.json").write_text(json.dumps({**RUN, "epochs": 5}))
+    (tmp_path / "a" / "curves.json").write_text(json.dumps({**RUN, "history": HISTORY}))
     peer = {"name": "other", "epochs": 8, "train_pflop": 0.3, "accuracy": 0.94}
     (tmp_path / "published.json").write_text(json.dumps([peer]))
     (tmp_path / "frontier.json").write_text(json.dumps([SERIES]))
@@ -48,7 +54,31 @@ def test_a_tenth_is_left_out():
     assert frontier.lean_share() == pytest.approx(0.896, abs=5e-4)
 
 
-def test_the_series_of_the_repository_are_there():
-    root = Path(frontier.ROOT) / "records"
-    series = {one["name"]: frontier.Series.read(root, one) for one in frontier.read_json(root / "frontier.json")}
-    assert series["speedrun94"].count == "13" and series["speedrun94 on a CPU core"].count == "6"
+def test_curves_are_those_of_the_recipe_step_by_step(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(frontier.plots, "draw_curves", lambda *args: drawn.append(args))
+    frontier.draw_run(Path("curves.png"), {**RUN, "history": HISTORY})
+    ((_, _, schedule, _, config),) = drawn
+    assert schedule.table.equal(SCHEDULE.table) and config.epochs == 30
+    with pytest.raises(ValueError, match="another learning rate"):
+        frontier.draw_run(Path("curves.png"), {**RUN, "history": [{**HISTORY[0], "lr": 0.5}]})
+
+
+def test_the_frontier_of_the_repository_has_names_and_no_marker_covers_another(monkeypatch):
+    root, figures = Path(frontier.ROOT) / "records", []
+    series = [frontier.Series.read(root, one) for one in frontier.read_json(root / "frontier.json")]
+    assert series[0].name == "speedrun94" and series[0].count == "13"
+    monkeypatch.setattr(frontier.plots, "save_figure", lambda figure, path: figures.append(figure))
+    frontier.draw_frontier(Path("frontier.png"), series, frontier.read_json(root / "published.json"))
+    (figure,) = figures
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(names)) == len(names) == 7 and "Fulcrum e1, published" in names and "fewest94, n = 6" in names
+    assert not any("settings" in name or "=" in name.replace("n = ", "") for name in names)
+    figure.canvas.draw()
+    for axis in figure.axes:
+        lines = [line for line in axis.lines if line.get_marker() in "o*P^" and line.get_label() != "94%"]
+        points = [(x, y, line.get_markersize() / 2 * figure.dpi / 72) for line in lines
+                  for x, y in axis.transData.transform(line.get_xydata())]  # fmt: skip
+        assert len(points) > 10
+        for (x1, y1, r1), (x2, y2, r2) in combinations(points, 2):
+            assert math.hypot(x1 - x2, y1 - y2) >= 0.99 * (r1 + r2)

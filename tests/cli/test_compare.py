@@ -47,6 +47,13 @@ def test_a_run_in_progress_and_a_run_of_the_same_name(runs, capsys, tmp_path):
     assert next(line for line in lines if line.startswith("accuracy ")).split() == ["accuracy", "-", "60.00%"]
 
 
+def test_a_folder_named_twice_is_one_run(runs, capsys):
+    a, b = map(str, runs)
+    assert cli.main(["compare", a, b, f"{b}/../a"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["a", "b"]
+    assert cli.main(["compare", a, f"{b}/../a"]) == 2
+
+
 def test_many_runs_with_odd_names(runs, tmp_path):
     read = [read_results(run) for run in runs] * 12
     draw_comparison(tmp_path / "c.png", read, ["$\\frac$"] * 24)
