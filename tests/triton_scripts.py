@@ -20,6 +20,7 @@ def run_script(name: str, *arguments: str, **environment: str) -> Any:
     """
     kept = Path(tempfile.gettempdir()) / f"fastcifar-triton-{os.getuid()}"
     kept.mkdir(mode=0o700, exist_ok=True)
+    assert kept.stat().st_uid == os.getuid(), f"{kept} is another user's: what lies there would be executed"
     places = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1",
               "TRITON_CACHE_DIR": str(kept), **environment}  # fmt: skip
     command = [sys.executable, str(ROOT / "tests" / name), *arguments]
