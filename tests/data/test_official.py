@@ -13,11 +13,14 @@ from tiny_sets import (
     declare_published,
     in_official_folder,
     load_path,
+    make_cifar100_files,
     make_official_files,
     random_images,
     write_folder,
     write_tar,
 )
+
+from fastcifar.data.official import CIFAR100, decode_official
 
 
 def test_official_folder_gives_images_labels_and_classes_in_order(tmp_path):
@@ -31,6 +34,17 @@ def test_official_folder_gives_images_labels_and_classes_in_order(tmp_path):
         assert dataset.x_train.dtype == np.uint8 and dataset.x_train.flags.c_contiguous
         assert dataset.y_train.dtype == dataset.y_test.dtype == np.int64
     assert dataset.name == "cifar-10-batches-py"  # not cifar10: these are not the published files
+
+
+def test_one_file_with_another_digest_makes_cifar100_unpublished(tmp_path, monkeypatch):
+    """CIFAR-10 is known by its content, which a set of images may have, too."""
+    files = make_cifar100_files()
+    assert decode_official(tmp_path, CIFAR100, files).published is None
+    declare_published(monkeypatch, files, CIFAR100)
+    assert decode_official(tmp_path, CIFAR100, files).published == "cifar100"
+    for name in CIFAR100.sha256:
+        other = {**files, name: pickle.dumps(pickle.loads(files[name]), 3)}  # the same content
+        assert decode_official(tmp_path, CIFAR100, other).published is None, name
 
 
 def test_a_batch_as_python_2_wrote_it_is_read(tmp_path):
