@@ -8,6 +8,7 @@ from conftest import PLAIN, make_config
 
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.schedules import SCHEDULES, PerEpoch, PerStep
+from fastcifar.runs import config_file
 from fastcifar.runs.config_file import ConfigFileError, config_from_plain, config_to_plain, load_config
 from fastcifar.runs.record import write_json
 
@@ -59,3 +60,13 @@ def test_a_schedule_of_ones_own_is_written_by_name_without_its_function(kind):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ConfigFileError, match=r"config\.json: cannot be read"):
         load_config(tmp_path / "config.json")
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
+    """The same settings, with blanks up to the limit, and one more."""
+    path, text = tmp_path / "config.json", json.dumps(config_to_plain(PLAIN))
+    path.write_text(text.ljust(config_file.MAX_BYTES))
+    assert load_config(path) == PLAIN
+    path.write_text(text.ljust(config_file.MAX_BYTES + 1))
+    with pytest.raises(ConfigFileError, match="it has more than 1048576 bytes"):
+        load_config(path)

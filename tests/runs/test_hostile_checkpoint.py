@@ -234,3 +234,9 @@ def test_tensors_that_share_or_spare_memory_do_no_harm(call, run):
 
     rewrite(run, change)
     assert call("--resume", str(run))[0] == 0
+
+
+def test_a_list_of_another_length():
+    for saved in ([1], [1, 2, 3]):
+        with pytest.raises(ValueError, match=f"x has {len(saved)} entries instead of 2"):
+            checkpoint.check(saved, [1, 2], "x")

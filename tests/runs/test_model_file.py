@@ -83,3 +83,11 @@ def test_weights_that_lie_are_refused(path, lie):
     with pytest.raises(ValueError, match=r"model\.safetensors: not a whole fastcifar model") as refusal:
         load_model(path)
     assert told in str(refusal.value)
+
+
+def test_no_network_is_made_for_more_classes_than_the_head_has(path, model, monkeypatch):
+    """A list of a million names would ask for a head of a million outputs."""
+    write_model(path, model, {**FACTS, "classes": ["cat", "dog", "frog"]})
+    monkeypatch.setattr(model_file, "make_model", lambda *_: pytest.fail("a network was made"))
+    with pytest.raises(ValueError, match="not as many classes as outputs"):
+        load_model(path)
