@@ -105,9 +105,11 @@ def test_help_and_wrong_flags_do_not_wait_for_torch(words, code, told):
     assert done.returncode == code and "importing" not in done.stdout and (done.stdout + done.stderr).startswith(told)
 
 
-@pytest.mark.parametrize("words", [["evaluate", "r", "--out", "file"], ["compare", "r", "r", "--out", "file/c.png"]])
+@pytest.mark.parametrize("words", [["evaluate", "r", "--out", "file"], ["compare", "r", "s", "--out", "file/c.png"]])
 def test_a_place_that_cannot_be_written_is_named(words, tmp_path, capfd):
-    make_run(tmp_path / "r", write_arrays(tmp_path / "ten.npz"))
+    data = write_arrays(tmp_path / "ten.npz")
+    for name in ("r", "s"):
+        make_run(tmp_path / name, data)
     (tmp_path / "file").touch()
     assert cli.main(words) == 2
     (line,) = capfd.readouterr().err.splitlines()

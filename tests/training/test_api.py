@@ -159,7 +159,7 @@ def test_an_image_without_a_batch_axis_is_a_batch_of_one():
         assert torch.equal(model.logits(torch.from_numpy(alone)), model.logits(images))
         assert model.predict(alone)[0] == model.predict(images)[0]
     assert not torch.equal(model.logits(batch), model.logits(batch[..., 0]))
-    with pytest.raises(ValueError, match="3 pixels"):
+    with pytest.raises(ValueError, match="3x32 pixels"):
         model.logits(np.zeros((2, 32, 3, 3), np.uint8))
 
 
