@@ -40,8 +40,8 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """Logits [N, K] f32 on the CPU, of images [N, H, W, C], [N, C, H, W] or [N, H, W], as `fit` takes them.
 
-        A single image [H, W, C] or [H, W] is a batch of one.
-        They are those that the accuracy of a run is counted from (`fastcifar.training.evaluate.all_logits`).
+        The accuracy of a run is counted from the same logits (`fastcifar.training.evaluate.all_logits`). A single image
+        [H, W, C] or [H, W] is a batch of one.
 
         views: averaged over these views, by their name for --tta; True: the image and its mirror, as "flip". share: of
         all N images, the least sure ones, that get the views. dtype: of the arithmetic. Raises DataError, a ValueError,
