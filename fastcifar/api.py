@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
-from fastcifar.config.config import Command, Config, Model
-from fastcifar.config.recipes import find_recipe, with_optimizer
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config, Model
+from fastcifar.config.recipes import find_recipe
 from fastcifar.config.schedules import Schedule
-from fastcifar.config.settings import SETTINGS, with_all_settings
+from fastcifar.config.settings import SETTINGS, with_all_settings, with_optimizer
 from fastcifar.data.checks import check_labels
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load as load_dataset

@@ -22,7 +22,7 @@ ROOMS = (
 PUBLIC_NAMES = ("fastcifar/__init__.py", "fastcifar/__main__.py")
 """The public names and the entry, which import from everywhere."""
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
-MAX_CORE_FILES, MAX_CORE_LINES = 22, 3_100
+MAX_CORE_FILES, MAX_CORE_LINES = 22, 3_000
 
 
 def room_of(path: Path) -> str:

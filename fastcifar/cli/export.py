@@ -11,8 +11,15 @@ import tyro
 from fastcifar.cli import flags
 from fastcifar.cli.flags import parse_quietly
 from fastcifar.config.config import Config
-from fastcifar.config.recipes import find_recipe, with_optimizer
-from fastcifar.config.settings import SETTINGS, as_flag, method_differences, settings_by_flag, with_settings
+from fastcifar.config.recipes import find_recipe
+from fastcifar.config.settings import (
+    SETTINGS,
+    as_flag,
+    method_differences,
+    settings_by_flag,
+    with_optimizer,
+    with_settings,
+)
 from fastcifar.files import require_writable
 from fastcifar.inference import export
 from fastcifar.inference.classifier import load_with_facts

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from unittest import mock
 
-from fastcifar.config.config import SMOKE_IMAGES, Command, Config
-from fastcifar.config.recipes import DEFAULT_RECIPE, OPTIMIZERS, RECIPES, find_recipe, with_optimizer
+from fastcifar.config.command import Command
+from fastcifar.config.config import SMOKE_IMAGES, Config
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, find_recipe
 from fastcifar.config.schedules import SCHEDULES
 from fastcifar.config.settings import (
     COMMAND,
     NAMES,
+    OPTIMIZERS,
     PARTS,
     SETTINGS,
     method_differences,
     settings_by_flag,
     with_all_settings,
+    with_optimizer,
 )
 from fastcifar.runs.config_file import load_config, load_defaults
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastcifar.augment.plan import image_size
-from fastcifar.config.config import Command, Config
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
 from fastcifar.data.messages import printable
 from fastcifar.runs.record import epoch_accuracy, to_json
 from fastcifar.training.observer import Observer, RunOutcome, RunView

@@ -29,10 +29,12 @@ from fastcifar.cli.terminal import (
     result_rows,
     route_log_to,
 )
-from fastcifar.config.config import Command, Config
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
 from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
-from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.counts import train_flop
+from fastcifar.models.networks import make_model
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.observers.run_files import file_observers, measured, normalization_facts

@@ -1,9 +1,8 @@
 """What a run is, as frozen values: the parts of the method, and apart from them where and how the run takes place.
 
 Two configs train the same weights exactly when `epochs`, `seed` and the parts from `data` to `tail` are equal;
-`evaluation` measures the result, `machine` and `run` say where and how. A `Command` is what one call does with a run,
-and no file keeps it. The command line is made from these fields (`fastcifar.cli.flags`), and `fastcifar.config.recipes`
-has the configs that have names.
+`evaluation` measures the result, `machine` and `run` say where and how. The command line is made from these fields
+(`fastcifar.cli.flags`), and `fastcifar.config.recipes` has the configs that have names.
 
 A point in a run (tail start, milestone, end of the low resolution) is a fraction of the run when it is below 1 and an
 epoch from 1 up. So `--epochs N` keeps the proportions.
@@ -40,7 +39,6 @@ MEASURES_EARLIER = Need(
     lambda config, _: config.evaluation.eval_every < config.epochs,
 )
 SEVERAL_SEEDS = Need("several seeds (add --runs N)", lambda config, _: config.run.runs > 1)
-ONE_SEED = Need("a single run (without --runs)", lambda config, _: config.run.runs == 1)
 CONTINUES = Need(
     "a single run that is continued (add --resume RUN_DIR)",
     lambda config, command: command.resume is not None and config.run.runs == 1,
@@ -231,31 +229,6 @@ class Run(Part):
     checkpoint_every: int | None = setting(None, AT_LEAST_0)
     """Write checkpoint.pt after every so many epochs; 0: only when interrupted and at the end; None: at the end of an
     epoch, once half a minute of training has passed since the last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command(Part):
-    """What one call does with a run. It stands beside the Config, and no file keeps or sets it."""
-
-    decides_weights: ClassVar[bool] = False
-    out: str | None = None
-    """Run folder; default runs/<utc time>-<recipe>-s<seed>."""
-    config: str | None = setting(None, in_python=False)
-    """File whose values are the defaults of all flags: a run's config.json, or settings by flag as JSON or TOML."""
-    resume: str | None = None
-    """Run folder to continue, or auto for the newest unfinished one below runs/."""
-    log: Literal["none", "tensorboard", "trackio", "wandb"] = setting("none", needs=ONE_SEED)
-    """Program that shows the run while it trains: gets loss, accuracy, learning rate and momentum of each epoch."""
-    profile: bool = setting(False, needs=ONE_SEED)
-    """Record a few steps: trace.json.gz for chrome://tracing or ui.perfetto.dev, and the costliest operations."""
-    plot_schedule: bool = setting(False, in_python=False)
-    """Draw learning rate and momentum to schedule.png and stop."""
-    dry_run: bool = setting(False, in_python=False)
-    """Build everything, train nothing, print the plan."""
-    json: bool = setting(False, in_python=False)
-    """End with the result as one line of JSON on a terminal, too, where it is a table."""
-    debug: bool = setting(False, in_python=False)
-    """Show tracebacks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, replace
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from fastcifar.config.config import Command, Config, Tail
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config, Optimizer, Tail
+from fastcifar.config.recipes import swa30
 from fastcifar.config.schedule import Schedule
 from fastcifar.config.schedules import SCHEDULES
 from fastcifar.config.validation import Part, flag_of
@@ -140,6 +142,30 @@ def _refuse_ineffective(config: Config, command: Command, names: Iterable[str]) 
         asks = name not in values or not (value is None or value is False or value in ((), "none"))
         if needs and asks and not needs.holds(config, command):
             raise IneffectiveSetting(name, f"here: it belongs to {needs.text}")
+
+
+OPTIMIZERS: tuple[str, ...] = get_args(get_type_hints(Optimizer)["name"])
+
+_SGD = Optimizer(name="sgd", batch_size=500, momentum=0.9, weight_decay=5e-4, bias_lr_scale=1.0, head_lr_scale=1.0)
+_RATES: dict[bool, dict[str, Any]] = {  # by whether Muon trains the filters, at batch 500
+    True: {"optimizer": swa30.optimizer, "peak": 0.12, "tail_lr": 0.012, "momentum_max": 0.9, "momentum_min": 0.6},
+    False: {"optimizer": _SGD, "peak": 2.0, "tail_lr": 0.2, "momentum_max": 0.95, "momentum_min": 0.85},
+}
+
+
+def with_optimizer(recipe: Config, name: str) -> Config:
+    """A recipe under another optimizer, with the learning rates, momenta and decay that suit it at batch size 500."""
+    optimizer: Any = replace(recipe.optimizer, name=name)  # type: ignore[arg-type]  # checked by Optimizer
+    muon = name == "muon"
+    if muon == (recipe.optimizer.name == "muon"):
+        return replace(recipe, optimizer=optimizer)
+    rates = _RATES[muon]
+    copied = ("momentum", "weight_decay", "bias_lr_scale", "head_lr_scale")
+    optimizer = replace(optimizer, **{name: getattr(rates["optimizer"], name) for name in copied})
+    known = {f.name for f in fields(recipe.schedule)} & rates.keys()
+    schedule = replace(recipe.schedule, **{name: rates[name] for name in known})
+    tail = recipe.tail and replace(recipe.tail, lr=rates["tail_lr"])
+    return replace(recipe, optimizer=optimizer, schedule=schedule, tail=tail)
 
 
 def as_flag(name: str, value: Any) -> list[str]:

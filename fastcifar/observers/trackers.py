@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config.config import Command, Config
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
 from fastcifar.config.settings import settings_by_flag
 from fastcifar.runs.record import epoch_accuracy, write_lines
 from fastcifar.training.observer import Observer, RunOutcome, RunView

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config.config import Config, Run
-from fastcifar.config.recipes import DEFAULT_RECIPE, find_recipe, with_optimizer
+from fastcifar.config.recipes import DEFAULT_RECIPE, find_recipe
 from fastcifar.config.schedules import SCHEDULES, PerEpoch, PerStep, Schedule
-from fastcifar.config.settings import COMMAND, NAMES, PARTS, SETTINGS, with_settings
+from fastcifar.config.settings import COMMAND, NAMES, PARTS, SETTINGS, with_optimizer, with_settings
 from fastcifar.config.validation import Part
 
 MAX_BYTES = 1 << 20

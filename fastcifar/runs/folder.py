@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config.config import Command, Config
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
 from fastcifar.config.settings import SETTINGS, as_flag, method_differences, settings_by_flag
 from fastcifar.runs import checkpoint, config_file, intervals, record
 from fastcifar.runs.environment import utc_stamp

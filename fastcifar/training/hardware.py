@@ -1,8 +1,6 @@
 """Resolves every `auto` setting for the machine at hand, once: where a run starts, and nothing later decides again."""
 
-import ctypes
 import os
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +9,6 @@ import torch
 from fastcifar.config.config import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h; mallopt(3)."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +118,3 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-
-
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks of any size below 1 GiB. Returns whether it did: elsewhere nothing happens.
-
-    By default glibc gives the larger activations of a step back to the system, which then fills every page with zeros
-    again in the next step: a sixth of the time of a step of the small network at batch 500. No value changes.
-    """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None:
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

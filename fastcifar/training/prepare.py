@@ -89,9 +89,8 @@ def _preprocess_noise(task: Task, model: ResNet9) -> None:
     noise = torch.randint(0, 256, (WHITENED_ON_CARD, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels, statistics = torch.zeros(len(noise), dtype=torch.int64), (task.dataset.mean, task.dataset.std)
     pad_px = task.config.augment.crop_pad_px
-    filters_of_device_images(
-        model, to_device(noise, labels, *statistics, pad_px, hardware.device, hardware.dtype)
-    )  # fmt: skip
+    images = to_device(noise, labels, *statistics, pad_px, hardware.device, hardware.dtype)
+    filters_of_device_images(model, images)
 
 
 def _run_all_shapes(task: Task, model: nn.Module) -> None:

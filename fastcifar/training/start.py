@@ -17,6 +17,7 @@ from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.optim.swag import Swag
 from fastcifar.training import processes
+from fastcifar.training.memory import keep_freed_memory
 from fastcifar.training.parts import make_optimizer
 from fastcifar.training.resume import load_initial, resume
 from fastcifar.training.state import FIRST_LOSS_SCALE, State
@@ -33,6 +34,8 @@ def initial_state(task: Task, stopwatch: Stopwatch) -> State:
     Raises CheckpointError when the checkpoint does not fit the task, ValueError when the weights to start from do not.
     """
     config, device, parts = task.config, task.hardware.device, task.parts
+    if device.type == "cpu":
+        keep_freed_memory()
     model: Any = copy.deepcopy(task.network).to(device)
     processes.join_batch_norms(model, task.world)
     processes.share_noise(model, task.world)

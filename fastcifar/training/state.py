@@ -3,7 +3,6 @@
 Shapes: steps and epochs count from 0.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -147,8 +146,3 @@ def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
 def is_from_python(optimizer: Optimizer) -> bool:
     """Whether it is one of the caller: all of its state is kept, in torch's own form."""
     return bool(optimizer.param_groups[0].get("from_python"))
-
-
-def skipped_steps(scale: float) -> int:
-    """Number of steps that fp16 overflow has skipped, from the loss scale. At 0 it fell below the least f32, 2^-149."""
-    return round(math.log2(FIRST_LOSS_SCALE / (scale or 2.0**-150)))

@@ -1,11 +1,12 @@
 """What a run says of itself when it ends: the contents of summary.json."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from fastcifar.runs import environment
 from fastcifar.runs.config_file import config_to_plain
-from fastcifar.training.state import State, skipped_steps
+from fastcifar.training.state import FIRST_LOSS_SCALE, State
 from fastcifar.training.task import Task
 
 
@@ -51,3 +52,8 @@ def summarize(task: Task, state: State, accuracies: Accuracies, facts: dict[str,
         "augment": config.machine.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,
         "versions": environment.versions(), **environment.source_state(), "config": config_to_plain(config),
     }  # fmt: skip
+
+
+def skipped_steps(scale: float) -> int:
+    """Number of steps that fp16 overflow has skipped, from the loss scale. At 0 it fell below the least f32, 2^-149."""
+    return round(math.log2(FIRST_LOSS_SCALE / (scale or 2.0**-150)))

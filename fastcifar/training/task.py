@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from fastcifar.augment.executor import Executor, make_executor
 from fastcifar.augment.images import DeviceImages, to_device
 from fastcifar.augment.plan import EpochPlan, draw_plan, image_size
-from fastcifar.config.config import Command, Config
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
-from fastcifar.models.networks import count_parameters, make_model, own_network, train_flop
+from fastcifar.models.counts import count_parameters, train_flop
+from fastcifar.models.networks import make_model, own_network
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.schedule_table import count_steps
-from fastcifar.training.hardware import Hardware, keep_freed_memory
+from fastcifar.training.hardware import Hardware
 from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts
 from fastcifar.training.processes import World
 
@@ -132,8 +134,6 @@ def make_task(
     """
     world, on_card = world or World(), hardware.on_card
     check_parts(config, parts)
-    if hardware.device.type == "cpu":
-        keep_freed_memory()
     held_out: list[Any] = []
     if config.data.val_split:
         dataset, *held_out = hold_out(dataset, config.data.val_split, config.seed)

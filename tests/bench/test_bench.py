@@ -14,7 +14,8 @@ from bench import floors, harness, time_to_accuracy
 from fastcifar.config.config import Config, Model
 from fastcifar.config.schedules import MultiStep, OneCycle
 from fastcifar.data.dataset import Dataset
-from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.counts import train_flop
+from fastcifar.models.networks import make_model
 from fastcifar.runs import environment, intervals
 from fastcifar.training.hardware import resolve
 from fastcifar.training.stopwatch import Stopwatch

@@ -9,7 +9,8 @@ import pytest
 from bench import design, work
 from fastcifar.config.config import Model
 from fastcifar.config.shapes import SHAPES
-from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.counts import train_flop
+from fastcifar.models.networks import make_model
 
 
 @pytest.mark.parametrize("name", ["full", "small", "wide", "N1", "N4", "W1"])

@@ -9,9 +9,9 @@ from made_runs import make_run, write_arrays
 
 from fastcifar.cli import flags
 from fastcifar.cli.flags import UsageError
-from fastcifar.config.config import Command
-from fastcifar.config.recipes import RECIPES, with_optimizer
-from fastcifar.config.settings import COMMAND, NAMES, SETTINGS, with_settings
+from fastcifar.config.command import Command
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import COMMAND, NAMES, SETTINGS, with_optimizer, with_settings
 from fastcifar.runs.config_file import MAX_BYTES, ConfigFileError, config_to_plain, load_config, load_defaults
 from fastcifar.runs.record import write_json
 

@@ -8,10 +8,11 @@ import pytest
 
 from fastcifar.cli import flags
 from fastcifar.cli.flags import SMOKE_IMAGES, UsageError
-from fastcifar.config.config import Command, Config
-from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.config.schedules import MultiStep
-from fastcifar.config.settings import NAMES, with_settings
+from fastcifar.config.settings import NAMES, with_optimizer, with_settings
 from fastcifar.runs.config_file import ConfigFileError, config_to_plain
 
 DEFAULT = RECIPES[DEFAULT_RECIPE]

@@ -15,7 +15,8 @@ from torch._inductor.codecache import FxGraphCachePickler
 import fastcifar
 from fastcifar.cli import flags
 from fastcifar.cli import main as cli
-from fastcifar.config.config import Command, Machine
+from fastcifar.config.command import Command
+from fastcifar.config.config import Machine
 from fastcifar.config.settings import COMMAND, SETTINGS, settings_by_flag
 from fastcifar.data import download
 from fastcifar.data.cache import write_cache

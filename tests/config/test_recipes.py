@@ -3,8 +3,9 @@
 import pytest
 
 from fastcifar.config.config import Config, Optimizer, Run, Tail
-from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES, with_optimizer
+from fastcifar.config.recipes import DEFAULT_RECIPE, RECIPES
 from fastcifar.config.schedules import OneCycle
+from fastcifar.config.settings import with_optimizer
 
 
 @pytest.mark.parametrize("name", RECIPES)

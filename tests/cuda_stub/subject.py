@@ -5,9 +5,10 @@ from fastcifar.augment.executor import Block, Blocks, Draws, Executor, TorchExec
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.cli import main as command_line
 from fastcifar.cli.terminal import Lines, route_log_to
-from fastcifar.config.config import Command, Config
-from fastcifar.config.recipes import RECIPES, with_optimizer
-from fastcifar.config.settings import with_settings
+from fastcifar.config.command import Command
+from fastcifar.config.config import Config
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import with_optimizer, with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.models import conv_choice, fused
 from fastcifar.observers.checkpoints import Checkpoints, Interrupted

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_config, make_dataset, task_of
 
-from fastcifar.config.config import Command
+from fastcifar.config.command import Command
 from fastcifar.observers.profiling import RECORDED_STEPS, TABLE, TRACE
 from fastcifar.observers.run_files import file_observers
 from fastcifar.training.loop import train

@@ -7,7 +7,8 @@ import torch
 
 from fastcifar.config.config import Model
 from fastcifar.models import cpu_conv
-from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.counts import train_flop
+from fastcifar.models.networks import make_model
 
 
 @pytest.mark.parametrize("network", ["resnet9", "resnet18", "shakedrop"])

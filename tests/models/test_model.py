@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcifar.config.config import Model
 from fastcifar.config.shapes import Stage
+from fastcifar.models.counts import count_parameters, train_flop
 from fastcifar.models.layers import pad_before_pool
-from fastcifar.models.networks import count_parameters, make_model, train_flop
+from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ConvStage, ResNet9
 
 NETWORKS = ("resnet9", "resnet18", "shakeshake26", "shakedrop")

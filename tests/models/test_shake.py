@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.config.config import Model
-from fastcifar.models.networks import count_parameters, make_model, train_flop
+from fastcifar.models.counts import count_parameters, train_flop
+from fastcifar.models.networks import make_model
 from fastcifar.models.shake import DropBlock, ShakeBlock, ShakeDrop, ShakeShake, Shortcut, keep_probabilities
 from fastcifar.optim.averaging import refresh_batch_norm
 from fastcifar.training.processes import JoinedBatchNorm2d, World, join_batch_norms, share_noise

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fastcifar.config.config import Model
-from fastcifar.models.networks import make_model, train_flop
+from fastcifar.models.counts import train_flop
+from fastcifar.models.networks import make_model
 from fastcifar.observers.kernel_groups import (
     DGRAD,
     FORWARD,

@@ -20,7 +20,7 @@ from conftest import PLAIN, Recorder, train_in_folder
 
 import fastcifar
 from fastcifar.cli import lr_find
-from fastcifar.config.config import Command
+from fastcifar.config.command import Command
 from fastcifar.observers import trackers
 from fastcifar.observers.trackers import make_tracker
 

@@ -22,7 +22,8 @@ from fastcifar.models.resnet9 import ResNet9
 from fastcifar.runs import checkpoint
 from fastcifar.training import loop
 from fastcifar.training.loop import train
-from fastcifar.training.state import FIRST_LOSS_SCALE, Diverged, skipped_steps
+from fastcifar.training.state import FIRST_LOSS_SCALE, Diverged
+from fastcifar.training.summary import skipped_steps
 
 pytestmark = pytest.mark.usefixtures("here")
 

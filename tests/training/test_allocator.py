@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import ctypes, resource, sys
-from fastcifar.training.hardware import keep_freed_memory
+from fastcifar.training.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)
