@@ -49,6 +49,8 @@ def test_the_site_is_whole(project):
         all(f'id="fastcifar.{name}"' in reference for name in fastcifar.__all__)
         and 'id="fastcifar.api' not in reference
     )
+    # The theme draws mermaid with a script of 3 MB from another server; our diagrams are text.
+    assert not any('class="mermaid"' in page.read_text() for page in site.rglob("*.html"))
     links = [(page, unquote(link)) for page in site.rglob("*.html")
              for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text())]  # fmt: skip
     local = [(page, link) for page, link in links if "://" not in link and not link.startswith("/")]
