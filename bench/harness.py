@@ -42,8 +42,9 @@ def describe_environment(config: Config) -> dict[str, Any]:
         config, hardware = resolve(config)
     machine = config.machine
     return {
-        "date": environment.utc_stamp(), "device": hardware.name, "precision": machine.precision,
-        "compile": machine.compile, "augment": machine.executor, "scale": config.model.scale,
+        "date": environment.utc_stamp(), "device": environment.device_name(hardware.device),
+        "precision": machine.precision, "compile": machine.compile, "augment": machine.executor,
+        "scale": config.model.scale,
         "versions": environment.versions(), **environment.source_state(),
     }  # fmt: skip
 
@@ -123,7 +124,7 @@ def state_of(config: Config, *more: Any) -> str:
     """A short digest of what a measurement depends on besides its key: settings, device, torch, commit and `more`."""
     settings = settings_by_flag(with_seed(config, 0))
     with deterministic_algorithms(config.machine.deterministic):
-        device = resolve(config)[1].name
+        device = environment.device_name(resolve(config)[1].device)
     commit = environment.source_state()["commit"]
     text = json.dumps([settings, device, torch.__version__, commit, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -23,7 +23,7 @@ from fastcifar.data import cache
 from fastcifar.data.load import locate
 from fastcifar.data.official import CIFAR10
 from fastcifar.optim.apex import apex_sgd
-from fastcifar.runs.environment import versions
+from fastcifar.runs.environment import device_name, versions
 from fastcifar.training.compiling import compile_cache_dir
 from fastcifar.training.hardware import Hardware, resolve
 
@@ -110,8 +110,8 @@ def _device(config: Config, hardware: Hardware, problem: str) -> Item:
         reason = " ".join(problem.split())[:150]
         return Item("error", "device", f"does not work ({reason}): look at nvidia-smi, or train with --device cpu")
     machine = config.machine
-    text = f"{hardware.name}; {machine.precision}, compile {machine.compile}, augmentation by {machine.executor}"
-    return Item("ok", "device", f"{text}, scale {config.model.scale}")
+    text = f"{device_name(hardware.device)}; {machine.precision}, compile {machine.compile}, "
+    return Item("ok", "device", f"{text}augmentation by {machine.executor}, scale {config.model.scale}")
 
 
 def _cuda(driver: str | None) -> Item:

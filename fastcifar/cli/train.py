@@ -43,6 +43,7 @@ from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import folder, intervals, plots, record
 from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.runs.config_file import config_to_plain
+from fastcifar.runs.environment import device_name
 from fastcifar.runs.model_file import write_model
 from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
@@ -142,8 +143,8 @@ def train_and_report(
         traceback.clear_frames(e.__traceback__)  # releases the step that did not fit
         fits = batch_that_fits(task)
         advice = f"--batch-size {fits} fits" if fits else "no batch size fits; try --scale small"
-        raise ValueError(f"out of memory on {task.hardware.name} with --batch-size {task.batch_size}: {advice} (as a "
-                         "new run; a checkpoint of this one is kept)") from e  # fmt: skip
+        raise ValueError(f"out of memory on {device_name(task.hardware.device)} with --batch-size {task.batch_size}: "
+                         f"{advice} (as a new run; a checkpoint of this one is kept)") from e  # fmt: skip
 
 
 def observers_of(task: Task, out: Path | None, signals: Signals) -> list[Observer]:
@@ -224,7 +225,7 @@ def banner(task: Task) -> str:
     lines = [
         f"recipe   {config.run.recipe}: {config.epochs:g} epochs x {task.steps_per_epoch} steps of {task.batch_size} "
         f"images, {config.schedule.name}" + (", averaging tail" if config.tail else ", no tail"),
-        f"device   {hardware.name}" + (f", {task.world.size} processes" if task.world.size > 1 else ""),
+        f"device   {device_name(hardware.device)}" + (f", {task.world.size} processes" if task.world.size > 1 else ""),
         f"compute  {machine.precision}{reason('precision')}, {_layout(task.network)}, compile {machine.compile}"
         f"{reason('compile')}, augmentation by {machine.executor}{reason('augment')}",
         f"data     {task.dataset.name}: {task.num_train:,} training and {len(task.dataset.y_test):,} test images, "
@@ -255,6 +256,6 @@ def plan(task: Task) -> dict[str, Any]:
         "num_steps": task.num_steps, "steps_per_epoch": task.steps_per_epoch, "batch_size": task.batch_size,
         "tail_step": make_schedule_table(task.config, task.steps_per_epoch).tail_step,
         "train_pflop": task.train_pflop, "parameters": task.num_parameters,
-        "device": hardware.name, "precision": machine.precision, "compile": machine.compile,
-        "augment": machine.executor, "config": config_to_plain(task.config),
+        "device": device_name(hardware.device), "precision": machine.precision,
+        "compile": machine.compile, "augment": machine.executor, "config": config_to_plain(task.config),
     }  # fmt: skip

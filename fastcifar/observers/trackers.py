@@ -151,9 +151,9 @@ def make_tracker(config: Config, command: Command, out: Path) -> Tracker:
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
-    accuracy = epoch_accuracy(row)
-    values = {"epoch": row["epoch"], "loss_train": row["loss_train"], "lr": row["lr"], "momentum": row["momentum"]}
-    return values if accuracy is None else {**values, "accuracy": accuracy}
+    names = ("epoch", "loss_train", "loss_test", "loss_val", "lr", "momentum")
+    values = {**{name: row.get(name) for name in names}, "accuracy": epoch_accuracy(row)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _numbers(values: dict[str, Any], name: str = "summary") -> Iterator[tuple[str, float]]:

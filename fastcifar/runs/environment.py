@@ -1,4 +1,4 @@
-"""Facts for a record: versions, commit, peak memory, date. Recorded in summary.json of every run and bench."""
+"""Facts for a record: versions, commit, device, peak memory, date. Recorded in summary.json of every run and bench."""
 
 import functools
 import importlib.metadata
@@ -56,6 +56,21 @@ def source_state() -> dict[str, Any]:
     ours = top is not None and Path(top).resolve() == ROOT and (ROOT / "train_fast.py").is_file()
     commit = _first_line("git", "rev-parse", "HEAD") if ours else None
     return {"commit": commit, "dirty": None if commit is None else bool(_first_line("git", "status", "--porcelain"))}
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a device as its maker gives it, with the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
 
 
 def peak_mem_mib(device: torch.device) -> dict[str, float | None]:

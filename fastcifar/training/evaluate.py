@@ -8,6 +8,7 @@ model is least sure get them, chosen among all images: on the others they change
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,10 +103,20 @@ def all_logits(model: Model, images: DeviceImages, tta: str = "none", share: flo
     return plain, plain.index_copy(0, rows, better)
 
 
-def count_right(model: Model, images: DeviceImages, tta: str = "none", share: float = 1.0) -> Tensor:
-    """How many images have their largest logit at their label, plainly and with views: int64 [2] on the device."""
-    both = torch.stack(all_logits(model, images, tta, share))  # [2, N, K]
-    return (both.argmax(2) == images.labels).sum(1)
+class Measured(NamedTuple):
+    """Of all images: fractions with the largest logit at the label, and the mean loss."""
+
+    plain: float
+    with_views: float
+    loss: float
+    """Cross-entropy of the plain logits, without label smoothing."""
+
+
+def sums(model: Model, images: DeviceImages, tta: str = "none", share: float = 1.0) -> Tensor:
+    """Sums of `Measured` over the images: f32 [3] on the device, where counts are exact up to 16 million."""
+    plain, with_views = all_logits(model, images, tta, share)
+    right = (torch.stack((plain, with_views)).argmax(2) == images.labels).sum(1)
+    return torch.cat((right, F.cross_entropy(plain, images.labels, reduction="sum")[None]))
 
 
 class Evaluator:
@@ -127,30 +138,29 @@ class Evaluator:
                 for key, images in {(id(images), tta, share): images for images, tta, share in wanted}.items():
                     self.captured[key] = self._capture(capture, images, *key[1:])
 
-    def __call__(self, images: DeviceImages, tta: str = "none", share: float = 1.0) -> tuple[float, float]:
-        """Plain accuracy over the images, and the one with views. Puts the network into eval mode."""
+    def __call__(self, images: DeviceImages, tta: str = "none", share: float = 1.0) -> Measured:
+        """Accuracies and loss over the images. Puts the network into eval mode."""
         self.model.eval()
         captured = self.captured.get((id(images), tta, share))
         if captured is None:
-            right = count_right(self.model, images, tta, share)
+            total = sums(self.model, images, tta, share)
         else:
-            replay, right = captured
+            replay, total = captured
             replay()
         count = int(sum_over_processes(torch.tensor(len(images.labels)), self.task.world))  # on the host: no wait
-        plain, with_views = sum_over_processes(right, self.task.world).tolist()
-        return plain / count, with_views / count
+        return Measured(*(value / count for value in sum_over_processes(total, self.task.world).tolist()))
 
     def _capture(
         self, capture: Capture, images: DeviceImages, tta: str, share: float
     ) -> tuple[Callable[[], None], Tensor]:
-        """A replay and where its counts lie. It runs once before, so that kernels are loaded and chosen."""
-        right = torch.zeros(2, dtype=torch.int64, device=images.labels.device)
-        work = partial(self._count_into, right, images, tta, share)
+        """A replay and where its sums lie. It runs once before, so that kernels are loaded and chosen."""
+        total = torch.zeros(3, device=images.labels.device)
+        work = partial(self._sum_into, total, images, tta, share)
         work()
-        return capture(work), right
+        return capture(work), total
 
-    def _count_into(self, right: Tensor, images: DeviceImages, tta: str, share: float) -> None:
-        right.copy_(count_right(self._network(), images, tta, share))
+    def _sum_into(self, total: Tensor, images: DeviceImages, tta: str, share: float) -> None:
+        total.copy_(sums(self._network(), images, tta, share))
 
     def _network(self) -> Model:
         """The network by its weights of now, with folded batch norms where the Triton kernels run."""

@@ -26,15 +26,6 @@ class Hardware:
         """Whether it is a CUDA card."""
         return self.device.type == "cuda"
 
-    @property
-    def name(self) -> str:
-        """Name of the device as its maker gives it, with the number of threads on a CPU."""
-        if self.on_card:
-            return torch.cuda.get_device_name(self.device)
-        if self.device.type == "cpu":
-            return f"{_cpu_name()}, {torch.get_num_threads()} threads"
-        return self.device.type
-
 
 def resolve(config: Config, local_rank: int = 0) -> tuple[Config, Hardware]:
     """The config as it is trained here, without `auto`, and the hardware: where every command starts.
@@ -103,14 +94,6 @@ def cpu_multiplies_bf16() -> bool:
         return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     private = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch before get_capabilities
     return bool(private and private())
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "CPU"
 
 
 def make_deterministic() -> None:

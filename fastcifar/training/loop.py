@@ -82,15 +82,15 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}: lower --lr-peak"
                        + (" or use --precision bf16" if task.config.machine.precision == "fp16" else ""))  # fmt: skip
-    accuracy: float | None = None
+    accuracy, test_loss = None, None
     is_last = state.is_over
     if is_last or (epoch + 1) % config.evaluation.eval_every == 0:
         with state.stopwatch("eval"):
-            accuracy, _ = accuracies(task.watched)
+            accuracy, _, test_loss = accuracies(task.watched)
         state.rates.end_epoch(state.step, accuracy)
-    measured = {"accuracy_test": accuracy}
+    measured = {"accuracy_test": accuracy, "loss_test": test_loss}
     if config.data.val_split:
-        measured = {"accuracy_test": None, "accuracy_val": accuracy}
+        measured = {"accuracy_test": None, "accuracy_val": accuracy, "loss_val": test_loss}
     row = {
         "epoch": epoch + 1, "step": state.step,
         "phase": "tail" if state.step > state.rates.tail_step else "cycle", "lr": lr, "momentum": momentum,
@@ -117,19 +117,19 @@ def finish(task: Task, state: State, ready: Prepared) -> RunOutcome:
     if has_tail:
         if raw is None:
             with stopwatch("eval"):
-                raw, _ = accuracies(task.test)
+                raw = accuracies(task.test).plain
         with stopwatch("swa"), task.parts.draws(task.config.seed, task.num_steps, task.hardware.device):
             state.average.copy_to(model)
             ready.refresh()
     before_s = stopwatch.seconds("eval")
     with stopwatch("eval"):
-        plain, with_views = accuracies(task.test, evaluation.tta, evaluation.tta_share)
+        plain, with_views, test_loss = accuracies(task.test, evaluation.tta, evaluation.tta_share)
     measured = Accuracies(
         raw=plain if raw is None else raw,
         averaged=plain if has_tail else None,
         with_views=with_views if evaluation.tta != "none" else None,
     )
-    summary = summarize(task, state, measured, ready.facts)
+    summary = {**summarize(task, state, measured, ready.facts), "loss_test": test_loss}
     summary["time_s"]["eval_final"] = round(stopwatch.seconds("eval") - before_s, 4)
     swag = state.average if has_tail and isinstance(state.average, Swag) else None
     uncompile(model)  # it leaves the run as a plain network

@@ -20,6 +20,8 @@ from fastcifar.training.state import FIRST_LOSS_SCALE, State, is_from_python, we
 
 ALIKE = ("network", "scale", "norm", "activation")
 """Settings in which the model of the file of --init and that of the run must agree."""
+MEASURED = ("accuracy_test", "accuracy_val", "loss_test", "loss_val")
+"""What a row of the history may have."""
 
 
 def resume(state: State, folder: Path, config: Config, digest: str) -> bool:
@@ -126,8 +128,8 @@ def _check_history(rows: Any, step: int, num_steps: int, steps_per_epoch: int) -
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("history is no list of rows")
     for i, row in enumerate(rows):
-        accuracies = {k: 0.0 for k, v in row.items() if k in ("accuracy_test", "accuracy_val") and v is not None}
-        checkpoint.check({k: v for k, v in row.items() if v is not None}, like | accuracies, f"history.{i}")
+        measured = {k: 0.0 for k, v in row.items() if k in MEASURED and v is not None}
+        checkpoint.check({k: v for k, v in row.items() if v is not None}, like | measured, f"history.{i}")
     steps = [row["step"] for row in rows]
     whole = [s for s in steps if s % steps_per_epoch == 0]
     ended = step < num_steps or steps[-1:] == [step]

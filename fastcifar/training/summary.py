@@ -48,7 +48,7 @@ def summarize(task: Task, state: State, accuracies: Accuracies, facts: dict[str,
         "steps_skipped_fp16": skipped, "time_s": stopwatch.report(),
         "images_per_s": round(state.step * task.batch_size / max(stopwatch.time_s["train"], 1e-9), 1),
         "train_pflop": task.pflop(state.step), "peak_mem_mib": environment.peak_mem_mib(hardware.device),
-        "device": hardware.name, "precision": config.machine.precision, **facts,
+        "device": environment.device_name(hardware.device), "precision": config.machine.precision, **facts,
         "augment": config.machine.executor, "processes": task.world.size, "deterministic": config.machine.deterministic,
         "versions": environment.versions(), **environment.source_state(), "config": config_to_plain(config),
     }  # fmt: skip

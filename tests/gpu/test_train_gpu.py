@@ -209,7 +209,7 @@ def test_a_recorded_evaluation_counts_as_the_plain_one(caplog, tta, share):
     state = initial_state(task, Stopwatch(task.hardware.device))
     step = make_step(task, state, state.model)
     recorded, plain = Evaluator(task, state.model, step.capture), Evaluator(task, state.model)
-    assert len(recorded.recorded) == 2, caplog.messages
+    assert len(recorded.captured) == 2, caplog.messages
     for weights in (trained, state.model.state_dict(), trained):
         state.model.load_state_dict(weights)
         assert recorded(task.test, tta, share) == pytest.approx(plain(task.test, tta, share), abs=0.01)

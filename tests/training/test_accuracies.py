@@ -9,6 +9,7 @@ import torch
 
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.training import loop
+from fastcifar.training.evaluate import Measured
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 from fastcifar.training.state import Diverged
@@ -74,7 +75,7 @@ def scripted(monkeypatch):
 
         def evaluate(self, images, *views):
             asked.append((self.model.head.weight.detach().clone(), images))
-            return next(left)
+            return Measured(*next(left), loss=1.0)
 
         monkeypatch.setattr(loop.Evaluator, "__call__", evaluate)
         return asked
@@ -123,12 +124,14 @@ def test_the_figure_of_a_run_is_not_the_largest(figures, final):
 
 @pytest.fixture
 def losses(monkeypatch):
-    """The loss of every step."""
+    """The loss of every step, not those of the evaluations."""
     seen, plain = [], torch.nn.functional.cross_entropy
 
     def watched(*args, **settings):
-        seen.append(plain(*args, **settings))
-        return seen[-1]
+        loss = plain(*args, **settings)
+        if loss.requires_grad:
+            seen.append(loss)
+        return loss
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
     return seen

@@ -29,7 +29,7 @@ def right_answers(monkeypatch):
 
     def count(model, data, batch_size, *views) -> list[int]:
         monkeypatch.setattr(evaluate, "EVAL_BATCH", batch_size)
-        return evaluate.count_right(model, data, *views).tolist()
+        return evaluate.sums(model, data, *views).tolist()[:2]
 
     return count
 
@@ -61,6 +61,20 @@ def test_padding_of_the_last_batch_is_not_counted(right_answers, batch_size):
 def test_only_right_answers_count(right_answers, batch_size):
     right = right_answers(lambda x: torch.tensor([[0.0, 1.0, 0.0]]).expand(len(x), 3), make_data(), batch_size)
     assert right == [(np.arange(NUM) % 3 == 1).sum()] * 2
+
+
+@pytest.mark.parametrize("batch_size", [4, 23, 50])
+def test_the_loss_is_the_cross_entropy_of_the_plain_logits(monkeypatch, batch_size):
+    monkeypatch.setattr(evaluate, "EVAL_BATCH", batch_size)
+    data = make_data()
+
+    def model(x):  # mirrored images have other logits
+        return torch.stack([x[:, 0, 0, 0], x[:, 1, 0, 3], x[:, 2, 0, -1]], 1)
+
+    _, _, loss = evaluate.sums(model, data, "flip").tolist()
+    logits = model(data.batch(torch.arange(NUM))).double()
+    expected = sum(torch.logsumexp(row, 0) - row[label] for row, label in zip(logits, data.labels, strict=True))
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_no_gradient_is_recorded(right_answers):
@@ -143,7 +157,7 @@ def test_views_keep_channels_last_and_come_in_the_batches_that_are_warmed(right_
     def checked(x):
         assert x.is_contiguous(memory_format=torch.channels_last)
         sizes.add(len(x))
-        return weighted_sum(x)
+        return torch.nn.functional.pad(weighted_sum(x), (0, 1))  # three classes
 
     data = make_data()
     right_answers(checked, data, 8, tta, share)
@@ -229,8 +243,9 @@ def test_a_recorded_evaluation_with_kernels_folds_the_weights_of_now(make_networ
     for seed in range(6, 10):
         model.load_state_dict(before)
         change(model, seed)
-        found.add(plain(task.test, "flip", 0.3))
-        assert recorded(task.test, "flip", 0.3) == plain(task.test, "flip", 0.3)
+        expected, measured = plain(task.test, "flip", 0.3), recorded(task.test, "flip", 0.3)
+        found.add(expected[:2])
+        assert measured[:2] == expected[:2] and measured.loss == pytest.approx(expected.loss, rel=1e-4)  # folded
     assert len(found) >= 2 and folded == [True] * (2 + 2 + 4)  # rehearsals, recordings, replays
 
 

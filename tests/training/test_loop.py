@@ -16,7 +16,7 @@ from fastcifar.training import loop
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 
-ROW = {"epoch", "step", "phase", "lr", "momentum", "loss_train", "accuracy_test", "time_s"}
+ROW = {"epoch", "step", "phase", "lr", "momentum", "loss_train", "accuracy_test", "loss_test", "time_s"}
 SUMMARY = """
     dataset n_train n_test recipe scale epochs num_steps seed accuracy accuracy_raw accuracy_swa accuracy_tta loss_last
     time_s images_per_s stopped train_pflop peak_mem_mib device precision compile augment versions commit dirty
@@ -58,7 +58,7 @@ def test_history_has_a_row_per_epoch_with_the_last_row_of_the_table(make_quick_t
     assert [row["phase"] for row in result.history] == ["cycle", "cycle", "tail"]
     for row in result.history:
         assert [row["lr"], row["momentum"]] == result.schedule.table[row["step"] - 1].tolist()
-        assert row["loss_train"] > 0 and 0 <= row["accuracy_test"] <= 1
+        assert row["loss_train"] > 0 and row["loss_test"] > 0 and 0 <= row["accuracy_test"] <= 1
     times = [row["time_s"] for row in result.history]
     assert times == sorted(times) and times[0] > 0
 
@@ -76,7 +76,7 @@ def test_summary_has_all_that_a_reader_is_promised(make_quick_task):
     assert set(summary) >= set(SUMMARY.split())
     assert (summary["n_train"], summary["n_test"], summary["dataset"]) == (256, 80, "synthetic")
     assert summary["accuracy"] == summary["accuracy_tta"]  # the figure the run stands for
-    assert summary["loss_last"] == result.history[-1]["loss_train"]
+    assert summary["loss_last"] == result.history[-1]["loss_train"] and summary["loss_test"] > 0
     assert summary["train_pflop"] == pytest.approx(24 * 32 * task.flop_per_image[32] / 1e15)
     json.dumps(summary, allow_nan=False)
 
@@ -131,6 +131,7 @@ def test_held_out_images_are_watched_and_the_test_set_is_the_figure(make_quick_t
     result = train(task)
     assert task.num_train == result.summary["n_train"] == 256 - 60  # 6 of the 25 or 26 of each class
     assert all(row["accuracy_test"] is None and 0 <= row["accuracy_val"] <= 1 for row in result.history)
+    assert all("loss_test" not in row and row["loss_val"] > 0 for row in result.history)
     assert result.summary["n_test"] == 80 and result.summary["accuracy"] * 80 == pytest.approx(
         round(result.summary["accuracy"] * 80)
     )
@@ -145,7 +146,7 @@ def test_plateau_drops_the_rate_of_epochs_to_come(make_quick_task, monkeypatch):
     task = make_quick_task(
         epochs=6, schedule="plateau", val_split=0.1, patience=0, factor=0.5, swa_start=None, lr_peak=0.4
     )
-    monkeypatch.setattr(loop.Evaluator, "__call__", lambda *args: (0.3, 0.3))  # never better
+    monkeypatch.setattr(loop.Evaluator, "__call__", lambda *args: (0.3, 0.3, 1.0))  # never better
     with recorded_steps(monkeypatch) as rows:
         train(task)
     per_epoch = [lr for lr, _ in rows[:: task.steps_per_epoch]]

@@ -10,6 +10,7 @@ import torch
 from comparison import run_with_cuts, same, weights, without_times
 from conftest import make_dataset
 
+from fastcifar.runs.environment import device_name
 from fastcifar.training.loop import train
 
 PINNED = Path(__file__).parent / "pinned_losses.json"
@@ -50,7 +51,8 @@ def test_losses_are_those_pinned(make_quick_task, deterministic):
     task = make_quick_task(data_set=make_dataset(64, 10), batch_size=64, **settings)
     losses = [row["loss_train"] for row in train(task).history]
     assert len(losses) == 20
-    kind, made_on = torch.backends.cpu.get_cpu_capability(), f"{task.hardware.name}, torch {torch.__version__}"
+    kind = torch.backends.cpu.get_cpu_capability()
+    made_on = f"{device_name(task.hardware.device)}, torch {torch.__version__}"
     pinned = json.loads(PINNED.read_text()) if PINNED.exists() else {}
     if os.environ.get("FASTCIFAR_PIN"):
         pinned[kind] = {"made_on": made_on, "losses": losses}
