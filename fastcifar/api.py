@@ -24,7 +24,7 @@ from fastcifar.data.load import load as load_dataset
 from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.inference.classifier import Classifier
-from fastcifar.models.networks import Network
+from fastcifar.models.own_network import Network
 from fastcifar.observers.run_files import file_observers
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder

@@ -11,7 +11,8 @@ pytestmark = marks
 
 ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor", "preparation")
 WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
-PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain"}
+PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
+         "first stage cooled, plain"}  # fmt: skip
 """They were told not to record."""
 FUSED = [name for name in fused_runs.CASES if not name.startswith(("fault", "host time", "evaluation"))]
 
