@@ -94,6 +94,17 @@ def test_one_recipe_is_drawn_once_and_named_in_the_title(drawn):
     assert figure.get_suptitle() == "learning rate and momentum of cosine50"
 
 
+def test_the_rate_of_a_first_stage_that_cools_is_dotted(drawn):
+    config = with_settings(RECIPES["speedrun94"], cool_first_stage=(0.6, 0.8))
+    plots.draw_schedules(Path("s.png"), {"speedrun94": preview(config)})
+    (figure,) = drawn
+    (dotted,) = (line for axis in figure.axes for line in axis.get_lines() if line.get_linestyle() == ":")
+    whole, cooled = figure.axes[0].get_lines()[0].get_ydata(), dotted.get_ydata()
+    assert cooled[450] == whole[450] > 0 and 2 * cooled[525] == pytest.approx(whole[525])
+    assert (cooled[600:] == 0).all() and len(cooled) == 750
+    assert "dotted: first stage" in figure.get_suptitle()
+
+
 def test_compared_runs_have_a_name_and_a_look_each(drawn):
     history = [{"epoch": e, "loss": 1 / e, "accuracy": 0.2 * e, "held_out": False} for e in (1, 2, 3)]
     run = RunResults(Path("run"), RECIPES["swa30"], history, {"accuracy": 0.6, "epochs": 3.0})
