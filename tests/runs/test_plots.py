@@ -9,6 +9,7 @@ import pytest
 from fastcifar.cli.schedule import preview
 from fastcifar.config.config import Augment
 from fastcifar.config.recipes import RECIPES
+from fastcifar.config.settings import with_settings
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import plots
 from fastcifar.runs.results import RunResults
