@@ -168,7 +168,15 @@ def _source(data: str | os.PathLike[str]) -> str:
 
 _REPLACED = {
     "network": [f.name for f in fields(Model)],
-    "optimizer": ["momentum", "weight_decay", "bias_lr_scale", "head_lr_scale", "momentum_min", "momentum_max"],
+    "optimizer": [
+        "momentum",
+        "weight_decay",
+        "bias_lr_scale",
+        "head_lr_scale",
+        "momentum_min",
+        "momentum_max",
+        "cool_first_stage",
+    ],
     "loss": ["label_smoothing"],
 }
 """Settings that have no effect where a part comes from Python."""
