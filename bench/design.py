@@ -83,8 +83,11 @@ DESIGNS = {
         Factor("filters start as cosines", "start=random", "start=cosines"),
         Factor("rate of the biases 20", "bias_lr_scale=55", "bias_lr_scale=20"),
         Factor("ladder of sizes", "low_res_px=22 low_res_until=2", "low_res_px=22,28 low_res_until=1,3"),
-        Factor("label smoothing 0.15", "label_smoothing=0.2", "label_smoothing=0.15"),
-        Factor("tail from 0.85", "swa_start=0.8", "swa_start=0.85"),
+        Factor("first stage cools, then fixed", high="cool_first_stage=0.6,0.8"),
+        Factor("Lookahead for the tail", "swa_start=0.8",
+               "swa_start=None lookahead=True final_div_factor=1.4286"),  # to 0.07 of the peak, from a tenth
+        Factor("peak held until 0.4 of the cycle", high="pct_hold=0.3"),
+        Factor("balanced order", "order=random", "order=balanced"),
     )),
     "95": Design("fewest94", "low_res_px=22 low_res_until=2 train_stem=low-res", (
         Factor("9.5 epochs for 8", "epochs=8", "epochs=9.5"),
@@ -165,7 +168,7 @@ def settings_of(design: Design, high: Iterable[bool]) -> str:
         elif is_high:
             stages[factor.stage] = replace(stages[factor.stage], **dict(factor.change))
     shape = replace(FULL, stages=tuple(stages))
-    return " ".join([*parts, f"shape={shape}"] if shape != FULL else parts)
+    return " ".join(filter(None, [*parts, f"shape={shape}" if shape != FULL else ""]))
 
 
 def compared_jobs(design: Design, options: Options) -> list[dict[str, Any]]:

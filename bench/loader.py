@@ -207,7 +207,7 @@ def make_epoch(kind: str, batch: int, steps: int, dataset: Dataset, config: Conf
 
     def execute_epoch(clock: Stopwatch) -> None:
         with clock("plan"):
-            plan = draw_plan(config, len(dataset.y_train), next(numbers))
+            plan = draw_plan(config, len(dataset.y_train), next(numbers), dataset.y_train)
         blocks, num_steps = executor.blocks([(plan, options.image_px)]), 0
         while num_steps < len(plan):
             with clock("block"):

@@ -24,7 +24,7 @@ from fastcifar.data.load import load as load_dataset
 from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.inference.classifier import Classifier
-from fastcifar.models.networks import Network
+from fastcifar.models.own_network import Network
 from fastcifar.observers.run_files import file_observers
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder
@@ -168,7 +168,15 @@ def _source(data: str | os.PathLike[str]) -> str:
 
 _REPLACED = {
     "network": [f.name for f in fields(Model)],
-    "optimizer": ["momentum", "weight_decay", "bias_lr_scale", "head_lr_scale", "momentum_min", "momentum_max"],
+    "optimizer": [
+        "momentum",
+        "weight_decay",
+        "bias_lr_scale",
+        "head_lr_scale",
+        "momentum_min",
+        "momentum_max",
+        "cool_first_stage",
+    ],
     "loss": ["label_smoothing"],
 }
 """Settings that have no effect where a part comes from Python."""

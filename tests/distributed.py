@@ -28,8 +28,18 @@ from fastcifar.runs.record import write_json
 from fastcifar.training.stopwatch import Stopwatch
 
 STEPS = 20
-TWO_SIZES = ("--low-res-px", "24", "--low-res-until", "0.5", "--train-stem", "low-res")
-"""Flags of a run whose second half makes fewer gradients than the first."""
+TWO_SIZES = (
+    "--low-res-px",
+    "24",
+    "--low-res-until",
+    "0.5",
+    "--train-stem",
+    "low-res",
+    "--cool-first-stage",
+    "0.6",
+    "0.8",
+)
+"""Flags of a run whose second half makes fewer gradients than the first, and its last fifth fewer still."""
 START_S = END_S = 120.0
 """Seconds within which a job must start to train, and end after a signal."""
 

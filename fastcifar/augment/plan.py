@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcifar.augment.balanced import interleaved
 from fastcifar.config.config import Augment, Config
 
 FIRST_MIRROR = -1  # key of the draw that holds for the whole run; epochs count from 0
@@ -54,20 +55,27 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch + 1,))))
 
 
-def draw_plan(config: Config, num_images: int, epoch: int) -> EpochPlan:
+def draw_plan(config: Config, num_images: int, epoch: int, labels: np.ndarray | None = None) -> EpochPlan:
     """The random draws of an epoch under a config; see `draw`."""
-    return draw(config.augment, config.optimizer.batch_size, config.seed, num_images, epoch)
+    return draw(config.augment, config.optimizer.batch_size, config.seed, num_images, epoch, labels)
 
 
-def draw(augment: Augment, batch_size: int, seed: int, num_images: int, epoch: int) -> EpochPlan:
+def draw(
+    augment: Augment, batch_size: int, seed: int, num_images: int, epoch: int, labels: np.ndarray | None = None
+) -> EpochPlan:
     """Draws an epoch on the CPU: each image at most once, and exactly once when the batch size divides N.
 
+    labels: [N] int64, which a balanced order needs.
     numpy draws, not torch: 2 ms for 50,000 images, while torch's sort took 4 to 200 ms on a busy machine.
     """
     batch = min(batch_size, num_images)
     steps = num_images // batch  # the rest of a ragged epoch is left out, other images in each epoch
     shape, gen = (steps, batch), _generator(seed, epoch)
-    index = gen.permutation(num_images)[: steps * batch].reshape(shape)
+    order = gen.permutation(num_images)
+    if augment.order == "balanced":
+        assert labels is not None
+        order = interleaved(order, labels)
+    index = order[: steps * batch].reshape(shape)
     places = 2 * augment.crop_pad_px + 1
     offset_y, offset_x = gen.integers(places, size=(2, *shape))
     mirror = gen.integers(2, size=shape, dtype=np.uint8)

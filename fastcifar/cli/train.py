@@ -221,10 +221,11 @@ def banner(task: Task) -> str:
     def reason(name: str) -> str:
         return f" ({hardware.reasons[name]})" if name in hardware.reasons else ""
 
+    ending = "averaging tail" if config.tail else "Lookahead" if config.optimizer.lookahead else "no tail"
     size = "of your own shape" if settings.shape else f"{scale}{reason('scale')}"
     lines = [
         f"recipe   {config.run.recipe}: {config.epochs:g} epochs x {task.steps_per_epoch} steps of {task.batch_size} "
-        f"images, {config.schedule.name}" + (", averaging tail" if config.tail else ", no tail"),
+        f"images, {config.schedule.name}, {ending}",
         f"device   {device_name(hardware.device)}" + (f", {task.world.size} processes" if task.world.size > 1 else ""),
         f"compute  {machine.precision}{reason('precision')}, {_layout(task.network)}, compile {machine.compile}"
         f"{reason('compile')}, augmentation by {machine.executor}{reason('augment')}",

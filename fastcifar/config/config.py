@@ -21,11 +21,17 @@ SMOKE_IMAGES = 2_000
 EPOCHS = Range("above 0 and at most 100,000", lambda v: 0 < v <= 100_000)
 ACCURACY = Range("a fraction, such as 0.94", lambda v: 0 < v < 1)
 _RISING = Range("at least 0 and rising", lambda v: all(a >= b for a, b in zip(v, (0, *v), strict=False)))
+_TWO_RISING = Range("two rising points of the run", lambda v: not v or (len(v) == 2 and 0 <= v[0] <= v[1] and v[1] > 0))
 
 HAS_TAIL = Need("an averaging tail (--swa-start)", lambda config, _: config.tail is not None)
+NO_TAIL = Need("a run without an averaging tail (--swa-start None)", lambda config, _: config.tail is None)
 HAS_VIEWS = Need("test-time views (--tta flip or flip-shift)", lambda config, _: config.evaluation.tta != "none")
 LOW_RES = Need("a low-resolution part (--low-res-until above 0)", lambda config, _: any(config.augment.low_res_until))
 RESNET9 = Need("--network resnet9", lambda config, _: config.model.network == "resnet9")
+TRAINS_STAGES = Need(
+    "--network resnet9 whose stages are trained",
+    lambda config, _: RESNET9.holds(config, _) and config.model.freeze != "all-but-head",
+)
 SETS_MOMENTUM = Need(
     "--optimizer muon, or a schedule that does not cycle the momentum",
     lambda config, _: (
@@ -81,6 +87,9 @@ class Model(Part):
     train_stem: Literal["always", "low-res"] = setting("always", needs=RESNET9)
     """resnet9: train the biases of the first convolution always, or only in the low-resolution part, where there is
     one. The gradient of its output serves them alone, and at full size it is costly."""
+    cool_first_stage: tuple[float, ...] = setting((), _TWO_RISING, needs=TRAINS_STAGES)
+    """resnet9: between these two points of the run (fractions below 1, else epochs) the learning rate of the stem and
+    the first stage falls to 0; from then on they are fixed, and no backward pass goes through them."""
     freeze: Literal["none", "stem", "all-but-head"] = "none"
     """Weights that stay as they are: those of the first convolution, or all but those of the classifier."""
 
@@ -103,6 +112,8 @@ class Augment(Part):
     """Reflect-pad by this many pixels, then crop at random."""
     mirror: Literal["alternating", "random", "none"] = "random"
     """Left-right mirror: random side in the first epoch and the other side each next epoch; or random each time."""
+    order: Literal["random", "balanced"] = "random"
+    """Order of an epoch: random, or random within each class and the classes interleaved."""
     cutout_px: int = setting(0, AT_LEAST_0)
     """Size of the square that is blanked at a random place; 0: none."""
     low_res_px: tuple[int, ...] = setting(
@@ -140,6 +151,8 @@ class Optimizer(Part):
     """Learning rate of the classifier relative to the schedule."""
     label_smoothing: float = setting(0.0, FRACTION)
     """Probability mass given to the other classes."""
+    lookahead: bool = setting(False, needs=NO_TAIL)
+    """Slow weights follow the trained ones, which go on from them every 5 steps; the run ends with the slow ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +275,11 @@ class Config(Part):
                              "would spoil its figure)")  # fmt: skip
         if isinstance(self.schedule, Plateau) and self.evaluation.eval_every != 1:
             raise ValueError("schedule plateau needs the accuracy of every epoch: eval_every must be 1")
+
+    @property
+    def averages(self) -> bool:
+        """Whether the run ends with other weights than those of its last step, so that batch norm is refreshed."""
+        return self.tail is not None or self.optimizer.lookahead
 
     def epoch_of(self, when: float) -> float:
         """Epoch of a point that is given as a fraction of the run (below 1) or as an epoch (from 1 up)."""

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from fastcifar.config.held_peak import HeldPeak, steps_at_peak
 from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, Need, Part, setting
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class OneCycle(MomentumCycle):
     interval = "step"
     rise: float = setting(0.3, FRACTION, "pct_start")
     """Fraction of the cycle spent rising."""
+    hold: float = setting(0.0, FRACTION, "pct_hold")
+    """Fraction of the cycle spent at the peak after the rise."""
     anneal: Literal["cos", "linear"] = setting("cos", flag="anneal_strategy")
     """Shape of both halves."""
     div_factor: float = setting(25.0, ABOVE_0)
@@ -111,16 +114,19 @@ class OneCycle(MomentumCycle):
     final_div_factor: float | None = setting(None, ABOVE_0)
     """First / last learning rate; None: 1e4, or the value that ends the cycle at the tail's learning rate."""
 
-    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.OneCycleLR:
+    def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.OneCycleLR | HeldPeak:
         first_lr = self.peak / self.div_factor
         final_div = self.final_div_factor
         if final_div is None and span.tail_lr:
             final_div = first_lr / span.tail_lr  # 0 where the peak is 0: then any factor does
-        rise = self.rise
-        if rise * span.count == 1:  # torch divides by zero when the rise is one step exactly (seen in 2.15)
+        rising, held = steps_at_peak(self.rise, self.hold, span.count)
+        count = span.count - held
+        rise = rising / count if held else self.rise
+        if rise * count == 1:  # torch divides by zero when the rise is one step exactly (seen in 2.15)
             rise *= 1 + 1e-14
-        return lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.peak, total_steps=span.count, pct_start=rise, anneal_strategy=self.anneal,
+        onecycle = lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.peak, total_steps=count, pct_start=rise, anneal_strategy=self.anneal,
             cycle_momentum=self.cycle_momentum, base_momentum=self.momentum_min, max_momentum=self.momentum_max,
             div_factor=self.div_factor, final_div_factor=final_div or 1e4,
         )  # fmt: skip
+        return HeldPeak(onecycle, rising, held) if held else onecycle

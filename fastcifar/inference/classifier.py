@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcifar.augment.images import DeviceImages
 from fastcifar.data.pixels import to_rgb_32
-from fastcifar.models.networks import Network
+from fastcifar.models.own_network import Network
 from fastcifar.runs.model_file import find_model, load_model
 from fastcifar.training.evaluate import VIEWS, all_logits
 

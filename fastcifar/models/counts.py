@@ -22,7 +22,9 @@ def train_flop(model: nn.Module, size_px: int = 32) -> float:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
         weight: Any = layer.weight
-        passes = 1 + weight.requires_grad + inputs[0].requires_grad  # forward, gradients of weights and of inputs
+        passes = 1  # forward, gradients of weights and of inputs
+        if torch.is_grad_enabled():
+            passes += weight.requires_grad + inputs[0].requires_grad
         total += 2 * passes * weight[0].numel() * output.numel()
 
     twin = copy.deepcopy(model).cpu().eval()

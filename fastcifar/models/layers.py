@@ -3,26 +3,15 @@
 Shapes: B images, C channels, H W pixels. All weights and activations are channels_last.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.models.cpu_conv import TapwiseConv2d
+from fastcifar.models.standardized import StandardizedConv2d
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
-
-
-class StandardizedConv2d(nn.Conv2d):
-    """Convolution whose filters are standardised to zero mean and unit gain (Qiao et al. 2019, arXiv:1903.10520)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.weight
-        var, mean = torch.var_mean(w.float(), dim=(1, 2, 3), keepdim=True, correction=0)
-        w = ((w - mean) * torch.rsqrt(var * w[0].numel() + 1e-6)).to(w.dtype)
-        return self._conv_forward(x, w, self.bias)
 
 
 def conv(
@@ -58,24 +47,6 @@ def start_as_identity(layer: nn.Conv2d) -> nn.Conv2d:
     """Its first filters pass the channels on as they are (airbench); standardised ones cannot."""
     if not isinstance(layer, StandardizedConv2d):
         nn.init.dirac_(layer.weight.data[: min(layer.weight.shape[:2])])
-    return layer
-
-
-def start_as_cosines(layer: nn.Conv2d) -> nn.Conv2d:
-    """The filters behind the identity ones start as the rows of a 2-D cosine transform, each on one input channel.
-
-    Filter n reads channel n mod C_in; its frequencies run through all but the constant one (DCT-II, orthonormal).
-    Source: entries of the CIFAR-100 speedrun hackathon of October 2026.
-    """
-    c_out, c_in, height, width = layer.weight.shape
-    rows = torch.cos(math.pi / height * (torch.arange(height) + 0.5) * torch.arange(height)[:, None])
-    columns = torch.cos(math.pi / width * (torch.arange(width) + 0.5) * torch.arange(width)[:, None])
-    waves = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)[1:]  # [frequency, H, W]
-    with torch.no_grad():
-        for n in range(c_in, c_out if len(waves) else c_in):
-            wave = waves[(n // c_in - 1) % len(waves)]
-            layer.weight[n] = 0
-            layer.weight[n, n % c_in] = wave / wave.norm()
     return layer
 
 

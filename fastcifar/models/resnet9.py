@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models.conv_choice import conv_pool_norm
+from fastcifar.models.cosines import start_as_cosines
 from fastcifar.models.fused import border_activation, norm_activation
-from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_cosines, start_as_identity
+from fastcifar.models.layers import ACTIVATIONS, conv, make_norm, start_as_identity
 
 LOGIT_SCALE = 4.0
 
@@ -75,6 +76,8 @@ class ResNet9(nn.Module):
         self.logit_scale = LOGIT_SCALE / widths[-1]
         self.stem_fixed_from_px: int | None = None
         """Image size from which the stem's biases are not trained; None: they always are."""
+        self.first_stage_fixed = False
+        """Whether no backward pass goes through stem and first stage, as they are not trained any more."""
 
     def stem_map(self, x: Tensor) -> Tensor:
         """What the stages read, [B, C0, S-1, S-1] with the zero border of `pad_before_pool`."""
@@ -86,9 +89,12 @@ class ResNet9(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x [B, 3, S, S] -> [B, C, H, W], what the classifier takes the largest pixels of; 3x3 for S = 32."""
-        x = self.stem_map(x) if x.shape[1] == 3 else x  # a map may come ready made (`fastcifar.augment.stem`)
         stages: list[Any] = list(self.stages)
-        for stage, border in zip(stages, [*(stage.stage.kernel for stage in stages[1:]), 0], strict=True):
+        borders = [*(stage.stage.kernel for stage in stages[1:]), 0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.first_stage_fixed):
+            x = self.stem_map(x) if x.shape[1] == 3 else x  # a map may come ready made (`fastcifar.augment.stem`)
+            x = stages[0](x, borders[0])
+        for stage, border in zip(stages[1:], borders[1:], strict=True):
             x = stage(x, border)
         return x
 

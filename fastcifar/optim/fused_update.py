@@ -56,8 +56,8 @@ def _items(arena: Arena, tensors: list[Tensor], unit: int) -> Tensor:
 class MuonGroup:
     """Filters of equal rows, and all that their kernels write to. tall: output channels are the columns."""
 
-    def __init__(self, arena: Arena, filters: list[Tensor], tall: bool, lr_scale: float) -> None:
-        self.arena, self.filters, self.lr_scale = arena, filters, lr_scale
+    def __init__(self, arena: Arena, filters: list[Tensor], tall: bool, lr_scale: float, row: Tensor) -> None:
+        self.arena, self.filters, self.lr_scale, self.row = arena, filters, lr_scale, row
         self.missing = 0
         """Gradients that the backward pass has still to give."""
         shapes = [(p[0].numel(), len(p)) if tall else (len(p), p[0].numel()) for p in filters]
@@ -83,12 +83,12 @@ class MuonGroup:
             self.grams = torch.zeros(len(filters), self.splits, self.rows, self.rows, device=device)
         self.matrices = torch.zeros(len(filters), 5, self.rows, self.rows, dtype=arena.low.dtype, device=device)
 
-    def update(self, updates: Tensor, row: Tensor) -> None:
+    def update(self, updates: Tensor) -> None:
         """New weights, momenta and copies from the gradients. updates: like the arena's copies, written over."""
         arena, count, tile = self.arena, len(self.filters), min(64, self.tile)
         grads = tuple(arena.seen(p).grad for p in self.filters)
         run("prepare", (len(self.items),), arena.weights, arena.momenta, updates, grads, self.squares, self.items,
-               row, self.parts, unit=self.unit, BLOCK=BLOCK)  # fmt: skip
+               self.row, self.parts, unit=self.unit, BLOCK=BLOCK)  # fmt: skip
         if self.grams is not None:
             run("gram", ((self.rows // tile) ** 2, self.splits, count), updates, self.shapes, self.grams, self.R,
                    self.rows, self.span, unit=self.unit, TALL=self.tall, TILE=tile, BK=64)  # fmt: skip
@@ -96,7 +96,7 @@ class MuonGroup:
                self.parts, *NEWTON_SCHULZ, unit=self.unit, TALL=self.tall, SPLITS=self.splits, STEPS=STEPS,
                TILE=self.tile, BK=tile, BLOCK=BLOCK, num_warps=8 if self.tile == 128 else 4)  # fmt: skip
         run("apply", (self.rows // tile, -(-self.most_columns // 128), count), arena.weights, arena.low, updates,
-               self.shapes, self.matrices, self.squares, row, self.R, self.rows, self.parts, self.lr_scale,
+               self.shapes, self.matrices, self.squares, self.row, self.R, self.rows, self.parts, self.lr_scale,
                unit=self.unit, TALL=self.tall, SLOT=2 + (STEPS - 1) % 2, TILE=tile, COLUMNS=128, BK=tile,
                BLOCK=BLOCK)  # fmt: skip
 
@@ -109,34 +109,46 @@ class FusedUpdate:
         self.arena = arena = Arena(model, optimizers, dtype)
         device = arena.weights.device
         self.updates = torch.zeros_like(arena.low)
-        by_rows = defaultdict[tuple[int, bool], list[Tensor]](list)
+        by_rows = defaultdict[tuple[int, bool, bool], list[Tensor]](list)
         rest = dict[Tensor, tuple[float, float, float]]()
-        lr_scale = 1.0
+        lr_scale, cooled = 1.0, list[Tensor]()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
+                cools = group.get("cools", False)
                 for p in group["params"]:
                     if isinstance(optimizer, Muon):
-                        by_rows[min(len(p), p[0].numel()), len(p) > p[0].numel()].append(p)
+                        by_rows[min(len(p), p[0].numel()), len(p) > p[0].numel(), cools].append(p)
                         lr_scale = group["lr_scale"]
                     else:
                         momentum = group["momentum"] if group.get("fixed_momentum") else -1.0
                         rest[p] = (group["lr_scale"], group["weight_decay"], momentum)
+                        cooled += [p] if cools else []
         # In the order of the network: the gradients of the first group are complete last.
-        self.groups = [MuonGroup(arena, filters, tall, lr_scale) for (_, tall), filters in by_rows.items()]
+        self.row, self.cooled_row = torch.zeros(1, 2, device=device), torch.zeros(1, 2, device=device)
+        """Learning rate and momentum of the step, as `take` writes them; those of a first stage that cools."""
+        self.groups = [MuonGroup(arena, filters, tall, lr_scale, self.cooled_row if cools else self.row)
+                       for (_, tall, cools), filters in by_rows.items()]  # fmt: skip
         head = model.get_parameter("head.weight")
-        self.others = [p for p in rest if p is not head]
+        self.others = [*cooled, *(p for p in rest if p is not head and p not in set(cooled))]
         self.items = _items(arena, [*self.others, head], 1)
         self.rates = torch.tensor([rest[p] for p in (*self.others, head)], device=device)
-        self.row = torch.zeros(1, 2, device=device)
-        """Learning rate and momentum of the step, as `take` writes them."""
+        self.cooled_scales = self.rates[: len(cooled), 0].clone()
         self.beside = torch.cuda.Stream(device) if device.type == "cuda" and len(self.groups) > 1 else None
         for muon in self.groups[1:]:
             for p in muon.filters:
                 arena.seen(p).register_post_accumulate_grad_hook(partial(self._arrived, muon))
 
-    def take(self, images: Tensor, labels: Tensor, rows: Tensor, table: Tensor, counters: Tensor) -> list[Tensor]:
+    def take(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        table: Tensor,
+        counters: Tensor,
+        factor: Tensor | None = None,
+    ) -> list[Tensor]:
         """Batch of the next step: images [B, ...] and labels [B] from images [M, ...] and labels [M] at
-        rows[counters[1]]. The step's learning rate and momentum are table[counters[0]].
+        rows[counters[1]]. The step's learning rate and momentum are table[counters[0]]; factor [1]: see `cool`.
         """
         batch, n = rows.shape[1], images[0].numel()
         x, y = images.new_empty(batch, *images.shape[1:]), labels.new_empty(batch)
@@ -144,7 +156,15 @@ class FusedUpdate:
                BLOCK=2048)  # fmt: skip
         for group in self.groups:
             group.missing = len(group.filters)
+        if factor is not None:
+            self.cool(factor)
         return [x, y]
+
+    def cool(self, factor: Tensor) -> None:
+        """Sets the learning rates of a first stage that cools: `factor` [1] times those of the step."""
+        self.cooled_row.copy_(self.row)
+        self.cooled_row[:, 0] *= factor
+        torch.mul(self.cooled_scales, factor, out=self.rates[: len(self.cooled_scales), 0])
 
     def _arrived(self, group: MuonGroup, _: Tensor) -> None:
         """Updates a group when the last of its gradients has come. Nothing reads its weights after that."""
@@ -153,13 +173,14 @@ class FusedUpdate:
             if self.beside:
                 self.beside.wait_stream(torch.cuda.current_stream(self.beside.device))
             with torch.cuda.stream(self.beside):
-                group.update(self.updates, self.row)
+                group.update(self.updates)
 
     def finish(self, loss: HeadLoss, loss_sum: Tensor, counters: Tensor) -> None:
         """To be called after the backward pass: updates what is left, adds the loss, counts, clears the gradients."""
         arena = self.arena
         for group in self.groups[:1]:
-            group.update(self.updates, self.row)
+            if arena.seen(group.filters[0]).grad is not None:  # else it is a first stage that is fixed by now
+                group.update(self.updates)
         grads = tuple(arena.seen(p).grad for p in self.others)
         run("sgd", (len(self.items),), arena.weights, arena.low, arena.momenta, grads, loss.d_weight, self.items,
                self.rates, self.row, loss.losses, loss_sum, counters, len(loss.losses), BLOCK=BLOCK)  # fmt: skip
@@ -189,6 +210,8 @@ def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> fl
     generator, device = torch.Generator().manual_seed(0), update.row.device
     loss_sum, counters, largest = torch.zeros((), device=device), torch.zeros(2, device=device).long(), 0.0
     update.row.copy_(torch.tensor([[0.1, 0.6]]))
+    lr, momentum = update.row[0].unbind()
+    update.cool(torch.tensor([0.7], device=device))
 
     def draw(like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.empty_like(like, dtype=dtype).copy_(torch.randn(like.shape, generator=generator))
@@ -206,11 +229,11 @@ def largest_difference(model: ResNet9, config: Config, dtype: torch.dtype) -> fl
                 seen.grad = draw(q, seen.dtype)
                 p.grad = seen.grad.float()
         twins[0].head.weight.grad = plain.d_weight[0]
-        set_row(optimizers[0], *update.row[0])
+        set_row(optimizers[0], lr, momentum, cooled=0.7)
         for optimizer in optimizers[0]:
             optimizer.step()
         for group in update.groups[1:]:
-            group.update(update.updates, update.row)
+            group.update(update.updates)
         update.finish(fused, loss_sum, counters)
         for found, twin, old, held in zip(results, twins, before, optimizers, strict=True):
             found += [p.detach() - q for p, q in zip(twin.parameters(), old, strict=True) if p.requires_grad]

@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 from fastcifar.config.config import Config
 from fastcifar.config.config import Optimizer as OptimizerSettings
 from fastcifar.optim.apex import make_apex_sgd
+from fastcifar.optim.cooling import set_apart
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration."""
@@ -101,6 +102,8 @@ class Muon(CapturableOptimizer):
     def update(self) -> None:
         for group in self.param_groups:
             filters = [p for p in group["params"] if p.grad is not None]
+            if not filters:  # a first stage that is fixed by now
+                continue
             grads = [p.grad for p in filters]
             buffers = [self.state[p]["momentum_buffer"] for p in filters]
             torch._foreach_mul_(buffers, group["momentum"])
@@ -127,29 +130,6 @@ class Muon(CapturableOptimizer):
 def _as_matrix(filters: Tensor) -> Tensor:
     """[out, in, h, w] -> [out, h*w*in]: a view where the filters are channels_last. Muon does not see the order."""
     return filters.permute(0, 2, 3, 1).flatten(1)
-
-
-class CapturableSGD(CapturableOptimizer):
-    """Nesterov SGD for CUDA graphs.
-
-    torch.optim.SGD asks `momentum != 0` in Python, a wait that no graph can record, and its fused kernel takes momentum
-    as a number. The formula is torch's: v = momentum * v + g; weights -= lr * (g + momentum * v).
-    """
-
-    def update(self) -> None:
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:  # all frozen
-                continue
-            updates: Any = [p.grad for p in weights]
-            if group["weight_decay"]:
-                updates = torch._foreach_add(updates, weights, alpha=group["weight_decay"])
-            buffers = [self.state[p]["momentum_buffer"] for p in weights]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, updates)
-            updates = torch._foreach_add(updates, torch._foreach_mul(buffers, group["momentum"]))
-            torch._foreach_mul_(updates, group["lr"])
-            torch._foreach_sub_(weights, updates)
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
@@ -180,15 +160,18 @@ def make_optimizers(model: nn.Module, config: Config, capturable: bool = False) 
         sgd = _fused_sgd(rest, **rates)
         for group in sgd.param_groups:
             group["fixed_momentum"] = True  # the table's momentum is Muon's
-        if not filters["params"]:  # all frozen
-            return [sgd]
-        return [Muon([{**filters, "lr_scale": 1.0}], **rates), sgd]
-    groups = [filters, *rest]
-    if settings.name == "apex-sgd":
-        return [make_apex_sgd(groups, **rates)]
-    if capturable:
-        return [CapturableSGD(groups, **rates)]
-    return [_fused_sgd(groups, **rates)]
+        optimizers: list[Optimizer] = [Muon([filters], **rates), sgd] if filters["params"] else [sgd]  # all frozen
+    elif settings.name == "apex-sgd":
+        optimizers = [make_apex_sgd([filters, *rest], **rates)]
+    elif capturable:
+        from fastcifar.optim.capturable_sgd import CapturableSGD
+
+        optimizers = [CapturableSGD([filters, *rest], **rates)]
+    else:
+        optimizers = [_fused_sgd([filters, *rest], **rates)]
+    if config.model.cool_first_stage:
+        set_apart(optimizers, model)
+    return optimizers
 
 
 def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
@@ -201,10 +184,15 @@ def _fused_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> SGD:
     return sgd
 
 
-def set_row(optimizers: list[Optimizer], lr: float | Tensor, momentum: float | Tensor) -> None:
-    """Writes a row of the schedule's table into all groups: numbers, or tensors of no dimension on the device."""
+def set_row(
+    optimizers: list[Optimizer], lr: float | Tensor, momentum: float | Tensor, cooled: float | Tensor = 1.0
+) -> None:
+    """Writes a row of the schedule's table into all groups: numbers, or tensors of no dimension on the device.
+
+    cooled: factor of the learning rate of a first stage that is trained for a part of the run.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = (lr * cooled if group.get("cools") else lr) * group["lr_scale"]
             if not group.get("fixed_momentum"):
                 group["momentum"] = momentum

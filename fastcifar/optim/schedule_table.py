@@ -18,6 +18,8 @@ from torch.optim import lr_scheduler
 from fastcifar.config.config import Config
 from fastcifar.config.schedule import Span
 from fastcifar.config.schedules import Plateau
+from fastcifar.optim.cooling import NO_COOLING, Cooling, make_cooling
+from fastcifar.optim.lookahead import EVERY
 from fastcifar.optim.optimizers import UncompiledSGD
 
 
@@ -26,12 +28,14 @@ class ScheduleTable:
     """Learning rate and momentum of every step of a run, and after which steps the weights join the average.
 
     table: [num_steps, 2] f64 on the CPU. tail_step: first step of the averaging tail, num_steps without a tail.
-    averages: [num_steps], the third column. It follows from the settings alone, so that a checkpoint is without it.
+    averages: [num_steps], the third column. cooling: how the rate of the first stage falls before its end. Both follow
+    from the settings alone, so that a checkpoint is without them.
     """
 
     table: Tensor
     tail_step: int
     averages: list[bool] = field(default_factory=list)
+    cooling: Cooling = NO_COOLING
 
     def __len__(self) -> int:
         return len(self.table)
@@ -69,6 +73,7 @@ def make_schedule_table(config: Config, steps_per_epoch: int) -> ScheduleTable:
     else:
         rates = ScheduleTable(table, tail_step)
     plan_averages(rates, config, steps_per_epoch)
+    rates.cooling = make_cooling(config, steps_per_epoch)
     return rates
 
 
@@ -77,13 +82,13 @@ def plan_averages(
 ) -> None:
     """Writes the column `averages`, in place: true every k steps of the tail, or at the ends of its epochs.
 
-    The last step is among them where nothing else would be: of what follows `first_step`, when `count` weights have
-    joined before, as in a run that was resumed and extended.
+    Without a tail it has the exchanges of Lookahead. The last step is among them where nothing else would be: of what
+    follows `first_step`, when `count` weights have joined before, as in a run that was resumed and extended.
     """
     tail, num_steps = config.tail, len(rates)
     in_tail = range(1 - rates.tail_step, num_steps - rates.tail_step + 1)  # after each step
     if tail is None:
-        rates.averages = [False] * num_steps
+        rates.averages = [config.optimizer.lookahead and (step + 1) % EVERY == 0 for step in range(num_steps)]
     elif tail.every_steps is not None:
         rates.averages = [k > 0 and k % tail.every_steps == 0 for k in in_tail]
         rates.averages[-1] |= in_tail[-1] > 0 and not (count or any(rates.averages[first_step:]))

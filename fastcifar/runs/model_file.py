@@ -17,7 +17,8 @@ from torch import nn
 
 from fastcifar.config.config import Model
 from fastcifar.files import write_atomically
-from fastcifar.models.networks import Network, make_model, own_network
+from fastcifar.models.networks import make_model
+from fastcifar.models.own_network import Network, own_network
 from fastcifar.runs import checkpoint
 from fastcifar.runs.record import to_json
 

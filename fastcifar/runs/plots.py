@@ -16,6 +16,7 @@ from torch import Tensor
 from fastcifar.augment.plan import image_size
 from fastcifar.config.config import Config
 from fastcifar.files import write_atomically
+from fastcifar.optim.cooling import NO_COOLING
 from fastcifar.optim.schedule_table import ScheduleTable
 from fastcifar.runs.record import epoch_accuracy
 from fastcifar.runs.results import RunResults
@@ -134,7 +135,8 @@ def draw_curves(
 
 
 def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) -> None:
-    """Learning rate and momentum of named (schedule, steps per epoch) on one picture.
+    """Learning rate and momentum of named (schedule, steps per epoch) on one picture, that of a first stage that cools
+    dotted.
 
     Left over epochs; of several also over the share of the run and relative to the peak, so that shapes compare.
     """
@@ -149,6 +151,9 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
                 y = table[:, row] / table[:, row].max() if relative and row == 0 else table[:, row]
                 axis.plot(x, y, label=literal(name), linewidth=1.4, **style(i))
                 axis.plot(x[tail:], y[tail:], color=f"C{i % 10}", linewidth=4, alpha=0.35)
+                if row == 0 and schedule.cooling != NO_COOLING:
+                    factors = torch.tensor([schedule.cooling.factor(step) for step in range(len(table))])
+                    axis.plot(x, y * factors, color=f"C{i % 10}", linewidth=1.4, linestyle=":")
             axis.set(title=f"{title} / peak" if relative and row == 0 else title, xlabel="share of the run")
             axis.grid(alpha=0.3)
             if not relative:
@@ -161,7 +166,9 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     of = f"{len(schedules)} recipes" if several else literal(next(iter(schedules)))
     tails = any(schedule.tail_step < len(schedule) for schedule, _ in schedules.values())
-    figure.suptitle(f"learning rate and momentum of {of}" + " (thick: averaging tail)" * tails)
+    cools = any(schedule.cooling != NO_COOLING for schedule, _ in schedules.values())
+    marks = ["thick: averaging tail"] * tails + ["dotted: first stage"] * cools
+    figure.suptitle(f"learning rate and momentum of {of}" + (f" ({', '.join(marks)})" if marks else ""))
     save_figure(figure, path)
 
 

@@ -14,7 +14,7 @@ from fastcifar.augment.images import to_device
 from fastcifar.models import conv_choice
 from fastcifar.models.fused import fuse, is_fused
 from fastcifar.models.resnet9 import ResNet9
-from fastcifar.training import evaluate
+from fastcifar.training import evaluate, fixed_parts
 from fastcifar.training.compiling import compile_model
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.processes import data_parallel
@@ -99,16 +99,17 @@ def _run_all_shapes(task: Task, model: nn.Module) -> None:
     evaluation = config.evaluation
     batch_sizes = evaluate.batch_sizes(task.watched)
     batch_sizes |= evaluate.batch_sizes(task.test, evaluation.tta, evaluation.tta_share)
-    shapes = [(True, task.batch_size // task.world.size, size) for size in task.image_sizes]
-    shapes += [(False, batch, 32) for batch in sorted(batch_sizes)]
-    for training, batch, size in shapes:
+    shapes = [(True, task.batch_size // task.world.size, *form) for form in fixed_parts.step_forms(task)]
+    shapes += [(False, batch, 32, False) for batch in sorted(batch_sizes)]
+    for training, batch, size, fixed in shapes:
+        fixed_parts.fix_first_stage(model, fixed)
         x = random_batch(task.hardware, batch, size, generator)
         model.train(training)
         with torch.set_grad_enabled(training), autocast(task.hardware):
             logits = model(x)
         if training:
             logits.sum().backward()
-    if task.hardware.on_card and config.tail:  # where the step is not captured, the refresh has not rehearsed either
+    if task.hardware.on_card and config.averages:  # a step that is not captured has not rehearsed the refresh either
         model.train()
         with torch.no_grad(), autocast(task.hardware):
             model.forward(random_batch(task.hardware, refresh_shape(task)[1], 32, generator))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastcifar.augment.images import DeviceImages
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.averaging import RunningMean
+from fastcifar.optim.lookahead import Lookahead
 from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.optim.swag import Swag
@@ -40,6 +41,9 @@ def initial_state(task: Task, stopwatch: Stopwatch) -> State:
     processes.join_batch_norms(model, task.world)
     processes.share_noise(model, task.world)
     rank, is_fp16 = config.tail.swag_rank if config.tail else 0, task.hardware.dtype == torch.float16
+    average = Swag(model, rank) if rank else RunningMean(model)
+    if config.optimizer.lookahead:
+        average = Lookahead(model, task.num_steps)
     state = State(
         model=model,
         optimizers=(
@@ -47,7 +51,7 @@ def initial_state(task: Task, stopwatch: Stopwatch) -> State:
             if parts.optimizer
             else make_optimizers(model, config, task.can_capture and not parts.runs_on_the_host)
         ),
-        average=Swag(model, rank) if rank else RunningMean(model),
+        average=average,
         scaler=torch.amp.GradScaler(device.type, FIRST_LOSS_SCALE, growth_interval=2**31 - 1, enabled=is_fp16),
         rates=make_schedule_table(config, task.steps_per_epoch),
         loss_sum=torch.zeros((), device=device),

@@ -22,10 +22,11 @@ from fastcifar.models.head_loss import head_loss
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.fused_update import FusedUpdate
 from fastcifar.optim.optimizers import set_row
+from fastcifar.training import fixed_parts
 from fastcifar.training.fused_step import make_fused_update, makes_images_from_px
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.state import State
-from fastcifar.training.task import Task, stem_fixed_from_px
+from fastcifar.training.task import Task
 
 log = logging.getLogger("fastcifar")
 
@@ -56,8 +57,6 @@ class Step:
     def __init__(self, task: Task, state: State, forward: Forward) -> None:
         self.task, self.state, self.forward = task, state, forward
         self.block: Block | None = None
-        # DistributedDataParallel expects every gradient, so the fixed stem's is computed and dropped here.
-        self.drop_stem_from_px = stem_fixed_from_px(task.config) if task.world.size > 1 else None
 
     def begin(self, block: Block) -> None:
         """Sets the block that the next steps read."""
@@ -67,7 +66,9 @@ class Step:
         assert self.block is not None
         task, step = self.task, self.state.step
         x, y = self.block.batch(i)
-        set_row(self.state.optimizers, *self.state.rates[step])
+        cooling = self.state.rates.cooling
+        set_row(self.state.optimizers, *self.state.rates[step], cooling.factor(step))
+        fixed_parts.fix_first_stage(self.state.model, cooling.is_over(step) and task.world.size == 1)
         with task.parts.draws(task.config.seed, step, x.device):
             if task.parts.transform:
                 x, y = task.parts.transform(x, y)
@@ -81,8 +82,8 @@ class Step:
             logits = self.forward(x)
         loss = self.task.loss(logits.float(), y)
         state.scaler.scale(loss).backward()
-        if self.drop_stem_from_px is not None and x.shape[-1] >= self.drop_stem_from_px:
-            state.model.get_parameter("stem.bias").grad = None
+        if self.task.world.size > 1:
+            fixed_parts.drop_gradients(self.task, state, x.shape[-1])
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
             optimizer.zero_grad()  # sets them to None; apex takes no argument
@@ -110,6 +111,7 @@ class CapturedStep(Step):
         self.table = torch.zeros(task.num_steps, 2, device=device)
         self.counters = torch.zeros(2, dtype=torch.long, device=device)
         self.next, self.position = self.counters.split(1)  # row of the table, step of the block
+        self.factors = fixed_parts.factors(task, state)
         self.pixels = torch.zeros(steps * batch * 3 * largest**2, dtype=task.hardware.dtype, device=device)
         self.labels = torch.zeros(steps * batch, dtype=torch.long, device=device)
         self.rows = torch.arange(steps * batch, device=device).view(steps, batch)
@@ -117,12 +119,12 @@ class CapturedStep(Step):
                            task.executor.cutout_px)  # fmt: skip
         with state.preserved():
             self._rehearse()
-            self.replays: dict[int, Callable[[], None]] = {}
-            for size in task.image_sizes:
+            self.replays: dict[tuple[int, bool], Callable[[], None]] = {}
+            for form in fixed_parts.step_forms(task):
                 self.position.zero_()
-                self.replays[size] = capture(partial(self.at_next_row, size))
+                self.replays[form] = capture(partial(self.at_next_row, *form))
         task.executor.draws_from_px = self.draws_from_px
-        self.replay = self.replays[largest]
+        self.size_px = largest
 
     def begin(self, block: Block) -> None:
         size, count = block.size_px, len(block.labels)
@@ -136,10 +138,10 @@ class CapturedStep(Step):
         self.position.zero_()
         if self.fused:
             self.fused.arena.refresh()  # the weights may be those of a checkpoint, or from before the rehearsal
-        self.replay = self.replays[size]
+        self.size_px = size
 
     def __call__(self, i: int) -> None:
-        self.replay()
+        self.replays[self.size_px, self.state.rates.cooling.is_over(self.state.step)]()
 
     def images(self, size_px: int) -> Tensor:
         """The buffer as images [M, S, S, C], or the table of their draws."""
@@ -148,14 +150,17 @@ class CapturedStep(Step):
         count = len(self.labels)
         return self.pixels[: count * 3 * size_px**2].view(count, size_px, size_px, 3)
 
-    def at_next_row(self, size_px: int) -> None:
-        """A step on the rows at `position`. Selecting does not make the host wait, indexing would."""
+    def at_next_row(self, size_px: int, fixed: bool = False) -> None:
+        """A step on the rows at `position`; fixed: the first stage is. Selecting does not make the host wait, indexing
+        would."""
+        fixed_parts.fix_first_stage(self.state.model, fixed)
+        factor = None if self.factors is None else self.factors.index_select(0, self.next)
         if self.fused:
-            taken = self.fused.take(self.images(size_px), self.labels, self.rows, self.table, self.counters)
+            taken = self.fused.take(self.images(size_px), self.labels, self.rows, self.table, self.counters, factor)
             self._update_fused(self.fused, self.input_of(taken[0]), taken[1])
             return
         lr, momentum = self.table.index_select(0, self.next)[0].unbind()
-        set_row(self.state.optimizers, lr, momentum)
+        set_row(self.state.optimizers, lr, momentum, 1.0 if factor is None else factor[0])
         rows = self.rows.index_select(0, self.position)[0]
         self.update(self.input_of(self.images(size_px).index_select(0, rows)), self.labels.index_select(0, rows))
         self.counters += 1
@@ -197,13 +202,13 @@ class CapturedStep(Step):
             stream.wait_stream(torch.cuda.current_stream(device))  # weights and buffers may still be on their way
         try:
             with torch.cuda.stream(stream):
-                for size in self.task.image_sizes:
+                for size, fixed in fixed_parts.step_forms(self.task):
                     if not self.takes_draws(size):  # else it reads the first image, time and again
                         x = random_batch(self.task.hardware, batch, size, generator)
                         self.images(size)[:batch].copy_(x.permute(0, 2, 3, 1))
                     self.next.zero_()
                     self.position.zero_()
-                    self.at_next_row(size)
+                    self.at_next_row(size, fixed)
         finally:
             if stream:
                 torch.cuda.synchronize(device)  # also after an error: then the state is put back

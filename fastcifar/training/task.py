@@ -22,9 +22,11 @@ from fastcifar.config.command import Command
 from fastcifar.config.config import Config
 from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.models.counts import count_parameters, train_flop
-from fastcifar.models.networks import make_model, own_network
+from fastcifar.models.networks import make_model
+from fastcifar.models.own_network import own_network
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.schedule_table import count_steps
+from fastcifar.training.fixed_parts import saved_flop, stem_fixed_from_px
 from fastcifar.training.hardware import Hardware
 from fastcifar.training.parts import NO_PARTS, Loss, Parts, check_network, check_parts
 from fastcifar.training.processes import World
@@ -93,7 +95,8 @@ class Task:
         per_epoch = self.steps_per_epoch * self.batch_size
         whole, steps_left = divmod(num_steps, self.steps_per_epoch)
         images = [per_epoch] * whole + [steps_left * self.batch_size]
-        return sum(n * self.flop_per_image[image_size(self.config, e)] for e, n in enumerate(images) if n) / 1e15
+        flop = sum(n * self.flop_per_image[image_size(self.config, e)] for e, n in enumerate(images) if n)
+        return (flop - saved_flop(self, num_steps)) / 1e15
 
     def plans(self, first_step: int = 0) -> Iterator[tuple[EpochPlan, int]]:
         """(plan, image size in pixels) of each epoch from `first_step` to the end of the run, drawn when needed."""
@@ -106,7 +109,8 @@ class Task:
 
     def plan(self, epoch: int) -> EpochPlan:
         """This process's share of an epoch's random draws."""
-        return draw_plan(self.config, self.num_train, epoch).part(self.world.rank, self.world.size)
+        labels = self.dataset.y_train
+        return draw_plan(self.config, self.num_train, epoch, labels).part(self.world.rank, self.world.size)
 
     def with_config(self, config: Config) -> Task:
         """The same with another seed, and so another network, or other files."""
@@ -179,13 +183,6 @@ def _can_capture(config: Config, hardware: Hardware, world: World) -> bool:
         and world.size == 1
         and config.machine.compile in ("off", "default")
     )
-
-
-def stem_fixed_from_px(config: Config) -> int | None:
-    """Image size from which a run of resnet9 does not train the stem's biases; None if there is none."""
-    settings = config.model
-    fixed = settings.network == "resnet9" and settings.train_stem == "low-res" and image_size(config, 0) < 32
-    return 32 if fixed else None
 
 
 def _make_network(config: Config, num_classes: int, world: World, parts: Parts) -> nn.Module:

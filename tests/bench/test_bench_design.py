@@ -9,6 +9,7 @@ import pytest
 
 from bench import design, harness
 from fastcifar.config.shapes import SHAPES
+from fastcifar.optim.schedule_table import make_schedule_table
 
 FACTORS = design.DESIGNS["94"].factors
 
@@ -51,6 +52,14 @@ def test_levels_are_the_settings_that_they_name(name: str) -> None:
         first, second, last = high.model.layers.stages
         assert first.then == (1, 1) and second.inner == 192 and (last.kernel, last.width) == (2, 384)
         assert high.model.start == "cosines" and high.augment.low_res_px == (22, 28)
+        assert high.model.cool_first_stage == (0.6, 0.8) and low.model.cool_first_stage == ()
+        assert [c.augment.order for c in (low, high)] == ["random", "balanced"]
+        tables = [make_schedule_table(config, 90) for config in (low, high)]
+        assert (low.tail is not None, high.tail) == (True, None) and len(FACTORS) == 11
+        assert [any(table.averages[:500]) for table in tables] == [False, True]
+        assert tables[1].table[-1, 0].item() == pytest.approx(0.07 * 0.12, rel=1e-3)
+        at_peak = (tables[1].table[:, 0] > 0.12 - 1e-9).nonzero().flatten()
+        assert (at_peak[0].item(), at_peak[-1].item()) == (62, 251)  # of 630 steps
     else:
         assert low.model.layers == SHAPES["wide"] and high.model.layers == design.NETWORKS["W1"]
         assert (low.epochs, high.epochs, high.augment.cutout_px) == (8, 9.5, 8)

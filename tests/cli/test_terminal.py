@@ -13,7 +13,7 @@ from commands import stop_at
 
 from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
-from fastcifar.cli.terminal import WIDTH, duration, epoch_line, fold, result_rows
+from fastcifar.cli.terminal import WIDTH, duration, epoch_line, fold, notes, result_rows
 
 pytestmark = pytest.mark.usefixtures("here")
 LOW_RES = ["--low-res-px", "24", "--low-res-until", "0.5"]
@@ -149,3 +149,14 @@ def test_a_summary_that_was_edited_still_makes_a_table():
         result_rows({"accuracy": [1], "n": "x", "time_s": 3, "epochs": "many", "accuracy_raw": {"mean": None}}, "r")
     )
     assert rows["accuracy, mean of x seeds"] == "[1]" and rows["passes"] == "many" and rows["folder"] == "r"
+
+
+@pytest.mark.parametrize(
+    ("config", "advises"), [({"tail": {"lr": 0.1}}, True), ({"optimizer": {"lookahead": True}}, False)]
+)
+def test_an_average_that_does_not_pay_is_told_with_what_may_help(config, advises):
+    """A tail may be too short; slow weights have none."""
+    summary = {"accuracy_raw": 0.9, "accuracy_swa": 0.85, "steps_skipped_fp16": 0, "config": config}
+    (line,) = notes(summary)
+    assert "(85.00%) are worse than the raw ones (90.00%)" in line and ("a longer tail" in line) == advises
+    assert notes(summary | {"accuracy_swa": 0.95}) == []

@@ -23,10 +23,10 @@ from fastcifar.config.settings import (
 # A new setting is a decision: whoever adds one adds it here, and says in the change what it is worth.
 FLAGS = """
     recipe epochs data cache_dir subset test_split val_split smoke scale shape network norm activation init freeze start
-    train_stem device precision compile cuda_graph fused_kernels augment deterministic batch_size
-    crop_pad_px mirror cutout_px low_res_px low_res_until
-    optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
-    schedule pct_start momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
+    train_stem cool_first_stage device precision compile cuda_graph fused_kernels augment deterministic batch_size
+    crop_pad_px mirror order cutout_px low_res_px low_res_until
+    optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing lookahead
+    schedule pct_start pct_hold momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
     milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
     swa_start swa_lr swa_anneal swa_momentum swa_every swag_rank tta tta_share
     seed runs parallel keep_all target stop_at out config resume extend_epochs eval_every checkpoint_every log profile
@@ -64,7 +64,7 @@ def may_be_none(name: str) -> bool:
 
 INTEGERS, FLOATS, BOOLEANS, TEXTS = of_kind(int), of_kind(float), of_kind(bool), of_kind(str)
 CHOICES = ["schedule", *(name for name in SETTINGS if get_origin(hint_of(name)) is Literal)]
-LISTS = ["milestones", "low_res_px", "low_res_until"]
+LISTS = ["milestones", "low_res_px", "low_res_until", "cool_first_stage"]
 INTEGERS, FLOATS = ([name for name in names if name not in LISTS] for names in (INTEGERS, FLOATS))
 NUMBERS = INTEGERS + FLOATS
 
@@ -85,8 +85,8 @@ BAD = [
     *((name, 0) for name in ("epochs", "batch_size", "runs", "eval_every", "div_factor", "t_mult", "t_0", "step_size",
                              "cycles", "subset", "swa_every", "extend_epochs", "final_div_factor", "gamma", "factor",
                              "target", "stop_at")),
-    *((name, 1) for name in ("pct_start", "momentum", "momentum_min", "momentum_max", "label_smoothing", "val_split",
-                             "test_split", "factor", "target", "stop_at", "swa_momentum")),
+    *((name, 1) for name in ("pct_start", "pct_hold", "momentum", "momentum_min", "momentum_max", "label_smoothing",
+                             "val_split", "test_split", "factor", "target", "stop_at", "swa_momentum")),
     ("tta_share", 0),
     ("tta_share", 1.1),
     *((name, 94) for name in ("target", "stop_at", "val_split", "pct_start")),
@@ -98,6 +98,7 @@ BAD = [
     ("low_res_until", 0.5),
     ("low_res_until", -0.5),
     ("low_res_until", (0.5, 0.3)),
+    *(("cool_first_stage", value) for value in (0.5, (0.5,), (0.8, 0.6), (0.0, 0.0), (-0.1, 0.5), (0.2, 0.4, 0.6))),
     ("crop_pad_px", 9),
     ("swa_start", 30),
     ("swa_start", 31.5),
@@ -195,6 +196,11 @@ def test_what_is_of_a_command_is_no_setting_of_a_run():
     [({"keep_all": True}, "--keep-all has no effect here: it belongs to several seeds (add --runs N)"),
      ({"runs": 2, "profile": True}, "--profile has no effect here: it belongs to a single run (without --runs)"),
      ({"runs": 2, "log": "wandb"}, "--log has no effect here: it belongs to a single run (without --runs)"),
+     ({"network": "resnet18", "cool_first_stage": (0.6, 0.8)},
+      "--cool-first-stage has no effect here: it belongs to --network resnet9 whose stages are trained"),
+     ({"freeze": "all-but-head", "cool_first_stage": (0.6, 0.8)}, "--cool-first-stage has no effect here"),
+     ({"lookahead": True}, "--lookahead has no effect here: it belongs to a run without an averaging tail"),
+     ({"schedule": "linear", "pct_hold": 0.3}, "--pct-hold has no effect with schedule linear: it belongs to onecycle"),
      ({"network": "resnet18", "start": "cosines"}, "--start has no effect here: it belongs to --network resnet9"),
      ({"stop_at": 0.9, "eval_every": 30}, "--stop-at has no effect here: it belongs to a run that measures before")],
 )  # fmt: skip
@@ -206,7 +212,7 @@ def test_what_has_no_effect_is_told_where_it_belongs(settings, told):
 
 def test_what_asks_for_nothing_is_taken_anywhere():
     settings = {"keep_all": False, "stop_at": None, "low_res_px": (), "low_res_until": (), "extend_epochs": None,
-                "shape": None, "network": "resnet18"}  # fmt: skip
+                "shape": None, "network": "resnet18", "lookahead": False, "cool_first_stage": ()}  # fmt: skip
     assert with_settings(PLAIN, **settings) == with_settings(PLAIN, network="resnet18")
 
 

@@ -3,7 +3,7 @@
 import fused_runs
 import pytest
 import runs
-from checks import MOST_FOR_SWAG, MOST_TO_AVERAGE, complaints_about_run
+from checks import MOST_FOR_LOOKAHEAD, MOST_FOR_SWAG, MOST_TO_AVERAGE, complaints_about_run
 from results import ask, marks
 from subject import RECIPES
 
@@ -11,7 +11,8 @@ pytestmark = marks
 
 ASKED_OTHERWISE = ("fault", "host time", "layouts", "evaluation", "executor", "preparation")
 WATCHED = [name for name in runs.CASES if not name.startswith(ASKED_OTHERWISE)]
-PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain"}
+PLAIN = {"plain muon", "plain sgd", "plain fp16 muon", "plain fp16 sgd", "averaging every step, plain",
+         "first stage cooled, plain"}  # fmt: skip
 """They were told not to record."""
 FUSED = [name for name in fused_runs.CASES if not name.startswith(("fault", "host time", "evaluation"))]
 
@@ -19,8 +20,7 @@ FUSED = [name for name in fused_runs.CASES if not name.startswith(("fault", "hos
 @pytest.mark.parametrize("name", WATCHED)
 def test_a_run_is_recorded_and_never_waits(name: str) -> None:
     run = ask("runs", name)
-    most = MOST_FOR_SWAG if name.startswith("SWAG") else MOST_TO_AVERAGE
-    assert complaints_about_run(run, most_to_average=most) == []
+    assert complaints_about_run(run, most_to_average=most_to_average(name)) == []
     assert run["recorded"] == (name not in PLAIN)
 
 
@@ -33,7 +33,7 @@ def test_a_run_with_fused_kernels_is_recorded_and_never_waits(name: str) -> None
     run = ask("fused_runs", name)
     if not run["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
-    assert complaints_about_run(run) == []
+    assert complaints_about_run(run, most_to_average=most_to_average(name)) == []
     assert run["recorded"] == (not name.endswith("plain"))
     assert {"statistics", "gradient_sums", "input_gradient", "activation_gradient"} <= {
         *run["kernels"]
@@ -47,6 +47,11 @@ def test_a_run_with_fused_kernels_is_recorded_and_never_waits(name: str) -> None
     assert run["fused_update"] == (not name.endswith("plain") and name != "fp16")
     wanted = {"muon": {"prepare", "gram", "steps", "apply", "sgd"}, "sgd": {"sgd"}, "fp16": set()}.get(name, set())
     assert wanted <= set(run["kernels"])
+
+
+def most_to_average(name: str) -> int:
+    """Launches of the average after a step."""
+    return {"SWAG every step": MOST_FOR_SWAG, "Lookahead": MOST_FOR_LOOKAHEAD}.get(name, MOST_TO_AVERAGE)
 
 
 def chosen(name: str) -> dict[str, str]:
@@ -85,6 +90,23 @@ def test_large_filters_are_updated_beside_the_backward_pass_and_in_order() -> No
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
     assert run["beside_backward"] == 4  # one of two groups, in the rehearsal and the recording of two image sizes
     assert run["missing_waits"] == 0
+
+
+def test_a_fixed_first_stage_has_a_smaller_graph() -> None:
+    run, whole = (ask("fused_runs", name) for name in ("first stage cooled", "muon"))
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    assert run["fused_update"] and run["beside_backward"] == 6  # trained at two sizes, and fixed at one
+    further = run["all"]["captured"] - whole["all"]["captured"]
+    assert 40 < further <= 66  # its graph and 4 operations in both others; a graph with all of it would add 78
+
+
+@pytest.mark.parametrize(("group", "name"), [("runs", "Lookahead"), ("fused_runs", "Lookahead")])
+def test_lookahead_exchanges_every_five_steps_without_a_wait(group: str, name: str) -> None:
+    run = ask(group, name)
+    exchanged = [step["averaged"] for block in run["blocks"] for step in block["steps"]]
+    assert [i for i, is_exchange in enumerate(exchanged, 1) if is_exchange] == [5, 10]
+    assert run["swa_recorded"] == 2 and len(run["refresh"]) == 1
 
 
 def test_both_image_sizes_are_trained() -> None:

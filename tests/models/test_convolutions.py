@@ -15,9 +15,10 @@ from torch import nn
 from fastcifar.config.config import Model
 from fastcifar.config.shapes import Shape, Stage
 from fastcifar.models.cpu_conv import TapwiseConv2d
-from fastcifar.models.layers import StandardizedConv2d, conv, pad_before_pool
+from fastcifar.models.layers import conv, pad_before_pool
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ConvStage
+from fastcifar.models.standardized import StandardizedConv2d
 
 
 @pytest.mark.parametrize("size", [32, 31, 28, 27, 24, 22, 21, 17, 15, 7, 5])

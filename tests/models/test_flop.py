@@ -26,6 +26,29 @@ def test_train_flop_counts_what_torch_counts(network, norm, freeze, monkeypatch)
     assert flop == counter.get_total_flops() / 2
 
 
+def test_a_fixed_first_stage_has_no_backward_pass(monkeypatch):
+    """The same outputs and statistics, the same gradients of the others, and torch counts that much less."""
+    monkeypatch.setattr(cpu_conv, "MOST_PIXELS", 0)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, found = torch.randn(2, 3, 22, 22), []
+    for fixed in (False, True):
+        model: Any = make_model(Model(scale="small"), 10, seed=0)
+        model.first_stage_fixed = fixed
+        flop = train_flop(model, 22)
+        with FlopCounterMode(display=False) as counter:
+            logits = model(x)
+            logits.sum().backward()
+        assert flop == counter.get_total_flops() / 2
+        found.append((flop, logits, model.state_dict(), {n: p.grad for n, p in model.named_parameters()}))
+    (whole, logits, state, gradients), (less, *same, others) = found
+    assert less < whole and torch.equal(logits, same[0])
+    assert all(torch.equal(value, same[1][name]) for name, value in state.items())
+    for name, gradient in others.items():
+        expected = None if name.startswith(("stem.", "stages.0.")) else gradients[name]
+        assert gradient is expected is None or torch.equal(gradient, expected), name
+
+
 def test_a_stem_fixed_from_a_size_gets_no_gradient_there():
     """The same outputs, and the arithmetic is that of a fixed stem."""
     model: Any = make_model(Model(scale="small"), 10, seed=0)

@@ -10,8 +10,8 @@ from torch.optim import SGD
 
 from fastcifar.config.config import Model, Optimizer
 from fastcifar.models.networks import make_model
+from fastcifar.optim.capturable_sgd import CapturableSGD
 from fastcifar.optim.optimizers import (
-    CapturableSGD,
     Muon,
     make_optimizers,
     orthogonalize,

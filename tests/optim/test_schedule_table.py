@@ -73,6 +73,30 @@ def test_onecycle_whose_rise_is_one_step():
         assert (make_schedule_table(config, count).table - expected).abs().max() < LARGEST_DIFFERENCE, count
 
 
+@pytest.mark.parametrize(("count", "rise", "hold"), [(60, 0.1, 0.3), (97, 0.25, 0.5), (20, 0.0, 0.4), (10, 0.5, 0.9)])
+def test_onecycle_stands_still_at_its_peak(count, rise, hold):
+    settings = {"lr_peak": 1.0, "div_factor": 4.0, "final_div_factor": 5.0, "anneal_strategy": "linear"}
+    held = {"pct_start": rise, "pct_hold": hold}
+    table = make_schedule_table(make_config(epochs=1, swa_start=None, **settings, **held), count).table
+    rising = max(2, round(rise * count))
+    leaves = rising - 1 + min(round(hold * count), count - rising - 1)  # the last step at the peak
+    for t, (lr, momentum) in enumerate(table.tolist()):
+        if t < rising:
+            high = t / (rising - 1)
+            expected = 0.25 + 0.75 * high
+        else:
+            high = 1 - max(0, t - leaves) / (count - 1 - leaves)
+            expected = 0.05 + 0.95 * high
+        assert lr == pytest.approx(expected) and momentum == pytest.approx(0.95 - 0.1 * high), t
+    assert (table[:, 0] > 1 - 1e-9).sum() == leaves - rising + 2
+
+
+def test_a_peak_that_is_not_held_is_torchs_own():
+    rows = [make_schedule_table(make_config(epochs=3, swa_start=None, **held), 7).table
+            for held in ({}, {"pct_hold": 0.0}, {"pct_hold": 0.01})]  # fmt: skip
+    assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], rows[2])  # a hundredth is no whole step here
+
+
 def test_onecycle_ends_where_it_should_and_not_past_it():
     table = make_schedule_table(make_config(epochs=10, swa_start=None, lr_peak=1.0), 9).table
     lr, momentum = table.T

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 import fastcifar
 from fastcifar.cli import main as command
 from fastcifar.config.schedules import OneCycle, PerStep, Schedule
+from fastcifar.config.settings import with_settings
 from fastcifar.runs.model_file import load_model
 from fastcifar.training import step as steps
 from fastcifar.training.parts import Parts
@@ -173,6 +174,9 @@ def test_a_network_of_python_is_saved_with_plain_keys_and_loads_when_it_is_given
         ({"network": make_net, "scale": "small"}, ValueError, "scale has no effect here: the network comes from Pyt"),
         ({"network": make_net, "recipe": "swa30"}, ValueError, 'optimizer muon .* give an optimizer .* or optimizer="'),
         ({"optimizer": adamw, "weight_decay": 0.1}, ValueError, "weight_decay has no effect here: the optimizer comes"),
+        ({"optimizer": adamw, "cool_first_stage": (0.2, 0.4)}, ValueError, "cool_first_stage has no effect here: the"),
+        ({"network": make_net, "optimizer": adamw, "recipe": with_settings(QUICK, cool_first_stage=(0.2, 0.4))},
+         ValueError, "cool_first_stage is of the networks and optimizers of fastcifar: leave it out"),
         ({"loss": F.cross_entropy, "label_smoothing": 0.1}, ValueError, "label_smoothing has no effect here: the loss"),
         ({"network": lambda: 3, "optimizer": adamw}, TypeError, "network made a int; expected a torch.nn.Module"),
         ({"optimizer": lambda params: 3}, TypeError, "optimizer made a int; expected a torch.optim.Optimizer"),

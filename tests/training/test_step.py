@@ -53,6 +53,9 @@ class ExactRates(CapturedStep):
 
     def _rehearse(self):
         self.table = self.table.double()
+        if self.factors is not None:
+            factor, steps = self.state.rates.cooling.factor, range(self.task.num_steps)
+            self.factors = torch.tensor([factor(step) for step in steps], dtype=torch.float64)
         super()._rehearse()
 
 
@@ -220,8 +223,8 @@ def fails_in_the_second_rehearsal(monkeypatch):
     """Out of memory at the second image size, as on a card that is too small for it."""
     plain = CapturedStep.at_next_row
 
-    def at_next_row(self, size):
-        plain(self, size)
+    def at_next_row(self, size, fixed):
+        plain(self, size, fixed)
         if size == 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
