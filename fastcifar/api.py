@@ -24,16 +24,19 @@ from fastcifar.data.load import load as load_dataset
 from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.inference.classifier import Classifier
+from fastcifar.inference.hub_folder import Material
 from fastcifar.models.networks import Network
-from fastcifar.observers.run_files import file_observers
+from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder
+from fastcifar.runs.model_file import digest_of
+from fastcifar.runs.results import RunResults, check_summary
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train as train_loop
 from fastcifar.training.observer import Observer, RunOutcome
 from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import make_task
+from fastcifar.training.task import Task, make_task
 
 Source = str | os.PathLike[str] | Dataset
 
@@ -109,7 +112,7 @@ def train(
             folder.claim(path, config, command)
             result = train_loop(task, [*observers, *file_observers(task, path)], stopwatch)
             folder.require_kept(path)
-    return _result(result, dataset, path)
+    return _result(result, task, path)
 
 
 def fit(
@@ -215,7 +218,10 @@ def _config_and_command(recipe: str | Config, settings: dict[str, Any]) -> tuple
     return with_all_settings(recipe, settings)
 
 
-def _result(result: RunOutcome, dataset: Dataset, path: Path | None) -> Result:
-    network = result.model.to("cpu")
+def _result(result: RunOutcome, task: Task, path: Path | None) -> Result:
+    network, dataset = result.model.to("cpu"), task.dataset
     classifier = Classifier(network, dataset.classes, dataset.mean, dataset.std).eval()
+    run = RunResults(path or Path("model"), task.config, [], check_summary(Path("summary.json"), result.summary))
+    facts = {**normalization_facts(task), **measured(result.summary)}
+    classifier.origin = Material(run, facts, digest=digest_of(network))
     return Result(classifier, result.summary["accuracy"], result.history, result.summary, path)
