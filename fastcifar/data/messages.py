@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def counted(number: float, noun: str) -> str:
+    """A number with its noun, which gets an s where there is not just one: "1 epoch", "7.5 epochs"."""
+    return f"{number:.10g} {noun}" + ("" if number == 1 else "s")
+
+
 class DataError(ValueError):
     """Bad or missing data. The message is one printable line: what is wrong, where, and what to do."""
 
