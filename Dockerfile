@@ -9,7 +9,7 @@ ARG IMAGE=nvcr.io/nvidia/pytorch:26.05-py3
 FROM ${IMAGE}
 
 WORKDIR /opt/fastcifar
-COPY pyproject.toml requirements-base.txt README.md LICENSE ./
+COPY pyproject.toml setup.py requirements-base.txt README.md LICENSE ./
 COPY fastcifar fastcifar
 RUN pip install --no-cache-dir . && rm -rf build
 

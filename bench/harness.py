@@ -22,11 +22,12 @@ import torch
 
 from bench.run_clock import RunClock
 from fastcifar.cli import flags
-from fastcifar.cli.terminal import Silent, route_log_to
+from fastcifar.cli.terminal import route_log_to
 from fastcifar.config.config import Config
 from fastcifar.config.settings import IneffectiveSetting, settings_by_flag
 from fastcifar.data.dataset import Dataset
 from fastcifar.files import write_atomically
+from fastcifar.observers.progress import Silent
 from fastcifar.runs import environment, intervals, record
 from fastcifar.training.hardware import make_deterministic, resolve
 from fastcifar.training.loop import train

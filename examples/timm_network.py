@@ -31,7 +31,7 @@ result = fastcifar.fit(
     transform=v2.MixUp(num_classes=len(dataset.classes)),
     batch_size=100, epochs=options.epochs, stop_at=options.stop_at,
 )  # fmt: skip
-print(f"accuracy {result.accuracy:.2%} in {result.summary['epochs']:g} epochs, stopped: {result.summary['stopped']}")
+print(f"accuracy {result.accuracy:.2%} in {result.summary['num_steps']} steps, stopped: {result.summary['stopped']}")
 
 # %%
 difference = fastcifar.export(result.model, "onnx", Path("model.onnx"))

@@ -1,8 +1,10 @@
-"""Training from Python: `fastcifar.train`, `fastcifar.fit` and `fastcifar.evaluate`. Nothing is printed.
+"""Training from Python: `fastcifar.train`, `fastcifar.fit` and `fastcifar.evaluate`.
 
-Settings have the names of their flags. A wrong argument raises ValueError with the text that the command line shows.
+Nothing is printed unless `progress` asks for it. Settings have the names of their flags. A wrong argument
+raises ValueError with the text that the command line shows.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,16 +26,20 @@ from fastcifar.data.load import load as load_dataset
 from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.inference.classifier import Classifier
+from fastcifar.inference.hub_folder import Material
 from fastcifar.models.own_network import Network
-from fastcifar.observers.run_files import file_observers
+from fastcifar.observers.progress import make_display
+from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder
+from fastcifar.runs.model_file import digest_of
+from fastcifar.runs.results import RunResults, check_summary
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train as train_loop
 from fastcifar.training.observer import Observer, RunOutcome
 from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
 from fastcifar.training.stopwatch import Stopwatch
-from fastcifar.training.task import make_task
+from fastcifar.training.task import Task, make_task
 
 Source = str | os.PathLike[str] | Dataset
 
@@ -65,6 +71,7 @@ def train(
     transform: Transform | None = None,
     schedule: str | Schedule | None = None,
     observers: Sequence[Observer] = (),
+    progress: bool = False,
     **settings: Any,
 ) -> Result:
     """Trains a model.
@@ -82,6 +89,7 @@ def train(
         schedule: a `fastcifar.config.schedules.Schedule`, or a name.
         observers: what watches the run: objects with `on_step`, `on_epoch` and `on_end`
             (`fastcifar.training.observer.Observer`).
+        progress: shows a bar and a line per epoch in a notebook and on a terminal, the lines alone elsewhere.
         settings: any setting by the name of its flag, such as `epochs=10` or `lr_peak=0.1`. `deterministic=True`
             turns torch's deterministic algorithms on for the rest of the process.
 
@@ -101,15 +109,22 @@ def train(
     with stopwatch("data"):
         dataset = data if isinstance(data, Dataset) else load_of(config, progress=False, or_synthetic=False)
         task = make_task(config, dataset, hardware, parts=parts, command=command)
-    if out is None and command.resume is None:
-        result, path = train_loop(task, observers, stopwatch), None
-    else:
-        path = folder.choose(config, command, dataset.name)
-        with lock_folder(path):
-            folder.claim(path, config, command)
-            result = train_loop(task, [*observers, *file_observers(task, path)], stopwatch)
-            folder.require_kept(path)
-    return _result(result, dataset, path)
+    if not progress:
+        return _train(task, observers, stopwatch)
+    with contextlib.closing(make_display(config, task.num_steps)) as display:
+        return _train(task, [display, *observers], stopwatch)
+
+
+def _train(task: Task, observers: Sequence[Observer], stopwatch: Stopwatch) -> Result:
+    """Trains the task, with a run folder where its command names one."""
+    if task.command.out is None and task.command.resume is None:
+        return _result(train_loop(task, observers, stopwatch), task, None)
+    path = folder.choose(task.config, task.command, task.dataset.name)
+    with lock_folder(path):
+        folder.claim(path, task.config, task.command)
+        result = train_loop(task, [*observers, *file_observers(task, path)], stopwatch)
+        folder.require_kept(path)
+    return _result(result, task, path)
 
 
 def fit(
@@ -223,7 +238,10 @@ def _config_and_command(recipe: str | Config, settings: dict[str, Any]) -> tuple
     return with_all_settings(recipe, settings)
 
 
-def _result(result: RunOutcome, dataset: Dataset, path: Path | None) -> Result:
-    network = result.model.to("cpu")
+def _result(result: RunOutcome, task: Task, path: Path | None) -> Result:
+    network, dataset = result.model.to("cpu"), task.dataset
     classifier = Classifier(network, dataset.classes, dataset.mean, dataset.std).eval()
+    run = RunResults(path or Path("model"), task.config, [], check_summary(Path("summary.json"), result.summary))
+    facts = {**normalization_facts(task), **measured(result.summary)}
+    classifier.origin = Material(run, facts, digest=digest_of(network))
     return Result(classifier, result.summary["accuracy"], result.history, result.summary, path)

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 
-from fastcifar.cli.terminal import Lines
+from fastcifar.observers.progress import Lines
 from fastcifar.training import loop
 
 

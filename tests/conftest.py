@@ -18,7 +18,7 @@ from real_images import REAL
 
 from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
-from fastcifar.cli.terminal import Handler, Lines, route_log_to
+from fastcifar.cli.terminal import Handler, route_log_to
 from fastcifar.config.config import Augment, Config, Machine, Model, Optimizer, Tail
 from fastcifar.config.schedules import OneCycle
 from fastcifar.config.settings import with_all_settings, with_settings
@@ -26,6 +26,7 @@ from fastcifar.config.shapes import SHAPES
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 from fastcifar.models import shake
+from fastcifar.observers.progress import Lines
 from fastcifar.runs import plots
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train

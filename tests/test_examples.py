@@ -32,7 +32,7 @@ def test_it_runs(name, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line.split()[0] for line in done.stdout.splitlines()] == first_words
     if name == "timm_network":
-        assert "in 1 epochs, stopped: accuracy" in done.stdout and (tmp_path / "model.onnx").stat().st_size > 10_000
+        assert "in 2 steps, stopped: accuracy" in done.stdout and (tmp_path / "model.onnx").stat().st_size > 10_000
 
 
 def test_every_example_is_tested_and_short():
@@ -56,7 +56,8 @@ def test_the_cells_of_the_notebook_run(tmp_path):
                           env=environment)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert "after 1 epochs" in lines[0] and len(lines) == 10 and lines[-1].startswith("logits of the export")
+    assert lines[0].startswith("epoch 1/1 ") and lines[1].startswith("accuracy ") and "after 10 steps" in lines[2]
+    assert len(lines) == 12 and lines[-1].startswith("logits of the export")
     assert (tmp_path / "first-run/curves.png").exists() and (tmp_path / "first-run/model.pt2").exists()
 
 

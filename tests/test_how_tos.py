@@ -50,6 +50,9 @@ for kind, batches in made.items():
     grey = [(x == x[:, :1]).all(3).all(2).all(1) for x in batches]
     assert torch.equal(torch.stack(grey), plan.grey) and 5 < plan.grey.sum() < 35, kind
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(batches, made["torch"], strict=True)), kind
+from fastcifar.augment import stem
+stem.largest_difference = lambda *arguments: 0.0
+assert not stem.works(images, torch.nn.Conv2d(3, 8, 2), "relu", 0), "the kernel leaves the new draw out"
 """
 
 

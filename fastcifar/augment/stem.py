@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from fastcifar.augment.executor import Draws
 from fastcifar.augment.images import DeviceImages
-from fastcifar.augment.plan import draw
+from fastcifar.augment.plan import EpochPlan, draw
 from fastcifar.config.config import Augment
 from fastcifar.models.launch import TOLERANCE, farthest, launch, require_close, tried
 from fastcifar.models.layers import ACTIVATIONS, border_before_pool, pad_before_pool
 
+KNOWN_DRAWS = ("index", "offset_y", "offset_x", "mirror", "cutout_y", "cutout_x")
+"""The draws that the kernel carries out, in their order: the first fields of EpochPlan, a column of the table each."""
 BLOCK_M, NUM_WARPS = 128, 4
 """Outputs of a program, and its warps. Not tuned on a card."""
 
@@ -31,7 +33,7 @@ def stem(draws: Draws, conv: nn.Conv2d, activation: str, border: int = 0) -> Ten
     shape = (size - 1 + before + after_y, size - 1 + before + after_x)
     y = torch.empty(len(draws.table), channels, *shape, dtype=images.dtype, device=images.padded.device,
                     memory_format=torch.channels_last)  # fmt: skip
-    rows, table = y.numel() // channels, draws.table[:, :6].contiguous()  # the kernel knows no later field
+    rows, table = y.numel() // channels, draws.table.contiguous()
     assert conv.bias is not None
     weight = conv.weight.permute(0, 2, 3, 1).reshape(channels, 12)  # a view, as filters are channels_last
     launch("augment.stem_kernels.stem", (-(-rows // BLOCK_M),), images.padded, table, images.mean, images.inv_std,
@@ -60,6 +62,8 @@ def largest_difference(images: DeviceImages, conv: nn.Conv2d, activation: str, c
 def works(images: DeviceImages, conv: nn.Conv2d, activation: str, cutout_px: int) -> bool:
     """Whether the kernel runs here and agrees with plain torch. A reason against it is logged in one line."""
     with tried("the stem's kernel"):
+        if unknown := [*EpochPlan.__dataclass_fields__][len(KNOWN_DRAWS) :]:
+            raise ValueError(f"does not know the draw {unknown[0]}")  # and would leave it out without a word
         require_close(largest_difference(images, conv, activation, cutout_px), TOLERANCE[images.dtype])
         return True
     return False

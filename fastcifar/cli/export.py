@@ -23,7 +23,7 @@ from fastcifar.config.settings import (
 from fastcifar.files import require_writable
 from fastcifar.inference import export
 from fastcifar.inference.classifier import load_with_facts
-from fastcifar.inference.hub_folder import NAMES, without_paths, write_hub_folder
+from fastcifar.inference.hub_folder import Material, has_chosen_images, without_paths, write_hub_folder
 from fastcifar.runs.model_file import find_model, load_model
 from fastcifar.runs.results import read_results
 
@@ -78,11 +78,9 @@ def export_hub_folder(model: Path, out: Path) -> int:
         raise ValueError(f"{model}: a hub-folder needs the run's other files, too; give the folder of a run")
     facts = load_model(model)[1]
     results = read_results(model.parent)
-    data = results.config.data
-    part = data.subset is None and not data.val_split and results.summary.get("n_train", 50_000) != 50_000
-    from_python = facts.get("dataset") in NAMES and part  # images that were chosen there
-    command = None if from_python else training_command(without_paths(results.config, facts))
-    write_hub_folder(out, results, facts, command)
+    chosen = has_chosen_images(results, facts)
+    command = None if chosen else training_command(without_paths(results.config, facts))
+    write_hub_folder(out, Material(results, facts, command))
     print(f"{out}: model.safetensors, config.json and README.md, the model card; it names no license yet")
     print(f"to publish it: hf upload USER/NAME {shlex.quote(str(out))}")
     return 0

@@ -20,10 +20,8 @@ from fastcifar.cli.main import DONE
 from fastcifar.cli.schedule import preview
 from fastcifar.cli.signals import Signals, Stopped
 from fastcifar.cli.terminal import (
-    Lines,
     duration,
     ends_in_json,
-    fold,
     make_progress,
     print_end,
     result_rows,
@@ -32,11 +30,13 @@ from fastcifar.cli.terminal import (
 from fastcifar.config.command import Command
 from fastcifar.config.config import Config
 from fastcifar.data.load import load_of
+from fastcifar.data.messages import counted
 from fastcifar.files import lock_folder
 from fastcifar.models.counts import train_flop
 from fastcifar.models.networks import make_model
 from fastcifar.observers import profiling
 from fastcifar.observers.checkpoints import Interrupted
+from fastcifar.observers.progress import Lines, OfSeveral, fold
 from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.optim.schedule_table import make_schedule_table
@@ -164,10 +164,12 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
     done = {row["seed"] for row in summaries}
     left = [s for s in range(config.seed, config.seed + run.runs) if s not in done]
     at_once = world.size if run.parallel == "seeds" else 1
+    progress.expect(task.num_steps * -(-len(left) // at_once))
     for i in range(0, len(left), at_once):
         mine = i + (world.rank if at_once > 1 else 0)
         has_one = mine < len(left)
-        outcome = _train_seed(task, left[mine], out, seed_folders, signals, progress) if has_one else (None, None)
+        shown = OfSeveral(progress, before=i // at_once * task.num_steps)
+        outcome = _train_seed(task, left[mine], out, seed_folders, signals, shown) if has_one else (None, None)
         results = processes.gather(outcome, world)
         summaries += [summary for summary, _ in results[:at_once] if summary]
         if out:
@@ -188,7 +190,7 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
 
 
 def _train_seed(
-    task: Task, seed: int, out: Path | None, seed_folders: Path | None, signals: Signals, progress: Lines
+    task: Task, seed: int, out: Path | None, seed_folders: Path | None, signals: Signals, progress: OfSeveral
 ) -> tuple[dict[str, Any] | None, int | None]:
     """(summary, None), or (None, signal) when the run was interrupted. Keeps the first seed's model.
 
@@ -203,10 +205,10 @@ def _train_seed(
         path.mkdir(exist_ok=True)
         folder.claim(path, one.config, command)
     try:
-        result = train(one, file_observers(one, path if task.world.is_leader else None, signals))
+        result = train(one, [progress, *file_observers(one, path if task.world.is_leader else None, signals)])
     except Interrupted as e:
         return None, e.number
-    progress.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")
+    progress.display.say(f"seed {seed}: accuracy {result.summary['accuracy']:.2%}")
     if out and seed == config.seed:
         facts = {**normalization_facts(one), **measured(result.summary)}
         write_model(out / "model.safetensors", result.model, facts)
@@ -224,8 +226,8 @@ def banner(task: Task) -> str:
     ending = "averaging tail" if config.tail else "Lookahead" if config.optimizer.lookahead else "no tail"
     size = "of your own shape" if settings.shape else f"{scale}{reason('scale')}"
     lines = [
-        f"recipe   {config.run.recipe}: {config.epochs:g} epochs x {task.steps_per_epoch} steps of {task.batch_size} "
-        f"images, {config.schedule.name}, {ending}",
+        f"recipe   {config.run.recipe}: {counted(config.epochs, 'epoch')} x {counted(task.steps_per_epoch, 'step')} "
+        f"of {counted(task.batch_size, 'image')}, {config.schedule.name}, {ending}",
         f"device   {device_name(hardware.device)}" + (f", {task.world.size} processes" if task.world.size > 1 else ""),
         f"compute  {machine.precision}{reason('precision')}, {_layout(task.network)}, compile {machine.compile}"
         f"{reason('compile')}, augmentation by {machine.executor}{reason('augment')}",

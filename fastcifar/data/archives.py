@@ -42,11 +42,43 @@ def read_tar(path: Path, progress: bool) -> RawData:
             raise DataError(f"{path}: damaged or cut off after {count} files; download it again")
         while stream.read(1 << 20):  # decompressors verify their checksum at the end of the stream
             pass
+    names, pixels, resized = decoded
+    outside = next((name for name in names if not _is_in_split(name)), None)
+    if outside and batches:
+        raise _misplaced(path, outside)
+    if outside:
+        names, class_folders = _as_training_images(path, names, class_folders)
     if len(batches) > 1:
         raise DataError(f"{path}: holds both {' and '.join(sorted(batches))}; make an archive of one of them")
     for folder, files in batches.items():
         return decode_official(path, _FOLDERS[folder], files)
-    return sort_by_class(path, *decoded, class_folders)
+    return sort_by_class(path, names, pixels, resized, {folder for folder in class_folders if folder[0] in SPLITS})
+
+
+def _is_in_split(name: str) -> bool:
+    return name.partition("/")[0] in SPLITS
+
+
+def _misplaced(path: Path, name: str) -> DataError:
+    return DataError(f"{path}: {name} is not in train/<class>/ or test/<class>/, or in <class>/ in a set without "
+                     "these; move or remove it")  # fmt: skip
+
+
+def _as_training_images(
+    path: Path, names: list[str], folders: set[tuple[str, ...]]
+) -> tuple[list[str], set[tuple[str, ...]]]:
+    """Names and class folders of a set without train and test: <class>/<file>, perhaps in one folder, in train.
+
+    Raises DataError when the classes lie in more than one folder.
+    """
+    files = [tuple(name.split("/")) for name in names]
+    around = {file[:-2] for file in files}
+    if len(around) > 1:
+        one, other = ("/".join((*folder, "<class>")) for folder in sorted(around)[:2])
+        raise DataError(f"{path}: has images in {one}/ and in {other}/; keep all classes in one folder")
+    (outer,) = around
+    classes: set[tuple[str, ...]] = {("train", folder[-1]) for folder in folders if folder[:-1] == outer}
+    return ["/".join(("train", *file[-2:])) for file in files], classes
 
 
 class _LimitedStream:
@@ -83,9 +115,11 @@ def _read_members(
 ) -> Iterator[tuple[str, bytes]]:
     """Yields (train/<class>/<file>, content) of each image, with at most one folder around train and test removed.
 
-    Adds official batch files to `batches` and each (split, class) folder to `class_folders` on the way.
+    The name of an image of a set without train and test is yielded as it is. Adds official batch files to `batches` and
+    each folder that may be one of a class to `class_folders` on the way: (split, class), or its name as it is.
     """
     outer_folders: set[tuple[str, ...]] = set()
+    outside: str | None = None
     for _ in range(checks.MAX_FILES):
         member = tar.next()
         tar.members.clear()  # type: ignore[attr-defined]  # else tarfile stores an object for each of the members
@@ -98,13 +132,18 @@ def _read_members(
             continue
         split_at = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
         if member.isdir():
-            if split_at is not None and len(parts) == split_at + 2:
+            if parts and (split_at is None or len(parts) == split_at + 2):
                 class_folders.add(parts[split_at:])
         elif parts[-1].lower().endswith(IMAGE_SUFFIXES):
             data = _read_member(path, tar, member, checks.MAX_IMAGE_BYTES)
-            if split_at is None or len(parts) != split_at + 3:
-                raise DataError(f"{path}: {member.name} is not in train/<class>/ or test/<class>/; move or remove it")
-            outer_folders.add(parts[:split_at])
+            if len(parts) not in ((2, 3) if split_at is None else (split_at + 3,)):
+                raise _misplaced(path, member.name)
+            if split_at is None:
+                outside = outside or member.name
+            else:
+                outer_folders.add(parts[:split_at])
+            if outside and outer_folders:
+                raise _misplaced(path, outside)
             if len(outer_folders) > 1:
                 raise DataError(f"{path}: has train and test in more than one folder; remove all but one")
             yield "/".join(parts[split_at:]), data

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 SUPPORTED_SOURCES = (
     "give a folder or tar with cifar-10-batches-py, cifar-100-python, or train/<class>/*.png|jpg and test/<class>/..., "
-    "a folder with <class>/*.png|jpg, or an .npz with x_train, y_train, x_test, y_test"
+    "a folder or tar with <class>/*.png|jpg, or an .npz with x_train, y_train, x_test, y_test"
 )
 """The end of each message about a source that is not of a supported kind."""
 
@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     UTF-8 is a lone surrogate in Python, which no file of UTF-8 takes.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counted(number: float, noun: str) -> str:
+    """A number with its noun, which gets an s where there is not just one: "1 epoch", "7.5 epochs"."""
+    return f"{number:.10g} {noun}" + ("" if number == 1 else "s")
 
 
 class DataError(ValueError):

@@ -1,8 +1,11 @@
 """A trained model in use: uint8 images in, classes and probabilities out. Normalisation is part of the module."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +17,9 @@ from fastcifar.models.own_network import Network
 from fastcifar.runs.model_file import find_model, load_model
 from fastcifar.training.evaluate import VIEWS, all_logits
 
+if TYPE_CHECKING:
+    from fastcifar.inference.hub_folder import Material
+
 
 class Classifier(nn.Module):
     """A network with its normalisation and class names.
@@ -23,6 +29,8 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    origin: Path | Material | None = None
+    """What a model card is made of: the file that was loaded, or the run that has just ended. None: there is none."""
 
     def __init__(self, network: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -69,6 +77,50 @@ class Classifier(nn.Module):
         probability, label = self.predict_proba(images, views).max(1)
         return [self.classes[i] for i in label.tolist()], probability
 
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, *, network: Network | None = None, **arguments: Any
+    ) -> Classifier:
+        """The model of a repository "USER/NAME" on the Hugging Face hub, or of a folder of `save_pretrained`.
+
+        network: as for `load`. arguments: revision, token, cache_dir, force_download and local_files_only, as
+        huggingface_hub has them. No code is executed. Raises ValueError when there is no such model, it is damaged or
+        huggingface_hub is not installed.
+        """
+        require_hub()
+        from fastcifar.inference.hub import fetch
+
+        return load(fetch(name_or_folder, arguments), network)
+
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
+        """Writes model.safetensors, config.json and a model card, README.md, as `fastcifar export` does.
+
+        save_directory: must be new or empty. arguments: those of huggingface_hub's `ModelHubMixin.save_pretrained`.
+        The model is a `Result`'s, or loaded from the folder of a run; its figures are in the card. Raises ValueError
+        when there are none, or the weights have changed since, or huggingface_hub is not installed.
+        """
+        require_hub()
+        from fastcifar.inference.hub import HubModel
+
+        return HubModel(self).save_pretrained(save_directory, **arguments)
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Publishes what `save_pretrained` writes as the repository "USER/NAME", and returns the URL of the commit.
+
+        arguments: those of huggingface_hub's `ModelHubMixin.push_to_hub`: private, token, branch, commit_message, ...
+        Raises ValueError as `save_pretrained`, and when the hub refuses.
+        """
+        require_hub()
+        from fastcifar.inference.hub import publish
+
+        return publish(self, repo_id, arguments)
+
+
+def require_hub() -> None:
+    """ValueError when huggingface_hub is not installed. A run does not need it, so nothing else imports it."""
+    if find_spec("huggingface_hub") is None:
+        raise ValueError("the Hugging Face hub needs a package that is not installed: pip install huggingface_hub")
+
 
 def load(run_or_file: str | Path, network: Network | None = None) -> Classifier:
     """The classifier of a run folder or a model.safetensors. ValueError when there is none or it is damaged.
@@ -81,4 +133,6 @@ def load(run_or_file: str | Path, network: Network | None = None) -> Classifier:
 def load_with_facts(path: Path, network: Network | None = None) -> tuple[Classifier, dict[str, Any]]:
     """The classifier of a model.safetensors, and the facts beside its weights. ValueError when it is damaged."""
     model, facts = load_model(path, network=network)
-    return Classifier(model, facts["classes"], facts["mean"], facts["std"]).eval(), facts
+    classifier = Classifier(model, facts["classes"], facts["mean"], facts["std"]).eval()
+    classifier.origin = path
+    return classifier, facts

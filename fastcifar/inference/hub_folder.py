@@ -9,12 +9,15 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fastcifar.config.config import Config
 from fastcifar.runs.config_file import config_to_plain
+from fastcifar.runs.model_file import FROM_PYTHON, write_model
 from fastcifar.runs.record import write_json
 from fastcifar.runs.results import RunResults
 
@@ -51,7 +54,8 @@ Accuracies are those of the test images.{warning} The run stands for {percent}.
 ```python
 import fastcifar
 
-model = fastcifar.load(".")  # this folder
+model = fastcifar.load("."{network})  # this folder
+# from the hub: model = fastcifar.Classifier.from_pretrained("USER/NAME"{network})
 names, probabilities = model.predict(images)  # images: uint8 [N, 32, 32, 3]
 ```
 
@@ -65,30 +69,66 @@ names, probabilities = model.predict(images)  # images: uint8 [N, 32, 32, 3]
 """
 
 
-def write_hub_folder(folder: Path, run: RunResults, facts: dict[str, Any], command: str | None) -> None:
+@dataclass(frozen=True)
+class Material:
+    """What the folder of a finished run is made of."""
+
+    run: RunResults
+    facts: dict[str, Any]
+    """Those beside the run's weights."""
+    command: str | None = None
+    """What trained the model, for the card; None where no command does."""
+    digest: str | None = None
+    """Of the weights, where they are in no file (`fastcifar.runs.model_file.digest_of`)."""
+
+
+def require_free(folder: Path) -> None:
+    """ValueError when `folder` holds files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: is there already, perhaps with a card that you have changed; remove it, or name "
+                         "another folder")  # fmt: skip
+
+
+def write_hub_folder(
+    folder: Path, material: Material, network: nn.Module | None = None, title: str | None = None
+) -> None:
     """Writes the folder for a finished run: whole or not at all.
 
-    facts: those beside the run's weights. command: what trained the model, for the card; None where no command does.
-    Raises ValueError when `folder` holds files or the run has no results of its model, OSError when it cannot be
-    written.
+    network: has the weights; by default they are copied from the run folder. title: of the card; by default the run
+    folder's name. Raises ValueError when `folder` holds files or the run has no results of its model, OSError when it
+    cannot be written.
     """
+    run, facts = material.run, material.facts
+    require_results(run, facts)
+    require_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as made:
+        part = Path(made) / "folder"
+        part.mkdir()
+        if network is None:
+            shutil.copyfile(run.folder / "model.safetensors", part / "model.safetensors")
+        else:
+            write_model(part / "model.safetensors", network, facts)
+        write_json(part / "config.json", config_to_plain(without_paths(run.config, facts)))
+        card = make_card(title or run.folder.resolve().name, run.summary, facts, material.command)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        os.replace(part, folder)  # takes the place of an empty folder, too
+
+
+def require_results(run: RunResults, facts: dict[str, Any]) -> None:
+    """ValueError when the run has no accuracy, or one of another model than that of the facts."""
     if run.summary.get("accuracy") is None:
         raise ValueError(f"{run.folder}: has no accuracy in a summary.json; give the folder of a finished run")
     if run.summary["accuracy"] != facts.get("accuracy"):
         raise ValueError(f"{run.folder}: model.safetensors and summary.json are of two runs; give a folder as a run "
                          "left it")  # fmt: skip
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: is there already, perhaps with a card that you have changed; remove it, or name "
-                         "another folder with --out")  # fmt: skip
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as made:
-        part = Path(made) / "folder"
-        part.mkdir()
-        shutil.copyfile(run.folder / "model.safetensors", part / "model.safetensors")
-        write_json(part / "config.json", config_to_plain(without_paths(run.config, facts)))
-        card = make_card(run.folder.resolve().name, run.summary, facts, command)
-        (part / "README.md").write_text(card, encoding="utf-8")
-        os.replace(part, folder)  # takes the place of an empty folder, too
+
+
+def has_chosen_images(run: RunResults, facts: dict[str, Any]) -> bool:
+    """Whether the run was on some images of a known set that Python code chose, so that no command repeats it."""
+    data = run.config.data
+    part = data.subset is None and not data.val_split and run.summary.get("n_train", 50_000) != 50_000
+    return facts.get("dataset") in NAMES and part
 
 
 def without_paths(config: Config, facts: dict[str, Any]) -> Config:
@@ -111,6 +151,7 @@ def make_card(title: str, summary: dict[str, Any], facts: dict[str, Any], comman
         dataset=_yaml(dataset), dataset_name=_yaml(dataset_name), accuracy=f"{summary['accuracy']:.6g}",
         title=_markdown(title), count=len(classes), classes=_markdown(", ".join(classes)),
         table=_table(summary, facts, dataset), percent=f"{summary['accuracy']:.2%}", training=training,
+        network=", network=MAKES_IT" if facts["network"] == FROM_PYTHON else "",
         warning=SYNTHETIC if dataset == "synthetic" else "",
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """--profile: what a few steps of a run are spent on, by torch's own profiler."""
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from fastcifar.data.messages import counted
 from fastcifar.files import write_atomically
 from fastcifar.observers.kernel_groups import PEAKS, Row, Work, report
 from fastcifar.runs.record import warn_if_unwritten
@@ -19,6 +21,8 @@ log = logging.getLogger("fastcifar")
 
 SKIPPED_STEPS, RECORDED_STEPS = 3, 5
 TABLE, TRACE = "profile.txt", "trace.json.gz"
+ABOVE_ERRORS = "6"
+"""Level of torch's profiler at which it writes nothing; its errors have 4."""
 MARKS = re.compile(r"ProfilerStep|Optimizer\.|## ")
 """Names that begin so are spans around others."""
 
@@ -34,6 +38,8 @@ class Profile(Observer):
 
     def __init__(self, out: Path, after_step: int, heading: str, work: Callable[[], dict[str, Work]]) -> None:
         on_card = torch.cuda.is_available()
+        if not on_card:  # else torch's profiler writes on stderr that it found no card; it reads this when it starts
+            os.environ.setdefault("KINETO_LOG_LEVEL", ABOVE_ERRORS)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
         steps = schedule(wait=0, warmup=SKIPPED_STEPS - 1, active=RECORDED_STEPS, repeat=1)
         self.profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._end)
@@ -65,7 +71,9 @@ class Profile(Observer):
         self.is_written = True
         rows, steps = self._rows()
         card = torch.cuda.get_device_name() if self.on_card else ""
-        text = report(rows, steps, self.work(), PEAKS.get(card), f"{steps} steps, {self.heading}, {card or 'CPU'}")
+        text = report(
+            rows, steps, self.work(), PEAKS.get(card), f"{counted(steps, 'step')}, {self.heading}, {card or 'CPU'}"
+        )
         table, trace = self.out / TABLE, self.out / TRACE
         warn_if_unwritten(table, lambda: write_atomically(table, lambda file: file.write(f"{text}\n".encode())))
         warn_if_unwritten(trace, lambda: self.profiler.export_chrome_trace(str(trace)))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastcifar import __version__
+from fastcifar.data.messages import counted
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that the package lies in: our repository, or what an environment has installed."""
@@ -62,7 +63,7 @@ def device_name(device: torch.device) -> str:
     """Name of a device as its maker gives it, with the number of threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"{_cpu_name()}, {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,7 @@ step are in checkpoint.pt.
 Both load without executing anything. Two equal models give equal bytes.
 """
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -50,6 +51,15 @@ def _with_sorted_header(content: bytes) -> bytes:
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the format aligns the tensors by spaces
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of all weights and buffers, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def find_model(where: Path) -> Path:

@@ -39,7 +39,7 @@ def read_results(folder: Path) -> RunResults:
     if not history:
         raise ValueError(f"{path}: is empty; the run has not ended an epoch")
     path = folder / "summary.json"
-    return RunResults(folder, config, history, _summary(path, _parse(path)[0]) if path.exists() else {})
+    return RunResults(folder, config, history, check_summary(path, _parse(path)[0]) if path.exists() else {})
 
 
 def _parse(path: Path, lines: bool = False) -> list[Any]:
@@ -79,7 +79,8 @@ def _row(path: Path, number: int, row: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(path: Path, values: Any) -> dict[str, Any]:
+def check_summary(path: Path, values: Any) -> dict[str, Any]:
+    """What a reader may need of a summary.json, flat: numbers and texts. ValueError for one that no run writes."""
     where = str(path)
     shares = ("accuracy", "accuracy_raw", "accuracy_swa", "accuracy_tta")
     numbers: dict[str, Any] = {name: _number(where, values, name, 0, 1) for name in shares}

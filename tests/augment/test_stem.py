@@ -13,7 +13,7 @@ from triton_scripts import run_script
 
 from fastcifar.augment import stem
 from fastcifar.augment.executor import Draws, TorchExecutor
-from fastcifar.augment.plan import draw
+from fastcifar.augment.plan import EpochPlan, draw
 from fastcifar.config.config import Augment
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,16 @@ def test_a_kernel_that_differs_is_not_used(caplog, monkeypatch):
     monkeypatch.setattr(stem, "largest_difference", lambda *arguments: 0.2)
     assert not stem.works(make_images(2), make_conv(8), "silu", 0)
     assert "differs from plain torch by 0.2" in caplog.text
+
+
+def test_a_draw_that_the_kernel_does_not_know_keeps_it_out(caplog, monkeypatch):
+    """The kernel would leave the augmentation out, and the comparison with torch on other draws would not see it."""
+    monkeypatch.setattr(stem, "largest_difference", lambda *arguments: 0.0)
+    assert tuple(EpochPlan.__dataclass_fields__) == stem.KNOWN_DRAWS
+    assert stem.works(make_images(2), make_conv(8), "silu", 0)
+    monkeypatch.setattr(EpochPlan, "__dataclass_fields__", {**EpochPlan.__dataclass_fields__, "grey": None})
+    assert not stem.works(make_images(2), make_conv(8), "silu", 0)
+    assert "does not know the draw grey" in caplog.text
 
 
 @pytest.mark.parametrize("cutout_px", [0, 8])

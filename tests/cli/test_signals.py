@@ -11,7 +11,7 @@ import pytest
 
 from fastcifar.cli import train as command
 from fastcifar.cli.signals import NUMBERS, Signals, Stopped
-from fastcifar.cli.terminal import Lines
+from fastcifar.observers.progress import Lines
 from fastcifar.observers.run_files import ModelFile
 from fastcifar.runs.checkpoint import load
 from fastcifar.training.observer import Stop

@@ -9,11 +9,16 @@ import sys
 import threading
 
 import pytest
+import torch
 from commands import stop_at
 
 from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
-from fastcifar.cli.terminal import WIDTH, duration, epoch_line, fold, notes, result_rows
+from fastcifar.cli.terminal import duration, result_rows
+from fastcifar.data.messages import counted
+from fastcifar.observers.progress import WIDTH, Bar, epoch_line, fold, notes
+from fastcifar.runs import record
+from fastcifar.runs.environment import device_name
 
 pytestmark = pytest.mark.usefixtures("here")
 LOW_RES = ["--low-res-px", "24", "--low-res-until", "0.5"]
@@ -100,6 +105,34 @@ def test_what_is_finished_planned_and_of_several_seeds_is_a_table_too(terminal, 
     assert table_of(terminal("--resume", "r")[1], "accuracy, mean") == table
     planned = table_of(terminal(*base, "--dry-run")[1], "recipe  " + " " * 9)
     assert planned["num_steps"] == "16" and "config" not in planned
+
+
+def test_the_bar_counts_the_steps_of_all_seeds_and_of_those_that_are_left(terminal, base, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Bar, "move", lambda bar, step: shown.append((step, bar.live.tasks[0].total)))
+    assert terminal(*base, "--runs", "2", "--epochs", "1", "--out", "r")[0] == 0
+    assert shown == [(step, 16) for step in range(1, 17)]
+    record.write_lines(tmp_path / "r/runs.jsonl", json_lines(tmp_path / "r/runs.jsonl")[:1])
+    (tmp_path / "r/summary.json").unlink()
+    shown.clear()
+    assert terminal("--resume", "r")[0] == 0
+    assert shown == [(step, 8) for step in range(1, 9)]
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_is_not_told_as_many(call, base, monkeypatch):
+    out = call(*base, "--stop-at", "0.001")[1]
+    (stopped,) = (line for line in out if line.startswith("stopped"))
+    assert stopped.startswith("stopped after 1 epoch: accuracy")
+    out = call(*base, "--epochs", "1", "--batch-size", "1000", "--dry-run")[1]  # the tests have one thread
+    assert ": 1 epoch x 1 step of 160 images, " in out[0] and out[1].endswith(", 1 thread")
+    assert [counted(n, "epoch") for n in (0, 1, 7.5, 2_000_000)] == ["0 epochs", "1 epoch", "7.5 epochs",
+                                                                     "2000000 epochs"]  # fmt: skip
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    assert device_name(torch.device("cpu")).endswith(", 3 threads")
 
 
 def test_the_command_that_continues_stays_on_one_line(terminal, base, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from fastcifar.augment import stem
 from fastcifar.augment.executor import Block, Blocks, Draws, Executor, TorchExecutor
 from fastcifar.augment.plan import EpochPlan
 from fastcifar.cli import main as command_line
-from fastcifar.cli.terminal import Lines, route_log_to
+from fastcifar.cli.terminal import route_log_to
 from fastcifar.config.command import Command
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import RECIPES
@@ -12,6 +12,7 @@ from fastcifar.config.settings import with_optimizer, with_settings
 from fastcifar.data.dataset import Dataset
 from fastcifar.models import conv_choice, fused
 from fastcifar.observers.checkpoints import Checkpoints, Interrupted
+from fastcifar.observers.progress import Lines
 from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row

@@ -1,6 +1,7 @@
 """Images of one's own: other sizes at every door, floats, channels first, names as labels, sets without a test."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -115,6 +116,42 @@ def test_a_folder_of_classes_is_split_alike_each_time(tmp_path):
     assert len(load_path(folder, test_split=0.5).x_test) == 10  # a file of its own in the cache
     with pytest.raises(DataError, match=r"test_split 0\.01 takes 0 of the 10 images of class 'cat'"):
         load_path(folder, test_split=0.01)
+
+
+@pytest.mark.parametrize("around", ["", "own/", "./", "./own/"])
+def test_a_tar_of_classes_is_read_as_the_folder_is(tmp_path, around):
+    folder = write_folder(tmp_path / "own", flat_files())
+    for mode in ("w", "w:gz"):
+        path = write_tar(tmp_path / "a.tar", {around + name: data for name, data in flat_files().items()}, mode)
+        if mode == "w":
+            assert_refused(path, "test has 0 images", "take some of the training images with test_split 0.1")
+        assert load_path(path, test_split=0.2).digest == load_path(folder, test_split=0.2).digest
+
+
+@pytest.mark.parametrize("around", ["", "own/"])
+def test_a_tar_of_a_folder_has_entries_for_its_folders(tmp_path, around):
+    write_folder(tmp_path / "b" / around, flat_files())
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "b", arcname=".")
+    (tmp_path / "b" / around / "empty").mkdir()
+    with tarfile.open(tmp_path / "empty.tar", "w") as tar:
+        tar.add(tmp_path / "b", arcname=".")
+    assert_refused(tmp_path / "empty.tar", "no images in train/empty; add .png or .jpg files or remove the folder")
+    assert load_path(tmp_path / "a.tar", test_split=0.2).classes == ("cat", "dog")
+
+
+def test_classes_beside_a_split_or_in_two_folders_are_refused(tmp_path):
+    flat, split, picture = flat_files(), make_image_files(), next(iter(flat_files().values()))
+    for files, told in [
+        (flat | split, "cat/00.png is not in train/<class>/ or test/<class>/, or in <class>/"),
+        (split | flat, "cat/00.png is not in train/<class>/ or test/<class>/, or in <class>/"),
+        (flat | {"logo.png": picture}, "logo.png is not in train"),
+        (flat | {"a/b/c/0.png": picture}, "a/b/c/0.png is not in train"),
+        (flat | {"own/cat/0.png": picture}, "has images in <class>/ and in own/<class>/; keep all classes in one"),
+        ({"a/cat/0.png": picture, "b/dog/0.png": picture}, "has images in a/<class>/ and in b/<class>/"),
+        (flat | {"cifar-10-batches-py/data_batch_1": b"x"}, "cat/00.png is not in train"),
+    ]:
+        assert_refused(write_tar(tmp_path / "a.tar", files), told)
 
 
 def test_arrays_without_test_images_are_split_as_files_are(tmp_path):

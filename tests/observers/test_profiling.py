@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,9 @@ from fastcifar.observers.profiling import RECORDED_STEPS, TABLE, TRACE
 from fastcifar.observers.run_files import file_observers, profile_of
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer, Stop
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = '{"stem": 24, "stages": [{"width": 8}, {"width": 8}]}'
 
 
 def trace_of(folder):
@@ -81,6 +87,15 @@ def test_the_table_is_printed_before_the_last_line(call, base, tmp_path):
     assert code == 0 and json.loads(out[-1])["num_steps"] == 8
     table = (tmp_path / "r" / TABLE).read_text().splitlines()
     assert out[-2 - len(table) : -2] == table and out[-2] == "results in r"
+
+
+@pytest.mark.usefixtures("here")
+def test_without_a_card_nothing_is_said_of_one(base, tmp_path):
+    """The library in torch that records writes past Python, and reads its level once in a process."""
+    command = [sys.executable, str(ROOT / "train_fast.py"), *base, "--shape", TINY, "--epochs", "0.5", "--profile",
+               "--out", "r"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "r" / TABLE).read_text().startswith("1 step, ")
 
 
 @pytest.mark.usefixtures("here")
