@@ -24,9 +24,9 @@ def run(
     package: Path | None = None,
     **_: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Stands in for `subprocess.run` with the command `python FILE ...` or `python -c CODE ...`; its output is kept.
+    """Stands in for `subprocess.run` with `python FILE ...`, `python -c CODE ...` or `python -m NAME ...`.
 
-    The program uses one thread and draws no curves. package: the folder whose fastcifar it imports, if not this one.
+    It keeps the output. The program uses one thread and draws no curves. package: the folder whose fastcifar it imports, if not this one.
     """
     arguments, folder = [str(word) for word in command[1:]], str(cwd or Path.cwd())
     with tempfile.TemporaryDirectory() as logs:
@@ -59,6 +59,9 @@ def _main(
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
         exec(compile(arguments[1], "-c", "exec"), {"__name__": "__main__"})
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
