@@ -31,7 +31,9 @@ def run(
     arguments, folder = [str(word) for word in command[1:]], str(cwd or Path.cwd())
     with tempfile.TemporaryDirectory() as logs:
         outputs = [Path(logs, name) for name in ("stdout", "stderr")]
-        process = forkserver().Process(target=_main, args=(arguments, folder, dict(env or os.environ), outputs, package))
+        process = forkserver().Process(
+            target=_main, args=(arguments, folder, dict(env or os.environ), outputs, package)
+        )
         process.start()
         process.join(timeout)
         if process.exitcode is None:
