@@ -26,7 +26,13 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Stands in for `subprocess.run` with `python FILE ...`, `python -c CODE ...` or `python -m NAME ...`.
 
-    It keeps the output. The program uses one thread and draws no curves. package: the folder whose fastcifar it imports, if not this one.
+    It keeps the output. The program uses one thread and draws no curves.
+
+    Args:
+        package: The folder whose fastcifar the program imports, if it is not this one.
+
+    Raises:
+        subprocess.TimeoutExpired: The program has not ended after `timeout` seconds; it is killed.
     """
     arguments, folder = [str(word) for word in command[1:]], str(cwd or Path.cwd())
     with tempfile.TemporaryDirectory() as logs:
