@@ -85,7 +85,8 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        if torch.are_deterministic_algorithms_enabled() != before:  # the call imports torch's compiler: seconds
+            torch.use_deterministic_algorithms(before)
 
 
 def with_seed(config: Config, seed: int) -> Config:

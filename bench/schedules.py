@@ -57,7 +57,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.schedules")
     if options.quick:
-        options = replace(options, runs=2, epochs=2.0, subset=2_000)
+        options = replace(options, runs=2, epochs=2.0, subset=min(options.subset or 2_000, 2_000))
     try:
         configs = {name: configure(find_recipe(name), options) for name in options.recipes}
         dataset = load_of(next(iter(configs.values())), progress=True)
@@ -121,6 +121,7 @@ def write_results(configs: dict[str, Config], all_rows: list[dict[str, Any]], op
     plots.draw_schedules(options.out / "learning_rates.png", curves)
     histories = {name: [row["history"] for row in rows[name]] for name in configs}
     averaged = {name: [row["accuracy_swa"] for row in rows[name]] for name in configs if configs[name].tail}
+    averaged = {name: values for name, values in averaged.items() if None not in values}  # a run too short for a tail
     draw_accuracies(options.out / "accuracies.png", histories, averaged)
     print((options.out / "table.md").read_text())
 

@@ -12,10 +12,11 @@ import pytest
 import tyro
 from conftest import CLASSES, make_dataset
 from PIL import Image
-from processes import write_images
+from processes import no_curves, write_images
 
-from fastcifar.cli import flags
+from fastcifar.cli import ensemble, flags, lr_find
 from fastcifar.cli import main as cli
+from fastcifar.runs import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -30,6 +31,11 @@ NOT_RUN = {
 }
 """Commands that no test here runs, and why."""
 SMALL = "--data synthetic --subset 100 --batch-size 50 --scale small --device cpu --precision fp32 --cache-dir cache"
+
+FEWER = {("--extend-epochs", "40"): "3", ("--runs", "10"): "2", ("--swag-rank", "20"): "2", ("--swag-rank", "10"): "2"}
+"""Smaller values of flags."""
+ALIKE = {"runs/A": "runs/NAME", "runs/s0": "runs/NAME", "runs/s1": "runs/B"}
+"""Folders of equal runs, so that a command that two pages show is run once."""
 
 
 def blocks(page: str) -> list[str]:
@@ -50,17 +56,17 @@ def commands(page: str) -> list[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """Program first: python and fastcifar by one name, environments and options in [ ] left out."""
-    words = [w for w in shlex.split(line) if not w.startswith("[")]
+    """Program first, by one name; runs that are alike, too. Environments and options in [ ] are left out."""
+    words = [ALIKE.get(w, w) for w in shlex.split(line) if not w.startswith("[")]
+    if words[0] == "fastcifar":
+        return ["python", "-m", *words]
     return ["python", *words[1:]] if words[0].endswith("bin/python") else words
 
 
 def run(words: list[str]) -> None:
     """Runs a command of this package in this process, made small. Any other program is an error here."""
-    if words[:1] == ["fastcifar"]:
-        words = ["python", "-m", *words]
     if words[:3] == ["python", "-m", "fastcifar"] and words[3] != "train":
-        small = [*SMALL.split(), "--steps", "40"] if words[3] == "lr-find" else []
+        small = [*SMALL.split(), "--steps", str(lr_find.LEAST_STEPS)] if words[3] == "lr-find" else []
         assert cli.main([*words[3:], *small]) == 0, words
         return
     assert words[1] == "train_fast.py" or words[1:4] == ["-m", "fastcifar", "train"], f"add {words} here or to NOT_RUN"
@@ -68,8 +74,7 @@ def run(words: list[str]) -> None:
     resumed = "--resume" in shown
     if not resumed:
         flags.parse(shown)  # as it stands
-    shown = [{"40": "3", "10": "2"}.get(word, word) if shown[i - 1] in ("--extend-epochs", "--runs") else word
-             for i, word in enumerate(shown)]  # fmt: skip
+    shown = [FEWER.get((shown[i - 1], word), word) for i, word in enumerate(shown)]
     small = SMALL.split() if not resumed else []
     if "photos.tar.xz" in shown:
         small = small[4:]
@@ -90,7 +95,14 @@ def check(words: list[str]) -> None:
 
 
 @pytest.fixture
-def made(here):
+def quick(here, monkeypatch):
+    """Two samples of a Gaussian over weights, and figures that are made but not rendered: that takes a second each."""
+    monkeypatch.setattr(ensemble, "SAMPLES", 2)
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: no_curves(path))
+
+
+@pytest.fixture
+def made(quick):
     """What the pages take for granted: runs, pictures and photos."""
     data = make_dataset(100, 40)
     for seed, names in enumerate((("NAME", "A", "s0", "stopped"), ("B", "s1"))):

@@ -1,9 +1,7 @@
 """Every example runs, at smoke size."""
 
 import json
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,18 +19,29 @@ NEEDS = {"timm_network": ("timm", "onnx", "onnxscript", "onnxruntime")}
 """Packages that an example imports and fastcifar does not."""
 
 
+@pytest.fixture
+def run(tmp_path, tiny_network, monkeypatch, capsys):
+    """Runs a program in this process, in a folder of its own, and returns the lines that it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path / "cache"))
+
+    def main(path, *flags):
+        monkeypatch.setattr("sys.argv", [str(path), *flags])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return main
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_it_runs(name, tmp_path):
+def test_it_runs(name, run):
     flags, first_words = EXAMPLES[name]
     for package in NEEDS.get(name, ()):
         pytest.importorskip(package)
-    command = [sys.executable, str(ROOT / f"examples/{name}.py"), *flags.split()]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == first_words
+    lines = run(ROOT / f"examples/{name}.py", *flags.split())
+    assert [line.split()[0] for line in lines] == first_words
     if name == "timm_network":
-        assert "in 2 steps, stopped: accuracy" in done.stdout and (tmp_path / "model.onnx").stat().st_size > 10_000
+        assert "in 2 steps, stopped: accuracy" in lines[0] and Path("model.onnx").stat().st_size > 10_000
 
 
 def test_every_example_is_tested_and_short():
@@ -43,22 +52,18 @@ def test_every_example_is_tested_and_short():
         assert len(lines) < 60 and lines[0] == "# %% [markdown]", path.name  # cells, as notebooks and editors show them
 
 
-def test_the_cells_of_the_notebook_run(tmp_path):
+def test_the_cells_of_the_notebook_run(run):
     """All but those for a notebook alone: the installation, and the picture that it shows."""
     cells = json.loads((ROOT / "examples/first_run.ipynb").read_text())["cells"]
     codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert all(not cell.get("outputs") for cell in cells)
     smoke = """settings |= {"data": "synthetic", "subset": 500, "epochs": 1, "scale": "small", "batch_size": 50}"""
     codes = [code for code in codes if not code.startswith("%") and "IPython" not in code]
-    (tmp_path / "cells.py").write_text("\n".join([codes[0], smoke, *codes[1:]]))
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run([sys.executable, "cells.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280,
-                          env=environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
+    Path("cells.py").write_text("\n".join([codes[0], smoke, *codes[1:]]))
+    lines = run("cells.py")
     assert lines[0].startswith("epoch 1/1 ") and lines[1].startswith("accuracy ") and "after 10 steps" in lines[2]
     assert len(lines) == 12 and lines[-1].startswith("logits of the export")
-    assert (tmp_path / "first-run/curves.png").exists() and (tmp_path / "first-run/model.pt2").exists()
+    assert Path("first-run/curves.png").exists() and Path("first-run/model.pt2").exists()
 
 
 def test_the_image_for_containers_copies_what_is_there():

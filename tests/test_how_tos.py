@@ -9,11 +9,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = '{"stem": 24, "stages": [{"width": 8}, {"width": 8}]}'
@@ -89,14 +89,9 @@ def made(title: str, copy: Path) -> None:
 
 def train(copy: Path, *flags: str, then: str = "") -> Path:
     """The folder of a run in the copy, whose flags are those of its frozen list. `then` is run after it."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(copy),
-        "OMP_NUM_THREADS": "1",
-        "FASTCIFAR_CACHE": str(copy / "cache"),
-    }
+    environment = {**os.environ, "FASTCIFAR_CACHE": str(copy / "cache")}
     command = [sys.executable, "-c", MAIN + then, *FLAGS, *flags]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=200)
+    done = warm.run(command, cwd=copy, env=environment, package=copy)
     assert done.returncode == 0, done.stderr[-2000:]
     (listed,) = re.findall(r'^FLAGS = """(.*?)"""', (copy / "tests/config/test_config.py").read_text(), re.M | re.S)
     assert set(done.stdout.splitlines()[0].split()) == set(listed.split())

@@ -1,5 +1,6 @@
 """`pip install .` and `uv run train_fast.py` work, each in an environment of its own that borrows the big packages."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,8 +10,12 @@ import venv
 from pathlib import Path
 
 import pytest
+from processes import TINY
+
+pytestmark = pytest.mark.xdist_group("install")  # one process makes the environment
 
 ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ["--smoke", "--data", "synthetic", "--device", "cpu", "--precision", "fp32", "--shape", str(TINY)]
 
 
 def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -22,8 +27,8 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
 
 
 def make_environment(folder: Path) -> Path:
-    """A virtual environment with pip that finds torch and the rest where these tests run. Returns its bin folder."""
-    venv.create(folder, with_pip=True)
+    """A virtual environment that finds torch, pip and the rest where these tests run. Returns its bin folder."""
+    venv.create(folder, with_pip=importlib.util.find_spec("pip") is None)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return folder / "bin"
@@ -63,8 +68,7 @@ def installed(tmp_path_factory):
 
 
 def test_pip_install_then_the_command_in_another_folder(installed, tmp_path):
-    done = run(installed / "fastcifar", "train", "--smoke", "--data", "synthetic", "--device", "cpu", "--out", "r",
-               cwd=tmp_path)  # fmt: skip
+    done = run(installed / "fastcifar", "train", *SMOKE, "--out", "r", cwd=tmp_path)
     summary = summary_of(done)
     assert summary["n_train"] == 2000 and summary["augment"] == "torch"
     assert (tmp_path / "r/model.safetensors").is_file()
@@ -77,8 +81,7 @@ def test_type_checkers_find_the_types_of_the_installed_package(installed, tmp_pa
 
 
 def test_without_dali_only_its_flag_is_refused(installed, tmp_path):
-    done = run(installed / "fastcifar", "train", "--smoke", "--data", "synthetic", "--device", "cpu",
-               "--augment", "dali", cwd=tmp_path)  # fmt: skip
+    done = run(installed / "fastcifar", "train", *SMOKE, "--augment", "dali", cwd=tmp_path)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "DALI does not run here" in line and "pip install nvidia-dali-cuda130" in line
 
@@ -99,12 +102,20 @@ def test_the_default_installation_is_the_package_with_dali():
     assert lines == ["-r requirements-base.txt", *extra]
 
 
-def test_uv_runs_the_script(tmp_path):
-    project, bin_folder = copy_of_the_project(tmp_path / "project"), make_environment(tmp_path / "env")
-    got_uv = run(bin_folder / "python", "-m", "pip", "install", "--quiet", "uv", cwd=tmp_path)
+def test_uv_runs_the_script(installed, tmp_path):
+    """In the environment that has the package already, from another copy of the project."""
+    project = copy_of_the_project(tmp_path / "project")
+    install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--ignore-installed",
+        "uv",
+    ]  # one that was borrowed has no program here
+    got_uv = run(installed / "python", *install, cwd=tmp_path)
     if got_uv.returncode:
         pytest.skip("uv cannot be installed from PyPI")
-    script = ["train_fast.py", "--smoke", "--data", "synthetic", "--device", "cpu", "--out", "r"]
-    environment = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "env")}
-    done = run(bin_folder / "uv", "run", "--no-sync", *script, cwd=project, **environment)
+    environment = {"UV_PROJECT_ENVIRONMENT": str(installed.parent)}
+    done = run(installed / "uv", "run", "--no-sync", "train_fast.py", *SMOKE, "--out", "r", cwd=project, **environment)
     assert summary_of(done)["recipe"] == "swa30"

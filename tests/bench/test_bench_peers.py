@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import TINY
 from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
 from torch import nn
 
-from bench import compare, launch, peers
+from bench import compare, harness, launch, peers
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load
 
@@ -91,17 +92,6 @@ def test_prepared_images_are_the_same_for_all_programs(tmp_path: Path, dataset: 
     assert tuple(for_peers["classes"]) == dataset.classes
 
 
-def test_launched_peer_ends_after_the_requested_networks(tmp_path: Path, peer: Path, dataset: Dataset) -> None:
-    peers.prepare_images(dataset, tmp_path)
-    before, command = peer.read_bytes(), peers.peer_command(peers.find_peer(f"tiny={peer}"))
-    row = peers.run_until(command, tmp_path, tmp_path / "log.txt", peers.PeerTable().feed, 2, 300, {})
-    assert "error" not in row, (tmp_path / "log.txt").read_text()
-    assert len(row["runs"]) == 2 and all(0 <= r["accuracy"] <= 1 and r["time_s"] > 0 for r in row["runs"])
-    assert 0 < row["first_s"] <= row["total_s"] and peer.read_bytes() == before
-    log = (tmp_path / "log.txt").read_text()
-    assert f"{len(PEER)} characters" in log and "warmup" not in log  # nothing is compiled: nothing to warm up
-
-
 @pytest.mark.parametrize(
     ("program", "limit_s", "why"),
     [("print('no card'); raise SystemExit(3)", 60, "exit code 3 with 0 of 1 networks; its last line: no card"),
@@ -155,7 +145,15 @@ def test_compare(tmp_path: Path, peer: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_compare_with_real_processes(tmp_path: Path, peer: Path) -> None:
+    """The peer would go on; it ends after two networks."""
+    before, out = peer.read_bytes(), tmp_path / "out"
     argv = ["--peer", f"tiny={peer}", "--data", "synthetic", "--subset", "200", "--rounds", "1", "--networks", "2"]
-    assert compare.main([*argv, "--set", "epochs=1 batch_size=50", "--out", str(tmp_path / "out")]) == 0
-    fastcifar, tiny = results(tmp_path / "out")["table"]
+    settings = f"epochs=1 batch_size=50 shape={TINY}"
+    assert compare.main([*argv, "--set", settings, "--out", str(out)]) == 0
+    fastcifar, tiny = results(out)["table"]
     assert fastcifar["accuracy"]["n"] == 1 and tiny["accuracy"]["n"] == 2 and tiny["ratio_process"]["mean"] > 0
+    row = harness.read_rows(out / "runs.jsonl")[1]
+    assert all(0 <= r["accuracy"] <= 1 and r["time_s"] > 0 for r in row["runs"]) and len(row["runs"]) == 2
+    assert 0 < row["first_s"] <= row["total_s"] and peer.read_bytes() == before
+    log = (out / "logs" / "tiny-0.txt").read_text()
+    assert f"{len(PEER)} characters" in log and "warmup" not in log  # nothing is compiled: nothing to warm up

@@ -1,11 +1,16 @@
 """Every bench with --quick, and the command that runs all of them within a time budget."""
 
 import json
+import re
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
+from processes import TINY
 from test_bench import one_commit, one_thread, results  # noqa: F401 (fixtures)
 
 from bench import compare, compile, design, gpu, loader, schedules, step, sweep, time_to_accuracy
@@ -16,12 +21,13 @@ from fastcifar.training.hardware import cpu_multiplies_bf16
 def test_gpu_continues_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     table = (
-        f"import pathlib; p = pathlib.Path({str(out / 'good')!r}); p.mkdir(); (p / 'table.md').write_text('figures')"
+        f"import pathlib; p = pathlib.Path({str(out / 'tests')!r}); p.mkdir(); (p / 'table.md').write_text('figures');"
+        "print('collected'); print('9 passed')"
     )
     parts = [
         gpu.Part("bad", ["-c", "raise SystemExit('broken')"], 60, needs=()),
         gpu.Part("missing", ["-c", "pass"], 60, needs=("no_such_package",)),
-        gpu.Part("good", ["-c", table], 60, needs=()),
+        gpu.Part("tests", ["-c", table], 60, needs=()),
         gpu.Part("hangs", ["-c", "import time; print('begun', flush=True); time.sleep(600)"], 600, needs=()),
         gpu.Part("late", ["-c", "pass"], 60, needs=()),
     ]
@@ -32,8 +38,9 @@ def test_gpu_continues_after_failures_and_ends_in_time(tmp_path: Path, monkeypat
     index = json.loads((out / "index.json").read_text())
     assert index["took_s"] < 8
     status = {part["name"]: part["status"] for part in index["parts"]}
-    assert status == {"bad": "failed", "missing": "left out", "good": "done", "hangs": "cut", "late": "left out"}
+    assert status == {"bad": "failed", "missing": "left out", "tests": "done", "hangs": "cut", "late": "left out"}
     reasons = {part["name"]: part["reason"] for part in index["parts"]}
+    assert reasons["tests"] == "9 passed"
     assert "broken" in reasons["bad"] and "no_such_package" in reasons["missing"] and "budget" in reasons["late"]
     assert "figures" in (out / "report.md").read_text() and (out / "logs" / "hangs.txt").read_text() == "begun\n"
 
@@ -71,9 +78,9 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
 
 def test_schedules_quick(tmp_path: Path, tiny_network: None) -> None:
     """The pictures also have recipes that measure the accuracy at their end only."""
-    recipes = ["swa30", "speedrun94", "onecycle30"]
-    argv = ["--quick", "--data", "synthetic", "--recipes", *recipes, "--scale", "small", "--out", str(tmp_path)]
-    assert schedules.main(argv) == 0
+    recipes = ["speedrun94", "onecycle30"]
+    argv = ["--quick", "--data", "synthetic", "--subset", "1000", "--recipes", *recipes, "--scale", "small"]
+    assert schedules.main([*argv, "--out", str(tmp_path)]) == 0
     table = results(tmp_path)["table"]
     assert sorted(row["recipe"] for row in table) == sorted(recipes)
     best = [max(row[k]["mean"] or 0 for k in ("accuracy_raw", "accuracy_swa")) for row in table]
@@ -88,22 +95,33 @@ def test_default_variants_of_a_cpu_are_eager_and_in_dtypes_that_it_multiplies() 
     assert {step.configure(name, step.Options(device="cpu")).machine.compile for name in found} == {"off"}
 
 
-@pytest.mark.parametrize("name", ["loader", "step", "time_to_accuracy"])
-def test_quick(name: str, tmp_path: Path) -> None:
-    bench = {"loader": loader, "step": step, "time_to_accuracy": time_to_accuracy}[name]
-    more_flags = {  # in fp32: bf16 takes ten times as long where a CPU emulates it
-        "loader": [],
-        "step": ["--variants", "fp32", "fp32-nchw"],
-        "time_to_accuracy": ["--data", "synthetic", "--vary", "lr_peak=0.5", "--set", "precision=fp32"],
-    }
-    assert bench.main(["--quick", *more_flags[name], "--out", str(tmp_path)]) == 0
+def test_time_to_accuracy_quick(tmp_path: Path, tiny_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32: bf16 takes ten times as long where a CPU emulates it. The cold and the warm process are forked."""
+    monkeypatch.setattr(time_to_accuracy, "subprocess", Namespace(run=warm.run, DEVNULL=subprocess.DEVNULL))
+    flags = ["--quick", "--runs", "1", "--data", "synthetic", "--vary", "lr_peak=0.5", "--out", str(tmp_path)]
+    assert time_to_accuracy.main([*flags, "--set", f"precision=fp32 shape={TINY}"]) == 0
     table = results(tmp_path)
-    assert name != "time_to_accuracy" or (table["process_s"]["warm"]["mean"] > 0 and not table["failed"])
+    assert table["process_s"]["warm"]["mean"] > 0 and not table["failed"]
 
 
-def test_gpu_quick(tmp_path: Path) -> None:
-    assert gpu.main(["--quick", "--only", "tests", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
+def test_gpu_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real part, with fewer images: a plain DataLoader takes them one by one."""
+    planned = gpu.plan
+
+    def with_few_images(options: Namespace) -> list[gpu.Part]:
+        (part,) = (part for part in planned(options) if part.name == "loader")
+        part.arguments += ["--images", "300", "--batches", "100", "--executors", "torch", "dataloader"]
+        return [part]
+
+    monkeypatch.setattr(gpu, "plan", with_few_images)
+    assert gpu.main(["--quick", "--only", "loader", "--budget-s", "300", "--out", str(tmp_path)]) == 0
     assert "images/s" in (tmp_path / "report.md").read_text()
+
+
+def test_the_gpu_tests_of_the_plan_pass_or_are_skipped(tmp_path: Path) -> None:
+    part = gpu.plan(Namespace(out=tmp_path, data="auto", peers=[], quick=True))[0]
+    done = warm.run([sys.executable, *part.arguments], cwd=gpu.ROOT)
+    assert part.name == "tests" and done.returncode == 0 and re.search(r"\d (passed|skipped)", done.stdout), done
 
 
 @pytest.mark.slow

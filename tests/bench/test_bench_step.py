@@ -41,15 +41,15 @@ def test_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loader_by_size_of_blocks(tmp_path: Path) -> None:
     """Each epoch has all its steps, in blocks of any size; only the executors know blocks."""
     argv = ["--images", "130", "--batches", "30", "--block-steps", "1", "3", "0", "--image-px", "1", "--repeats", "2"]
-    argv += ["--executors", "torch", "dataloader", "--workers", "0", "--device", "cpu", "--out", str(tmp_path)]
-    assert loader.main(argv) == 0
+    argv += ["--executors", "torch", "dataloader", "torchvision", "--workers", "0"]
+    assert loader.main([*argv, "--device", "cpu", "--out", str(tmp_path)]) == 0
     table = results(tmp_path)["table"]
     assert [(entry["executor"], entry["block_steps"]) for entry in table] == [
-        ("torch", 1), ("torch", 3), ("torch", 0), ("dataloader", 0)
+        ("torch", 1), ("torch", 3), ("torch", 0), ("dataloader", 0), ("torchvision", 0)
     ]  # fmt: skip
     for entry in table[:3]:
         assert set(entry["host_us"]) == set(loader.PARTS) and all(us > 0 for us in entry["host_us"].values())
-    assert table[3]["host_us"] == {}
+    assert table[3]["host_us"] == table[4]["host_us"] == {}
 
 
 def test_loader_names_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_plain_images_are_normalised_crops() -> None:
 
 
 def test_step(tmp_path: Path, tiny_network: None) -> None:
-    argv = ["--variants", "fp32", "fp32-nchw", "--batch", "16", "--steps", "4", "--repeats", "2", "--device", "cpu"]
+    argv = ["--quick", "--variants", "fp32", "fp32-nchw", "--batch", "16", "--steps", "4", "--device", "cpu"]
     assert step.main([*argv, "--augment", "torch", "--scale", "small", "--out", str(tmp_path)]) == 0
     plain, nchw = results(tmp_path, "steps.png")["table"]
     for entry in (plain, nchw):

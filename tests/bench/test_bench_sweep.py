@@ -6,22 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_config, make_dataset
+from processes import TINY, forkserver
 
-from bench import sweep
+from bench import harness, sweep
 from fastcifar.data.messages import DataError
 
 
-def test_quick(tmp_path: Path) -> None:
+@pytest.fixture
+def warm_server() -> None:
+    """The processes of a sweep are forked from the server of these tests, which has imported torch."""
+    forkserver()
+
+
+def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_server: None) -> None:
+    narrow = [{**job, "settings": f"{job['settings']} shape={TINY}"} for job in sweep.QUICK]
+    monkeypatch.setattr(sweep, "QUICK", narrow)
     assert sweep.main(["--quick", "--data", "synthetic", "--out", str(tmp_path)]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    rows = harness.read_rows(tmp_path / "runs.jsonl")
     assert sorted(row["seed"] for row in rows) == [0, 1]
-    assert {(row["n_train"], row["n_test"], row["variant"]) for row in rows} == {(800, 200, "scale=small epochs=1")}
+    found = {(row["n_train"], row["n_test"], row["variant"]) for row in rows}
+    assert found == {(800, 200, f"scale=small epochs=1 shape={TINY}")}
     assert json.loads((tmp_path / "table.json").read_text())["dataset"] == "synthetic, 200 held out"
 
 
-def test_a_stopped_sweep_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_sweep_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str], warm_server: None) -> None:
     """Of three runs one is there, and one has failed."""
-    words = ["--data", "synthetic", "--set", "subset=1000 scale=small epochs=1", "--out", str(tmp_path)]
+    words = ["--data", "synthetic", "--set", f"subset=500 epochs=1 shape={TINY}", "--out", str(tmp_path)]
     jobs = [{"recipe": "speedrun94", "settings": "", "seed": seed} for seed in (0, 1)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, jobs[:1])))
     assert sweep.main(["--list", str(tmp_path / "list.jsonl"), *words]) == 0
@@ -33,7 +43,7 @@ def test_a_stopped_sweep_continues(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "1 runs, 1 more are there" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [(row["seed"], "error" in row) for row in rows] == [(0, False), (1, True), (1, False)]
-    assert rows[2]["accuracy"] != rows[0]["accuracy"] and (tmp_path / "runs.jsonl").read_text().startswith(first)
+    assert rows[2]["loss_last"] != rows[0]["loss_last"] and (tmp_path / "runs.jsonl").read_text().startswith(first)
 
 
 def test_held_out_images_take_the_place_of_the_test_images() -> None:
