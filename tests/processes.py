@@ -62,7 +62,7 @@ def write_images(path: Path, n_train: int = 160, n_test: int = 40) -> Path:
 def forkserver() -> ForkServerContext:
     """The server that warm processes are forked from. It begins in the repository's root, where it finds fastcifar."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastcifar.cli.train", "matplotlib.pyplot"])
+    context.set_forkserver_preload(["fastcifar.cli.train", "torch._inductor"])
     with contextlib.chdir(ROOT):
         ensure_running()
     return context
