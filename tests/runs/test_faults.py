@@ -241,6 +241,7 @@ def test_a_folder_is_held_by_one(tmp_path):
         pass
 
 
+@pytest.mark.xdist_group("warm processes")  # one server forks them all
 def test_a_killed_process_holds_no_folder(base, tmp_path):
     process = processes.start([*base, "--epochs", "5000", "--out", str(tmp_path / "r")], tmp_path / "log")
     assert processes.wait_until((tmp_path / "r/checkpoint.pt").exists, 120)

@@ -29,6 +29,8 @@ from fastcifar.training.processes import (
     sum_over_processes,
 )
 
+pytestmark = pytest.mark.xdist_group("warm processes")  # one server forks them all
+
 
 def in_processes(size, work, *args):
     """What `work(world, *args)` gives in each of `size` processes that have joined; errors are given as text."""
