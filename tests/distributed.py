@@ -69,7 +69,8 @@ def losses(folder: Path, optimizer: str, sizes: tuple[int, ...] = (2, 4)) -> lis
     reference: dict[str, Any] = {}
     for size in (1, *sizes):
         out = folder / f"losses-{optimizer}-{size}"
-        steps = ["--batch-size", "160", "--epochs", str(STEPS), "--optimizer", optimizer, *TWO_SIZES]
+        steps = ["--batch-size", "160", "--epochs", str(STEPS), "--optimizer", optimizer, *TWO_SIZES,
+                 "--checkpoint-every", "0"]  # fmt: skip
         codes = together(folder, out.name, size, [*flags(folder), *steps, "--out", str(out)])
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         result: dict[str, Any] = {"metrics": metrics, "weights": load_file(out / "model.safetensors")}

@@ -82,10 +82,15 @@ def recorded(monkeypatch):
     return calls
 
 
-def calls_of_runs(config, runs: int = 1) -> None:
+@pytest.fixture(scope="module")
+def images():
+    return random_dataset(50_000)
+
+
+def calls_of_runs(config, images, runs: int = 1) -> None:
     """Makes all blocks of `runs` runs of one job, as on a card: a whole epoch at a time."""
     config = with_settings(config, augment="dali", device="cpu", scale="small", precision="fp32")
-    task = task_of(config, random_dataset(50_000))
+    task = task_of(config, images)
     executor, pad_px = task.executor, config.augment.crop_pad_px
     executor.max_images, executor.most_calls = 50_000, MOST_CALLS
     small = executor.images.padded[:, : 1 + 2 * pad_px, : 1 + 2 * pad_px]  # of one pixel, as nothing looks at them
@@ -99,8 +104,8 @@ def calls_of_runs(config, runs: int = 1) -> None:
 
 @pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 @pytest.mark.parametrize(("recipe", "runs"), [("swa30", 2), ("speedrun94", 1)])
-def test_the_calls_of_a_run_keep_large_blocks(recorded, recipe, runs, capsys):
-    calls_of_runs(RECIPES[recipe], runs)
+def test_the_calls_of_a_run_keep_large_blocks(recorded, images, recipe, runs, capsys):
+    calls_of_runs(RECIPES[recipe], images, runs)
     probe, *others = recorded.values()
     assert probe == [[32 * 32 * 3]]  # a pipeline of its own
     assert all(len({sum(call) for call in calls}) <= 1 and len(calls) <= MOST_CALLS for calls in others)

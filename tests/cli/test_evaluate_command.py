@@ -13,6 +13,7 @@ import fastcifar
 from fastcifar.cli import main as cli
 from fastcifar.cli.evaluate import most_confident_mistakes
 from fastcifar.inference.trained_run import load_test_images, log_probabilities, read_run
+from fastcifar.runs import plots
 from fastcifar.runs.plots import draw_confusion, draw_mistakes
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -26,6 +27,13 @@ def data(tmp_path):
 @pytest.fixture
 def run(tmp_path, data):
     return make_run(tmp_path / "r", data)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Draws none in this test: two of them need a second of the CPU."""
+    for name in ("draw_confusion", "draw_mistakes"):
+        monkeypatch.setattr(plots, name, lambda *args: None)
 
 
 def test_a_run_is_measured_on_the_data_it_was_trained_on(run, data, capsys):
@@ -51,9 +59,9 @@ def test_a_run_is_measured_on_the_data_it_was_trained_on(run, data, capsys):
 @pytest.mark.parametrize(
     ("tta", "share", "precision"), [("none", 1.0, "fp32"), ("flip-shift", 0.3, "fp32"), ("flip", 1.0, "bf16")]
 )
-def test_a_fresh_run_is_measured_as_its_summary_says(tmp_path, capsys, tta, share, precision):
+def test_a_fresh_run_is_measured_as_its_summary_says(tmp_path, capsys, no_pictures, tta, share, precision):
     """Also after other weights: the figures of two runs differ, and each is found again."""
-    data, images = tmp_path / "x.npz", make_dataset(256, 1000)
+    data, images = tmp_path / "x.npz", make_dataset(256, 400)
     np.savez(data, **{name: getattr(images, name) for name in ("x_train", "y_train", "x_test", "y_test")})
     settings = {"tta": tta} | ({} if tta == "none" else {"tta_share": share})
     figures = set()
@@ -70,7 +78,7 @@ def test_a_fresh_run_is_measured_as_its_summary_says(tmp_path, capsys, tta, shar
     assert len(figures) == 2 and (tta == "none" or run.accuracy != run.summary["accuracy_one_view"])
 
 
-def test_another_figure_than_that_of_the_run_is_explained(run, data, tmp_path, capsys):
+def test_another_figure_than_that_of_the_run_is_explained(run, data, tmp_path, capsys, no_pictures):
     lines = {}
     other = str(write_arrays(tmp_path / "other.npz", n_test=20))
     for words in ((), ("--no-views",), ("--data", other), ("--no-views", "--data", other)):
@@ -108,7 +116,7 @@ def test_the_mistakes_come_surest_first(run):
     assert dataset.classes[labels[first]] == mistakes[0].true
 
 
-def test_the_recorded_subset_is_taken(tmp_path, data, capsys):
+def test_the_recorded_subset_is_taken(tmp_path, data, capsys, no_pictures):
     run = make_run(tmp_path / "r", data, subset=20)
     assert cli.main(["evaluate", str(run)]) == 0
     assert "on x: 10 test images" in capsys.readouterr().out  # one of each class at least

@@ -47,7 +47,7 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_file_gives_the_outputs_of_the_model(run, form, capfd):
+def test_the_file_gives_the_outputs_of_the_model_and_says_how_to_use_it(run, form, capfd):
     need(form)
     before = {p: p.read_bytes() for p in run.iterdir()}
     assert cli.main(["export", str(run), "--format", form]) == 0
@@ -61,15 +61,12 @@ def test_the_file_gives_the_outputs_of_the_model(run, form, capfd):
         images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         assert np.abs(function(images) - model.logits(images).numpy()).max() < 1e-4
     assert {p: p.read_bytes() for p in run.iterdir() if p != path} == before
+    assert_says_how_to_use_it(path, model)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_file_says_how_to_use_it(run, form):
+def assert_says_how_to_use_it(path, model):
     """Its own texts are enough to name the class of an image that is not of 32 pixels."""
-    need(form)
-    assert cli.main(["export", str(run), "--format", form]) == 0
-    path, model = run / ("model" + export.SUFFIXES[form]), fastcifar.load(run)
-    if form == "onnx":
+    if path.suffix == ".onnx":
         import onnxruntime
 
         told = (
@@ -88,11 +85,10 @@ def test_the_file_says_how_to_use_it(run, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("network", "norm"), [("resnet9", "gn-ws"), ("resnet18", "bn"), ("resnet18", "gn-ws")])
+@pytest.mark.parametrize(("network", "norm"), [("resnet9", "gn-ws"), ("resnet18", "bn")])
 def test_every_network_can_be_exported(tmp_path, form, network, norm):
     need(form)
-    scale = "small" if network == "resnet9" else "full"
-    net = make_model(Model(network=network, scale=scale, norm=norm), 3, seed=0)
+    net = make_model(Model(network=network, scale="small", norm=norm), 3, seed=0)
     classifier = Classifier(net, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3)
     assert export.export(classifier, form, tmp_path / "m") < 1e-4 and (tmp_path / "m").stat().st_size > 1000
 

@@ -129,6 +129,7 @@ def test_a_signal_while_importing_ends_cleanly(base, number, code, tmp_path):
     assert child.returncode == code and len(err.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.xdist_group("warm processes")  # one server forks them all
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_a_process_of_its_own(base, number, code, tmp_path):
     process = processes.start([*base, "--epochs", "5000", "--out", str(tmp_path / "r")], tmp_path / "log")

@@ -38,12 +38,17 @@ OTHER = of_classes(make_dataset(seed=4), range(3, 7))
 """Four classes, where the trained model knows ten."""
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("trained")
+
+
 @pytest.fixture
-def trained(make_quick_task, tmp_path) -> Path:
-    """Folder of a finished run."""
-    (tmp_path / "trained").mkdir()
-    train_in_folder(make_quick_task(epochs=1, swa_start=None), tmp_path / "trained")
-    return tmp_path / "trained"
+def trained(make_quick_task, trained_once, tmp_path) -> Path:
+    """Folder of a finished run, this test's own."""
+    if not (trained_once / "summary.json").exists():
+        train_in_folder(make_quick_task(epochs=1, swa_start=None), trained_once)
+    return shutil.copytree(trained_once, tmp_path / "trained")
 
 
 def first_weights(task) -> dict[str, torch.Tensor]:

@@ -28,7 +28,11 @@ def compiled_by(monkeypatch):
 
     def use(backend: Any) -> None:
         compile_ = nn.Module.compile
-        monkeypatch.setattr(nn.Module, "compile", lambda self, mode, dynamic: compile_(self, backend=backend))
+
+        def compile_by_it(self: nn.Module, mode: str, dynamic: bool) -> None:
+            compile_(self, backend=backend, dynamic=dynamic)
+
+        monkeypatch.setattr(nn.Module, "compile", compile_by_it)
 
     yield use
     torch._dynamo.reset()
