@@ -60,7 +60,7 @@ def test_the_cells_of_the_notebook_run(run):
     smoke = """settings |= {"data": "synthetic", "subset": 500, "epochs": 1, "scale": "small", "batch_size": 50}"""
     codes = [code for code in codes if not code.startswith("%") and "IPython" not in code]
     Path("cells.py").write_text("\n".join([codes[0], smoke, *codes[1:]]))
-    lines = run("cells.py")
+    lines = [line for line in run("cells.py") if not line.startswith("note:")]  # if the average is worse, one says so
     assert lines[0].startswith("epoch 1/1 ") and lines[1].startswith("accuracy ") and "after 10 steps" in lines[2]
     assert len(lines) == 12 and lines[-1].startswith("logits of the export")
     assert Path("first-run/curves.png").exists() and Path("first-run/model.pt2").exists()
