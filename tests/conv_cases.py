@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 from fused_cases import DTYPES, GUARD, images, norm_of
+from interpreted import lighten
 from torch import Tensor, nn
 
 from fastcifar.models import fused, pooled_conv
@@ -135,6 +136,7 @@ TILE_OF = pooled_conv.tile_of
 
 
 def main() -> None:
+    lighten()
     told: dict[str, dict[str, float]] = {}
     with mock.patch.object(fused, "fits", lambda x, plus: True):
         for shape, c_out, kernel in SHAPES:

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from interpreted import lighten
 from torch import Tensor, nn
 
 from fastcifar.config.shapes import Shape, Stage
@@ -162,6 +163,7 @@ def shapes_and_values() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
+    lighten()
     told: dict[str, dict[str, float]] = {}
     with mock.patch.object(fused, "fits", lambda x, plus: True):
         for kind in KINDS:
