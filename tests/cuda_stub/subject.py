@@ -15,6 +15,7 @@ from fastcifar.observers.checkpoints import Checkpoints, Interrupted
 from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
+from fastcifar.runs import plots
 from fastcifar.training import prepare as preparing
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import resolve
@@ -59,6 +60,7 @@ __all__ = [
     "make_optimizers",
     "make_step",
     "make_task",
+    "plots",
     "preparing",
     "resolve",
     "route_log_to",
