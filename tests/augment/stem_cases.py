@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from interpreted import lighten
 from torch import Tensor, nn
 
 from fastcifar.augment import stem
@@ -83,6 +84,7 @@ def from_a_plan() -> float:
 
 
 def main() -> None:
+    lighten()
     few = [[6, 0, 4, 1, 0, 31], [0, 4, 1, 0, 31, 5], [3, 2, 2, 1, 16, 16]]
     told: dict[str, float] = {}
     told["fp32 blocks of a card"], faults = case(few, 2)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import subject
 import torch
@@ -37,10 +38,18 @@ class Asked(subject.Observer):
         return self.then() if self.left < 0 else None
 
 
+def no_curves(path: Path, *_: object) -> None:
+    """A picture takes longer than a run, and is drawn by the host alone."""
+    path.write_bytes(b"no picture")
+
+
 def command(*flags: str, signals: Asked | None = None) -> dict[str, Any]:
     """Exit code, output and counts of a command line."""
     said, complained = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained), card.counting() as counted:
+    with (
+        contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained),
+        mock.patch.object(subject.plots, "draw_curves", no_curves), card.counting() as counted,
+    ):  # fmt: skip
         code = subject.command_line.train([*SETTINGS, *flags], signals or Asked())  # type: ignore[arg-type]
     lines = said.getvalue().strip().splitlines()
     return {"code": code, "stdout": lines, "stderr": complained.getvalue(), "counted": counted,

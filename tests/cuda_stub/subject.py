@@ -16,6 +16,7 @@ from fastcifar.observers.progress import Lines
 from fastcifar.optim import fused_update
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.optimizers import make_optimizers, set_row
+from fastcifar.runs import plots
 from fastcifar.training import prepare as preparing
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.hardware import resolve
@@ -60,6 +61,7 @@ __all__ = [
     "make_optimizers",
     "make_step",
     "make_task",
+    "plots",
     "preparing",
     "resolve",
     "route_log_to",

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from interpreted import lighten
 from torch import Tensor
 
 from fastcifar.config.shapes import Shape, Stage
@@ -95,6 +96,7 @@ def folded_network(size: int, shape: str) -> float:
 
 
 def main() -> None:
+    lighten()
     told: dict[str, float] = {}
     poisoned = Poisoned()
     with mock.patch.object(torch, "empty", poisoned):

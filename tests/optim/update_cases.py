@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 from conftest import QUICK, make_dataset, task_of
+from interpreted import lighten
 from torch import Tensor, nn
 from triton.runtime import interpreter
 
@@ -176,6 +177,7 @@ def equal_bits_and_guards() -> dict[str, float]:
 
 
 def main() -> None:
+    lighten()
     told: dict[str, Any] = {}
     with mock.patch.object(interpreter.InterpreterBuilder, "create_dot", dot_in_bf16):
         told["muon fp32"] = muon("fp32")
