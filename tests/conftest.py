@@ -81,17 +81,6 @@ def make_config(**settings: Any) -> Config:
     return with_all_settings(PLAIN, settings)[0]
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one xdist_group run on one worker. pytest-xdist (3.8) writes a test's group into `_nodeid`, which pytest
-    reads no longer since 9.1: each worker would then make what a group shares, or wait for another that does.
-    """
-    for item in items:
-        with_group = vars(item).get("_nodeid", item.nodeid)
-        if with_group != item.nodeid:
-            item._id = type(item._id).parse(with_group)  # type: ignore[attr-defined]
-
-
 class Recorder(Lines):
     """Keeps what a run prints, and knows which step it is at."""
 
