@@ -13,7 +13,7 @@ from fastcifar.augment.dali import DaliExecutor, has_dali
 from fastcifar.augment.executor import Block, TorchExecutor
 from fastcifar.observers.checkpoints import Interrupted
 from fastcifar.optim.optimizers import Muon, set_row
-from fastcifar.training import prepare, start, step
+from fastcifar.training import prepare, start, step, summary
 from fastcifar.training import state as state_module
 from fastcifar.training.loop import train
 from fastcifar.training.start import initial_state
@@ -115,7 +115,7 @@ def test_a_recorded_step_finds_its_images_in_any_order(make_quick_task, determin
 
 def test_fp16_is_recorded_with_its_loss_scale(make_quick_task, deterministic, recorded, monkeypatch):
     """Overflows of the rehearsal do not count, those of the run skip the same steps."""
-    for module in (start, state_module):
+    for module in (start, state_module, summary):
         monkeypatch.setattr(module, "FIRST_LOSS_SCALE", 2.0**28)
     tasks = [make_quick_task(**MUON) for _ in range(2)]
     fast, plain = (replace(task, hardware=replace(task.hardware, dtype=torch.float16)) for task in tasks)
