@@ -88,6 +88,7 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
         with state.stopwatch("eval"):
             accuracy, _, test_loss = accuracies(task.watched)
         state.rates.end_epoch(state.step, accuracy)
+        test_loss = test_loss if math.isfinite(test_loss) else None  # logits beyond fp16: a checkpoint takes numbers
     measured = {"accuracy_test": accuracy, "loss_test": test_loss}
     if config.data.val_split:
         measured = {"accuracy_test": None, "accuracy_val": accuracy, "loss_val": test_loss}

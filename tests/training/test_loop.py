@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from comparison import same
+from conftest import train_in_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.training import loop
+from fastcifar.training.evaluate import Measured
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
 
@@ -151,6 +153,18 @@ def test_plateau_drops_the_rate_of_epochs_to_come(make_quick_task, monkeypatch):
         train(task)
     per_epoch = [lr for lr, _ in rows[:: task.steps_per_epoch]]
     assert per_epoch == pytest.approx([0.4, 0.4, 0.2, 0.1, 0.05, 0.025])
+
+
+def test_a_test_loss_that_is_not_finite_is_none_and_the_run_goes_on_from_its_file(
+    make_quick_task, tmp_path, monkeypatch
+):
+    """Logits may leave the range of fp16 while all weights are finite."""
+    with monkeypatch.context() as m:
+        m.setattr(loop.Evaluator, "__call__", lambda *args: Measured(0.3, 0.3, float("inf")))
+        first = train_in_folder(make_quick_task(epochs=2), tmp_path)
+    assert [row["loss_test"] for row in first.history] == [None, None]
+    longer = make_quick_task(epochs=2, resume=str(tmp_path), extend_epochs=3)
+    assert train(longer).history[-1]["loss_test"] > 0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
