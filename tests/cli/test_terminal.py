@@ -1,16 +1,13 @@
 """A run at a terminal of 80 columns: what it prints fits, and it ends with a table, elsewhere with a line of JSON."""
 
 import json
-import os
-import pty
 import re
 import signal
-import sys
-import threading
 
 import pytest
 import torch
 from commands import stop_at
+from pseudo_terminal import pseudo_terminal
 
 from fastcifar.cli import main as entry
 from fastcifar.cli import train as command
@@ -27,28 +24,11 @@ LOW_RES = ["--low-res-px", "24", "--low-res-until", "0.5"]
 @pytest.fixture
 def terminal(monkeypatch):
     """`train_fast.py` with a terminal as stdout: (exit code, lines as they stand when the bar is gone)."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
 
     def main(*argv):
-        controller, shown = pty.openpty()
-        parts = []
-
-        def read():
-            try:
-                while part := os.read(controller, 1 << 16):
-                    parts.append(part)
-            except OSError:  # the other end is closed
-                pass
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        with monkeypatch.context() as patched, os.fdopen(shown, "w") as stdout:
-            patched.setattr(sys, "stdout", stdout)
+        with pseudo_terminal(monkeypatch) as shown:
             code = entry.train(list(argv))
-        reader.join(10)
-        os.close(controller)
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
+        (text,) = shown
         return code, [
             line for line in re.split(r"[\r\n]+", text) if line and "━" not in line and "steps, left" not in line
         ]

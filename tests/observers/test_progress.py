@@ -1,14 +1,12 @@
 """`progress=True` from Python: a bar in a notebook and on a terminal, a line per epoch where output is piped."""
 
-import os
-import pty
 import re
 import sys
-import threading
 import types
 
 import pytest
 from conftest import QUICK, make_dataset
+from pseudo_terminal import pseudo_terminal
 
 import fastcifar
 from fastcifar.observers.progress import Bar, Lines, NotebookBar, make_display
@@ -29,26 +27,9 @@ def test_where_output_is_piped_there_is_a_line_per_epoch_and_one_at_the_end(capf
 
 
 def test_on_a_terminal_a_bar_stands_below_the_lines(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    controller, shown = pty.openpty()
-    parts = []
-
-    def read():
-        try:
-            while part := os.read(controller, 1 << 16):
-                parts.append(part)
-        except OSError:  # the other end is closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with monkeypatch.context() as patched, os.fdopen(shown, "w") as stdout:
-        patched.setattr(sys, "stdout", stdout)
+    with pseudo_terminal(monkeypatch) as shown:
         train()
-    reader.join(10)
-    os.close(controller)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
+    (text,) = shown
     assert "steps, left" in text and re.search(r" \d+/16 ", text)
     assert text.count("epoch 1/2 ") == text.count("epoch 2/2 ") == text.count("accuracy ") - 2 == 1
 
