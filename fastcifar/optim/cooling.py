@@ -10,7 +10,8 @@ Source: entries of the CIFAR-100 speedrun hackathon of October 2026
 import sys
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastcifar.config.config import Config
@@ -28,6 +29,10 @@ class Cooling:
         if step >= self.end:
             return 0.0
         return min(1.0, (self.end - step) / max(1, self.end - self.first))
+
+    def factors(self, num_steps: int) -> Tensor:
+        """[num_steps] f32: `factor` of each step of a run."""
+        return torch.tensor([self.factor(step) for step in range(num_steps)])
 
     def is_over(self, step: int) -> bool:
         """Whether stem and first stage are fixed in a step."""

@@ -152,8 +152,9 @@ def draw_schedules(path: Path, schedules: dict[str, tuple[ScheduleTable, int]]) 
                 axis.plot(x, y, label=literal(name), linewidth=1.4, **style(i))
                 axis.plot(x[tail:], y[tail:], color=f"C{i % 10}", linewidth=4, alpha=0.35)
                 if row == 0 and schedule.cooling != NO_COOLING:
-                    factors = torch.tensor([schedule.cooling.factor(step) for step in range(len(table))])
-                    axis.plot(x, y * factors, color=f"C{i % 10}", linewidth=1.4, linestyle=":")
+                    axis.plot(
+                        x, y * schedule.cooling.factors(len(table)), color=f"C{i % 10}", linewidth=1.4, linestyle=":"
+                    )
             axis.set(title=f"{title} / peak" if relative and row == 0 else title, xlabel="share of the run")
             axis.grid(alpha=0.3)
             if not relative:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from fastcifar.augment.plan import image_size
 from fastcifar.config.config import Config
 from fastcifar.models.counts import train_flop
+from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.cooling import FIRST_STAGE, NO_COOLING, make_cooling
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def stem_fixed_from_px(config: Config) -> int | None:
 
 def fix_first_stage(model: nn.Module, fixed: bool) -> None:
     """Says whether forward passes keep nothing for a backward pass through stem and first stage, from now on."""
-    network: Any = model
-    network.first_stage_fixed = fixed
+    if isinstance(model, ResNet9):  # a network from Python gets no attribute of ours
+        model.first_stage_fixed = fixed
 
 
 def drop_gradients(task: Task, state: State, size_px: int) -> None:
@@ -55,7 +55,7 @@ def factors(task: Task, state: State) -> Tensor | None:
     cooling = state.rates.cooling
     if cooling == NO_COOLING:
         return None
-    return torch.tensor([cooling.factor(step) for step in range(task.num_steps)], device=task.hardware.device)
+    return cooling.factors(task.num_steps).to(task.hardware.device)
 
 
 def fixed_steps(task: Task, num_steps: int) -> dict[int, int]:
