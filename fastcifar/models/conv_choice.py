@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.models import fused
-from fastcifar.models.cpu_conv import TapwiseConv2d
+from fastcifar.models.cpu_conv import CpuConv2d
 from fastcifar.models.launch import TOLERANCE, farthest_in_norm, require_close, tried
 from fastcifar.models.pooled_conv import PLAIN, Kernels, run
 
@@ -24,7 +24,7 @@ GAIN = 0.97
 """The kernels must take at most this share of cuDNN's time: below it a timing may be chance."""
 
 
-class PooledConv2d(TapwiseConv2d):
+class PooledConv2d(CpuConv2d):
     """A convolution before a pool, whose training may use the kernels. Made by `use_kernels`."""
 
     kernels: dict[tuple[int, int], Kernels]
@@ -111,7 +111,7 @@ def use_kernels(model: nn.Module, milliseconds: Timer) -> None:
     """Lets the convolutions before pools use the kernels (in place, keys unchanged), as the timer says."""
     for module in model.modules():
         layer: Any = getattr(module, "conv1", None)
-        if type(layer) is TapwiseConv2d:
+        if type(layer) is CpuConv2d:
             layer.__class__ = PooledConv2d
             layer.kernels, layer.times_ms, layer.milliseconds = {}, {}, milliseconds  # type: ignore[assignment]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.models.cpu_conv import TapwiseConv2d
+from fastcifar.models.cpu_conv import CpuConv2d
 from fastcifar.models.standardized import StandardizedConv2d
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -20,7 +20,7 @@ def conv(
     """A convolution without bias; its default padding keeps H and W of an odd kernel (up to the stride)."""
     kind: type[nn.Conv2d] = StandardizedConv2d if norm == "gn-ws" else nn.Conv2d
     if kind is nn.Conv2d and stride == groups == 1:
-        kind = TapwiseConv2d
+        kind = CpuConv2d
     padding = kernel // 2 if padding is None else padding
     return kind(c_in, c_out, kernel, stride=stride, padding=padding, groups=groups, bias=False)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcifar.config.config import Model
 from fastcifar.config.shapes import Shape, Stage
-from fastcifar.models.cpu_conv import TapwiseConv2d
+from fastcifar.models.cpu_conv import CpuConv2d
 from fastcifar.models.layers import conv, pad_before_pool
 from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ConvStage
@@ -104,7 +104,7 @@ def test_filters_may_begin_as_cosines():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, padding, dtype):
     torch.manual_seed(0)
-    layer = TapwiseConv2d(128, 136, kernel, padding=padding, bias=False).to(memory_format=torch.channels_last)
+    layer = CpuConv2d(128, 136, kernel, padding=padding, bias=False).to(memory_format=torch.channels_last)
     plain, gradients = nn.Conv2d(128, 136, kernel, padding=padding, bias=False), []
     plain.load_state_dict(layer.state_dict())
     draws = torch.randn(6, 128, size, size).contiguous(memory_format=torch.channels_last)
@@ -124,10 +124,10 @@ def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, 
 
 @pytest.mark.parametrize(("channels", "size"), [(64, 7), (128, 15)])
 def test_other_convolutions_are_torchs_own(channels, size):
-    layer = TapwiseConv2d(channels, channels, 3, padding=1, bias=False)
+    layer = CpuConv2d(channels, channels, 3, padding=1, bias=False)
     assert "Tapwise" not in layer(torch.randn(2, channels, size, size)).grad_fn.name()
     with torch.no_grad():
-        assert TapwiseConv2d(128, 128, 3, padding=1, bias=False)(torch.randn(2, 128, 7, 7)).grad_fn is None
+        assert CpuConv2d(128, 128, 3, padding=1, bias=False)(torch.randn(2, 128, 7, 7)).grad_fn is None
 
 
 # Weight standardisation
