@@ -14,6 +14,7 @@ from torch import nn
 
 from fastcifar.config.config import Model
 from fastcifar.config.shapes import Shape, Stage
+from fastcifar.models import winograd
 from fastcifar.models.cpu_conv import CpuConv2d
 from fastcifar.models.layers import conv, pad_before_pool
 from fastcifar.models.networks import make_model
@@ -102,7 +103,8 @@ def test_filters_may_begin_as_cosines():
 
 @pytest.mark.parametrize(("size", "kernel", "padding"), [(3, 3, 1), (7, 3, 1), (8, 3, 0), (7, 2, 0), (5, 1, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, padding, dtype):
+def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, padding, dtype, monkeypatch):
+    monkeypatch.setattr(winograd, "pays", lambda *_: False)
     torch.manual_seed(0)
     layer = CpuConv2d(128, 136, kernel, padding=padding, bias=False).to(memory_format=torch.channels_last)
     plain, gradients = nn.Conv2d(128, 136, kernel, padding=padding, bias=False), []
@@ -123,7 +125,8 @@ def test_a_weight_gradient_by_products_is_that_of_the_convolution(size, kernel, 
 
 
 @pytest.mark.parametrize(("channels", "size"), [(64, 7), (128, 15)])
-def test_other_convolutions_are_torchs_own(channels, size):
+def test_other_convolutions_are_torchs_own(channels, size, monkeypatch):
+    monkeypatch.setattr(winograd, "pays", lambda *_: False)
     layer = CpuConv2d(channels, channels, 3, padding=1, bias=False)
     assert "Tapwise" not in layer(torch.randn(2, channels, size, size)).grad_fn.name()
     with torch.no_grad():

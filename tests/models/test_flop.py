@@ -6,17 +6,23 @@ import pytest
 import torch
 
 from fastcifar.config.config import Model
-from fastcifar.models import cpu_conv
+from fastcifar.models import cpu_conv, winograd
 from fastcifar.models.counts import train_flop
 from fastcifar.models.networks import make_model
+
+
+def without_products(monkeypatch):
+    """Convolutions are torch's own on every CPU."""
+    monkeypatch.setattr(cpu_conv, "MOST_PIXELS", 0)
+    monkeypatch.setattr(winograd, "pays", lambda *_: False)
 
 
 @pytest.mark.parametrize("network", ["resnet9", "resnet18", "shakedrop"])
 @pytest.mark.parametrize(("norm", "freeze"), [("bn", "none"), ("gn-ws", "stem"), ("bn", "all-but-head")])
 def test_train_flop_counts_what_torch_counts(network, norm, freeze, monkeypatch):
     """Not of shakeshake26: torch counts the backward pass of a convolution in groups as more than the forward one. Nor
-    of weight gradients tap by tap: those leave out the products with the padding."""
-    monkeypatch.setattr(cpu_conv, "MOST_PIXELS", 0)
+    of convolutions by products: those leave out the padding, or take fewer."""
+    without_products(monkeypatch)
     from torch.utils.flop_counter import FlopCounterMode
 
     model = make_model(Model(network=network, scale="small", norm=norm, freeze=freeze), 10, seed=0)
@@ -28,7 +34,7 @@ def test_train_flop_counts_what_torch_counts(network, norm, freeze, monkeypatch)
 
 def test_a_fixed_first_stage_has_no_backward_pass(monkeypatch):
     """The same outputs and statistics, the same gradients of the others, and torch counts that much less."""
-    monkeypatch.setattr(cpu_conv, "MOST_PIXELS", 0)
+    without_products(monkeypatch)
     from torch.utils.flop_counter import FlopCounterMode
 
     x, found = torch.randn(2, 3, 22, 22), []
