@@ -32,6 +32,7 @@ from fastcifar.config.config import Config
 from fastcifar.data.load import load_of
 from fastcifar.data.messages import counted
 from fastcifar.files import lock_folder
+from fastcifar.models import winograd
 from fastcifar.models.counts import train_flop
 from fastcifar.models.networks import make_model
 from fastcifar.observers import profiling
@@ -240,6 +241,8 @@ def banner(task: Task) -> str:
         full = make_model(replace(settings, scale="full", shape=None), len(task.dataset.classes), seed=0)
         pflop = task.train_pflop * train_flop(full) / task.flop_per_image[32]
         least_s = pflop * 1e15 / matrix_flop_per_s(hardware.device, hardware.dtype)
+        if not hardware.on_card and winograd.is_used_for(hardware.dtype):
+            least_s *= winograd.FULL_STEP
         lines.append(f"         --scale full would take {pflop:.2g} PFLOP, here at least {duration(least_s)}")
     return "\n".join(fold(line, indent=" " * 9) for line in lines)
 

@@ -26,8 +26,11 @@ POINTS: dict[int, tuple[float, ...]] = {
 }  # fmt: skip
 """Of the sizes m of a tile, besides infinity. The outputs differ from exact ones by 3e-7 (m = 2) to 1.4e-5 (m = 7) of
 their norm; those of oneDNN by 4e-7 to 8e-7."""
-LEAST_GAIN = 0.85
+LARGEST_SHARE = 0.85
 """What `share_of_seconds` must be below; the formula is off by up to a fifth."""
+FULL_STEP = 0.5
+"""At least so much of the seconds that its arithmetic takes at the rate of a large product lasts a step of resnet9 at
+full size: 0.55 on the core where it was measured."""
 IMAGES = 100
 """So many are transformed at a time. With all 500 of a batch a step takes no less time and 1.5 times the memory."""
 
@@ -78,13 +81,17 @@ def share_of_seconds(c_in: int, c_out: int, height: int, width: int) -> float:
     return share * (2 + 35 / c_in + 35 / c_out)
 
 
+def is_used_for(dtype: torch.dtype) -> bool:
+    """Whether this CPU trains any convolution so in this dtype. With AVX-512 or bf16 nothing was measured."""
+    return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Whether training such a convolution on this CPU is faster so. With AVX-512 or bf16 nothing was measured."""
-    if weight.shape[2:] != (3, 3) or not x.dtype == weight.dtype == torch.float32:
+    """Whether training such a convolution on this CPU is faster so."""
+    if weight.shape[2:] != (3, 3) or x.dtype != weight.dtype or not is_used_for(x.dtype):
         return False
     height, width = (size + 2 * padding - 2 for size in x.shape[2:])
-    measured = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return measured and share_of_seconds(weight.shape[1], weight.shape[0], height, width) < LEAST_GAIN
+    return share_of_seconds(weight.shape[1], weight.shape[0], height, width) < LARGEST_SHARE
 
 
 def convolution(x: Tensor, weight: Tensor, padding: int) -> Tensor:

@@ -26,7 +26,7 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     Newton-Schulz iteration with Muon's quintic coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
     the singular values end near 1, not at 1. One batched product for all matrices of a shape.
 
-    A step takes X to P X with P = a I + b G + c G^2, and so G = X X^T to P G P. Only G, [M, R, R], is iterated, and Q, the
+    A step takes X to P X with P = a I + b G + c G^2, and so G = X X^T to P G P. Only G, [M, R, R], is iterated, and the
     product of all P: half the products of an iteration on X.
     """
     a, b, c = NEWTON_SCHULZ

@@ -131,6 +131,17 @@ def test_a_banner_fits_and_has_no_zero_hours(call, base, monkeypatch):
     assert max(map(len, out[:-1])) <= WIDTH
 
 
+def test_the_price_of_the_full_network_knows_its_faster_convolutions(call, base, monkeypatch):
+    """Of a CPU without AVX-512 in fp32, where a step takes half as long as its arithmetic by large products."""
+    monkeypatch.setattr(command, "matrix_flop_per_s", lambda device, dtype: 1e9)
+    seconds = []
+    for kind in ("AVX2", "AVX512"):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda kind=kind: kind)
+        monkeypatch.setattr(command, "duration", lambda s: seconds.append(s) or "s")
+        call(*base, "--precision", "fp32", "--dry-run")
+    assert 2 * seconds[0] == seconds[1] > 0
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [(0.0123, "0.012 s"), (1.0, "1 s"), (59.0, "59 s"), (90.0, "1.5 min"), (3600, "1 h"), (9000.0, "2.5 h"),
