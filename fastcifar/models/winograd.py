@@ -145,7 +145,9 @@ def _tiles(x: Tensor, size: int, stride: int, height: int, width: int, padding: 
     """x [B, C, H, W] -> [size, size, B, t, u, C]; tiles begin `stride` apart and cover height x width outputs."""
     after = [-(-outputs // stride) * stride + size - stride for outputs in (height, width)]
     rows, columns = (end - pixels - padding for end, pixels in zip(after, x.shape[2:], strict=True))
-    x = F.pad(x, (padding, columns, padding, rows)).permute(0, 2, 3, 1)
+    if padding or rows or columns:
+        x = F.pad(x, (padding, columns, padding, rows))
+    x = x.permute(0, 2, 3, 1)
     return x.unfold(1, size, stride).unfold(2, size, stride).permute(4, 5, 0, 1, 2, 3).contiguous()
 
 
@@ -161,8 +163,13 @@ def _products(tiles: Tensor, filters: Tensor) -> Tensor:
 
 def _write(tiles: Tensor, y: Tensor) -> None:
     """Puts tiles [m, m, B, t, u, N] side by side into y [B, N, H, W]; what lies outside is left out."""
-    rows = tiles.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)  # [B, t * m, u * m, N]
-    y.copy_(rows[:, : y.shape[2], : y.shape[3]].permute(0, 3, 1, 2))
+    m, _, count, down, across, _ = tiles.shape
+    rows = y.permute(0, 2, 3, 1)
+    fits = rows.shape[1:3] == (down * m, across * m)
+    whole = rows if fits else rows.new_empty(count, down * m, across * m, rows.shape[3])
+    whole.view(count, down, m, across, m, -1).copy_(tiles.permute(2, 3, 0, 4, 1, 5))
+    if not fits:
+        rows.copy_(whole[:, : rows.shape[1], : rows.shape[2]])
 
 
 def _add_up(tiles: Tensor, x: Tensor, padding: int) -> None:
