@@ -4,8 +4,8 @@ Tiles of m x m outputs become (m + 2)^2 numbers each, for which one product per 
 convolution takes 9 m^2 (Lavin & Gray 2015, arXiv:1509.09308). The points of the transforms are those with the least
 error in fp32 of some hundred that were tried, as Barabasz et al. 2018 (arXiv:1803.10986) do it.
 
-Shapes: B images, C channels in, N out, H W pixels; m outputs and n = m + 2 inputs of a tile along each side; T tiles of
-a map, t along its height and u along its width. All activations are channels_last.
+Shapes: B images, C channels in, N out, H W pixels; m outputs and n = m + 2 inputs of a tile along each side; t tiles
+along the height of a map, u along its width. All activations are channels_last.
 """
 
 import itertools
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.polynomial import polynomial
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -57,9 +56,9 @@ def transforms(m: int) -> Transforms:
         others = [other for other in points if other != point]
         outputs[:, i] = [point**j for j in range(m)]
         filters[i] = np.array([1, point, point**2]) / np.prod([point - other for other in others])
-        inputs[i, : n - 1] = polynomial.polyfromroots(others)
+        inputs[i, : n - 1] = np.poly(others)[::-1]  # coefficients of the polynomial that is zero there
     outputs[-1, -1] = filters[-1, -1] = 1
-    inputs[-1] = polynomial.polyfromroots(points)
+    inputs[-1] = np.poly(points)[::-1]
     scale = np.sqrt(np.linalg.norm(inputs, axis=1) / np.linalg.norm(filters, axis=1))[:, None]
     return Transforms(*(torch.tensor(a, dtype=torch.float32) for a in (outputs, filters * scale, inputs / scale)))
 
@@ -76,7 +75,7 @@ def products(m: int, height: int, width: int) -> int:
 
 def share_of_seconds(c_in: int, c_out: int, height: int, width: int) -> float:
     """Seconds of forward and backward pass, those of oneDNN being 1: the share of its products, twice for the rate and
-    more for the transforms, the more so the fewer channels share them. Fitted to 26 layers on AVX2 (docs/log)."""
+    more for the transforms, the more so the fewer channels share them. Fitted on AVX2 (docs/log)."""
     share = products(tile_of(height, width), height, width) / (9 * height * width)
     return share * (2 + 35 / c_in + 35 / c_out)
 
