@@ -25,22 +25,15 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
 
     Newton-Schulz iteration with Muon's quintic coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
     the singular values end near 1, not at 1. One batched product for all matrices of a shape.
-
-    A step takes X to P X with P = a I + b G + c G^2, and so G = X X^T to P G P. Only G, [M, R, R], is iterated, and the
-    product of all P: half the products of an iteration on X.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     wide = x if x.shape[1] <= x.shape[2] else x.mT
-    gram, product = wide @ wide.mT, None
-    for step in range(steps):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product = polynomial if product is None else polynomial @ product
-        if step < steps - 1:
-            gram = polynomial @ gram @ polynomial
-    wide = wide if product is None else product @ wide
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)  # a x + (b gram + c gram^2) x
     return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
 
 
