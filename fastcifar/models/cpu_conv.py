@@ -41,7 +41,7 @@ class CpuConv2d(nn.Conv2d):
 
 def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
     """Whether the weight gradient of such a convolution is faster as products."""
-    height, width = (size + 2 * padding - k + 1 for size, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    height, width = winograd.output_size(x, weight, padding)
     return min(weight.shape[:2]) >= LEAST_CHANNELS and height * width <= MOST_PIXELS
 
 

@@ -89,8 +89,13 @@ def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
     """Whether training such a convolution on this CPU is faster so."""
     if weight.shape[2:] != (3, 3) or x.dtype != weight.dtype or not is_used_for(x.dtype):
         return False
-    height, width = (size + 2 * padding - 2 for size in x.shape[2:])
-    return share_of_seconds(weight.shape[1], weight.shape[0], height, width) < LARGEST_SHARE
+    return share_of_seconds(weight.shape[1], weight.shape[0], *output_size(x, weight, padding)) < LARGEST_SHARE
+
+
+def output_size(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int]:
+    """Height and width of what a convolution of stride 1 makes."""
+    height, width = (size + 2 * padding - k + 1 for size, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    return height, width
 
 
 def convolution(x: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -104,7 +109,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
-        height, width = (size + 2 * padding - 2 for size in x.shape[2:])
+        height, width = output_size(x, weight, padding)
         m = tile_of(height, width)
         by = transforms(m)
         filters = _both_axes(by.filters, weight.permute(2, 3, 1, 0)).flatten(0, 1)  # [n * n, C, N]
