@@ -121,7 +121,7 @@ class Augment(Part):
     )
     """Image sizes of the first parts of the run, in their order; below 32 they save arithmetic."""
     low_res_until: tuple[float, ...] = setting((), _RISING)
-    """End of each of these parts (fraction below 1, else epoch)."""
+    """End of each of these parts (fraction below 1, else epoch). An epoch that is not over then has the next size."""
 
     def __post_init__(self) -> None:
         for name in ("low_res_px", "low_res_until"):
