@@ -225,7 +225,11 @@ class Effect:
     name: str
     points: float
     standard_error: float
+    """Of `points`."""
     arithmetic_percent: float
+    loss: float
+    """In thousandths; nan where a run has no `loss_mirrored`."""
+    loss_error: float
 
     @property
     def price(self) -> float:
@@ -243,16 +247,18 @@ def effects(rows: Sequence[dict[str, Any]]) -> list[Effect]:
     if len(rows) < len(names) + 2:
         raise ValueError(f"{len(rows)} finished runs are too few for {len(names)} factors")
     matrix = np.array([[1.0, *(row["levels"][name] for name in names)] for row in rows])
-    points = np.array([100 * row["accuracy"] for row in rows])
-    work = np.log([row["train_pflop"] for row in rows])
+    measured = np.array([  # [runs, 3]
+        [100 * row["accuracy"], 1000 * row.get("loss_mirrored", math.nan), math.log(row["train_pflop"])] for row in rows
+    ])  # fmt: skip
     if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
         raise ValueError(f"the {len(rows)} finished runs do not tell all factors apart; finish more")
     inverse = np.linalg.inv(matrix.T @ matrix)
-    fitted, arithmetic = inverse @ matrix.T @ points, inverse @ matrix.T @ work
-    variance = ((points - matrix @ fitted) ** 2).sum() / (len(rows) - matrix.shape[1])
-    errors = 2 * np.sqrt(variance * np.diag(inverse))
+    fitted = inverse @ matrix.T @ measured
+    variances = ((measured - matrix @ fitted) ** 2).sum(0) / (len(rows) - matrix.shape[1])
+    errors = 2 * np.sqrt(np.outer(np.diag(inverse), variances))
     return [
-        Effect(name, 2 * fitted[i], errors[i], 100 * math.expm1(2 * arithmetic[i])) for i, name in enumerate(names, 1)
+        Effect(name, 2 * points, error, 100 * math.expm1(2 * work), 2 * loss, loss_error)
+        for name, (points, loss, work), (error, loss_error, _) in zip(names, fitted[1:], errors[1:], strict=True)
     ]
 
 
@@ -261,9 +267,10 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     if any("compared" in row for row in rows):
         return variant_table([row for row in rows if "error" not in row])
     found = sorted(effects(rows), key=lambda effect: -effect.price)
-    cells = [[e.name, f"{e.points:+.3f}", f"{e.standard_error:.3f}", f"{e.arithmetic_percent:+.1f}", f"{e.price:+.3f}"]
-             for e in found]  # fmt: skip
-    head = ("factor", "points", "standard error", "arithmetic %", "points less its price")
+    cells = [[e.name, f"{e.points:+.3f}", f"{e.standard_error:.3f}", f"{e.arithmetic_percent:+.1f}", f"{e.price:+.3f}",
+              f"{e.loss:+.2f}", f"{e.loss_error:.2f}"] for e in found]  # fmt: skip
+    head = ("factor", "points", "standard error", "arithmetic %", "points less its price",
+            "loss / 1000", "standard error")  # fmt: skip
     return harness.markdown_table(head, cells)
 
 

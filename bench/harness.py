@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from bench.run_clock import RunClock
+from fastcifar.augment.images import DeviceImages
 from fastcifar.cli import flags
 from fastcifar.cli.terminal import route_log_to
 from fastcifar.config.config import Config
@@ -29,6 +31,7 @@ from fastcifar.data.dataset import Dataset
 from fastcifar.files import write_atomically
 from fastcifar.observers.progress import Silent
 from fastcifar.runs import environment, intervals, record
+from fastcifar.training.evaluate import all_logits
 from fastcifar.training.hardware import make_deterministic, resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import RunOutcome
@@ -50,11 +53,12 @@ def describe_environment(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> RunOutcome:
+def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0, measure_loss: bool = False) -> RunOutcome:
     """Trains one run, on a card after a rest of `pause_s`. Prints nothing and writes no file.
 
-    The summary also has `joules` of the card (`bench.run_clock`), and `preparation_s`: seconds of whitening and
-    padding, which a CPU does once for all runs of a job; None on a card, where `time_s.train` has them.
+    With `measure_loss` the summary has `loss_mirrored` (`mirrored_loss`). It also has `joules` of the card
+    (`bench.run_clock`), and `preparation_s`: seconds of whitening and padding, which a CPU does once for all runs of a
+    job; None on a card, where `time_s.train` has them.
     """
     with deterministic_algorithms(config.machine.deterministic):
         config, hardware = resolve(config)
@@ -68,7 +72,21 @@ def train_once(config: Config, dataset: Dataset, pause_s: float = 0.0) -> RunOut
         result.summary["preparation_s"] = None
         if task.hardware.device.type == "cpu":
             (result.summary["preparation_s"],) = repeats_s(lambda: prepare_alike(task), task.hardware.device, repeats=1)
+        if measure_loss:
+            result.summary["loss_mirrored"] = mirrored_loss(result.model, task.test)
         return result
+
+
+def mirrored_loss(model: torch.nn.Module, images: DeviceImages) -> float:
+    """Cross-entropy of the mean logits of an image and its mirror, at the temperature that makes it least.
+
+    The seeds scatter it less than the accuracy, which counts the few images near a boundary: one run says as much about
+    a change as nine do by their accuracies (docs/log/2026-11-28-full-width.md). The temperature (Guo et al. 2017,
+    arXiv:1706.04599) takes out how sure the network is, which label smoothing and the averaging of weights change.
+    """
+    logits = all_logits(model.eval(), images, "flip")[1]
+    losses = [cross_entropy(logits * factor, images.labels) for factor in torch.logspace(-1, 1, 201).tolist()]
+    return float(torch.stack(losses).min())
 
 
 def prepare_alike(task: Task) -> None:

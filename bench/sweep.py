@@ -180,7 +180,7 @@ def work(jobs: list[tuple[Job, Config]], first: Config, options: Options, turn: 
 def train_one(config: Config, dataset: Dataset) -> dict[str, Any]:
     """The summary of a run, or its error: the others go on."""
     try:
-        summary = harness.train_once(config, dataset).summary
+        summary = harness.train_once(config, dataset, measure_loss=True).summary
     except Exception as e:
         return {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
     return {name: value for name, value in summary.items() if name not in LEFT_OUT}

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_config
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from bench import floors, harness, time_to_accuracy
+from fastcifar.augment.images import to_device
 from fastcifar.config.config import Config, Model
 from fastcifar.config.schedules import MultiStep, OneCycle
 from fastcifar.data.dataset import Dataset
@@ -127,6 +130,32 @@ def test_train_once_prints_and_writes_nothing(
     result = harness.train_once(config, harness.random_dataset(64, 32))
     assert len(result.history) == 1 and 0 <= result.summary["accuracy"] <= 1
     assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+class Halves(torch.nn.Module):
+    """Two logits, the means of the left and of half the right part of an image: its mirror has others."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * torch.stack((x[:, 0, :, :16].mean((1, 2)), 0.5 * x[:, 0, :, 16:].mean((1, 2))), 1)
+
+
+def test_the_mirrored_loss_is_that_of_the_best_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (100, 1, 2, 1), generator=generator, dtype=torch.uint8)
+    pixels = pixels.repeat_interleave(16, 2).expand(-1, 32, -1, 3)  # left and right are of one brightness each
+    labels = torch.randint(0, 2, (100,), generator=generator)
+    labels[:80] = 1 - (pixels[:80, 0, 0, 0].float() + pixels[:80, 0, 31, 0].float() > 255).long()
+    images = to_device(pixels, labels, (0.5,) * 3, (0.25,) * 3, 0, torch.device("cpu"), torch.float32)
+    sum_of_both = (pixels[:, 0, 0, 0].float() + pixels[:, 0, 31, 0].float() - 255) / 255 / 0.25
+    logits = torch.stack((sum_of_both / 2, sum_of_both / 4), 1)  # both views
+    best = min(cross_entropy(logits * factor, labels).item() for factor in torch.linspace(0, 40, 4000))
+    found = [harness.mirrored_loss(Halves(factor), images) for factor in (1.0, 2.5)]
+    assert found == pytest.approx([best, best], rel=1e-3)
+    assert best < 0.9 * cross_entropy(logits, labels).item()  # the temperature is a part of it
 
 
 def test_train_once_obeys_deterministic_and_restores_it(monkeypatch: pytest.MonkeyPatch) -> None:

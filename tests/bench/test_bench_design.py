@@ -72,7 +72,8 @@ def made_rows(scatter: float, known: dict[str, float], work: dict[str, float]) -
         high = [name for name in names if job["levels"][name] > 0]
         points = 93 + sum(known.get(name, 0) for name in high) + scatter * generator.standard_normal()
         pflop = 0.2 * np.prod([1 + work.get(name, 0) for name in high])
-        rows.append({**job, "accuracy": points / 100, "train_pflop": float(pflop)})
+        loss = 0.2 - 0.002 * (names[3] in high) + scatter / 100 * generator.standard_normal()
+        rows.append({**job, "accuracy": points / 100, "train_pflop": float(pflop), "loss_mirrored": loss})
     return rows
 
 
@@ -85,8 +86,13 @@ def test_effects_that_were_put_in_come_out() -> None:
         expected = {names[0]: -0.1, names[3]: 0.3}.get(name, 0.0)
         assert abs(found[name].points - expected) < 3 * found[name].standard_error
         assert found[name].standard_error == pytest.approx(2 * 0.2 / 123**0.5, rel=0.3)
+        loss = -2 if name == names[3] else 0
+        assert abs(found[name].loss - loss) < 3 * found[name].loss_error
+        assert found[name].loss_error == pytest.approx(2 * 2 / 123**0.5, rel=0.3)
     assert [found[names[n]].arithmetic_percent for n in (0, 3)] == pytest.approx([-10, 20])
     assert found[names[3]].price == pytest.approx(found[names[3]].points - 0.019 * 20)
+    without = design.effects([{**row, "loss_mirrored": float("nan")} for row in rows])
+    assert [effect.points for effect in without] == [found[name].points for name in names]
     lines = design.report(rows).splitlines()
     assert len(lines) == 2 + len(names) and names[3] in lines[-1]  # 0.3 points cost 0.38
 

@@ -26,6 +26,7 @@ def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_server: Non
     assert sorted(row["seed"] for row in rows) == [0, 1]
     found = {(row["n_train"], row["n_test"], row["variant"]) for row in rows}
     assert found == {(800, 200, f"scale=small epochs=1 shape={TINY}")}
+    assert all(0 < row["loss_mirrored"] < 2.5 for row in rows)  # log 10 is that of a guess
     assert json.loads((tmp_path / "table.json").read_text())["dataset"] == "synthetic, 200 held out"
 
 
@@ -60,7 +61,7 @@ def test_held_out_images_take_the_place_of_the_test_images() -> None:
 
 
 def test_a_failed_run_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(sweep.harness, "train_once", fail)
