@@ -57,7 +57,6 @@ FULL = SHAPES["full"]
 NETWORKS = {
     "full": FULL,
     "N1": candidate(64, 256, 512, 192, 384), "N2": candidate(48, 192, 512, 144, 384),
-    "N3": replace(FULL, stages=(*FULL.stages[:2], replace(FULL.stages[2], kernel=2))),
     "N4": candidate(64, 256, 384, 192), "N5": candidate(56, 224, 448, 168, 384),
     "W1": candidate(96, 384, 768, 288, 512),
 }  # fmt: skip
@@ -75,14 +74,14 @@ class Design:
 
 DESIGNS = {
     "94": Design("speedrun94", "epochs=7 train_stem=low-res", (
-        Factor("last stage: first convolution 2x2", stage=2, change=(("kernel", 2),)),
+        Factor("low resolution of 24 pixels for 22", "low_res_px=22", "low_res_px=24"),
         Factor("first stage: two 1x1 for the 3x3", stage=0, change=(("then", (1, 1)), ("residual", True))),
         Factor("second stage: 192 channels, 3x3 and 1x1", stage=1,
                change=(("then", (3, 1)), ("inner", 192), ("residual", True))),
         Factor("last stage: 384 channels", stage=2, change=(("width", 384),)),
         Factor("filters start as cosines", "start=random", "start=cosines"),
         Factor("rate of the biases 20", "bias_lr_scale=55", "bias_lr_scale=20"),
-        Factor("ladder of sizes", "low_res_px=22 low_res_until=2", "low_res_px=22,28 low_res_until=1,3"),
+        Factor("low resolution for three epochs, not two", "low_res_until=2", "low_res_until=3"),
         Factor("first stage cools, then fixed", high="cool_first_stage=0.6,0.8"),
         Factor("Lookahead for the tail", "swa_start=0.8",
                "swa_start=None lookahead=True final_div_factor=1.4286"),  # to 0.07 of the peak, from a tenth

@@ -48,10 +48,16 @@ def test_levels_are_the_settings_that_they_name(name: str) -> None:
         for level in (False, True)
     )
     if name == "94":
-        assert low.model.layers == SHAPES["full"] and low.augment.low_res_px == (22,)
+        assert low.model.layers == SHAPES["full"] and (low.augment.low_res_px, low.augment.low_res_until) == (
+            (22,),
+            (2.0,),
+        )
         first, second, last = high.model.layers.stages
-        assert first.then == (1, 1) and second.inner == 192 and (last.kernel, last.width) == (2, 384)
-        assert high.model.start == "cosines" and high.augment.low_res_px == (22, 28)
+        assert first.then == (1, 1) and second.inner == 192 and last.width == 384
+        assert high.model.start == "cosines" and (high.augment.low_res_px, high.augment.low_res_until) == (
+            (24,),
+            (3.0,),
+        )
         assert high.model.cool_first_stage == (0.6, 0.8) and low.model.cool_first_stage == ()
         assert [c.augment.order for c in (low, high)] == ["random", "balanced"]
         tables = [make_schedule_table(config, 90) for config in (low, high)]
@@ -98,15 +104,15 @@ def test_effects_that_were_put_in_come_out() -> None:
 
 
 def test_whole_variants_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--list", str(tmp_path / "list.jsonl"), "--design", "networks", "--runs", "14"]
+    words = ["--list", str(tmp_path / "list.jsonl"), "--design", "networks", "--runs", "12"]
     assert design.main(words) == 0
     jobs = harness.read_rows(tmp_path / "list.jsonl")
-    assert len(jobs) == 14 and {job["compared"] for job in jobs} == {*design.NETWORKS}
+    assert len(jobs) == 12 and {job["compared"] for job in jobs} == {*design.NETWORKS}
     rows = [{**job, "accuracy": 0.93 + job["seed"] / 1000, "train_pflop": 0.2} for job in jobs]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     capsys.readouterr()
     assert design.main(["--rows", str(tmp_path / "rows.jsonl")]) == 0
-    assert capsys.readouterr().out.count("93.05 ± 0.07") == 7
+    assert capsys.readouterr().out.count("93.05 ± 0.07") == 6
     batches = design.list_of(design.Options(design="batches", runs=20))
     assert [harness.parse(job["recipe"], job["settings"]).optimizer.batch_size for job in batches[:2]] == [500, 1000]
 
