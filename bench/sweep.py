@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for n, (job, config) in enumerate(zip(jobs, configs, strict=True)) if key_of(job) not in done]  # fmt: skip
     print(f"{len(todo)} runs" + (f", {len(done)} more are there" if done else ""), flush=True)
     context = multiprocessing.get_context("forkserver")  # a process with CUDA cannot be forked; the server has none
-    context.set_forkserver_preload(["bench.sweep"])  # so that torch is imported once
+    context.set_forkserver_preload(["bench.harness"])  # so that torch is imported once
     turn, rows = context.Value("i", 0), context.Queue()
     arguments = (todo, first, options, turn, rows)
     workers = [context.Process(target=work, args=arguments, daemon=True) for _ in range(options.processes)]
