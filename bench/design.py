@@ -269,7 +269,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     cells = [[e.name, f"{e.points:+.3f}", f"{e.standard_error:.3f}", f"{e.arithmetic_percent:+.1f}", f"{e.price:+.3f}",
               f"{e.loss:+.2f}", f"{e.loss_error:.2f}"] for e in found]  # fmt: skip
     head = ("factor", "points", "standard error", "arithmetic %", "points less its price",
-            "loss / 1000", "standard error")  # fmt: skip
+            "loss, thousandths", "standard error")  # fmt: skip
     return harness.markdown_table(head, cells)
 
 
