@@ -83,8 +83,6 @@ DESIGNS = {
         Factor("rate of the biases 20", "bias_lr_scale=55", "bias_lr_scale=20"),
         Factor("low resolution for three epochs, not two", "low_res_until=2", "low_res_until=3"),
         Factor("first stage cools, then fixed", high="cool_first_stage=0.6,0.8"),
-        Factor("Lookahead for the tail", "swa_start=0.8",
-               "swa_start=None lookahead=True final_div_factor=1.4286"),  # to 0.07 of the peak, from a tenth
         Factor("peak held until 0.4 of the cycle", high="pct_hold=0.3"),
         Factor("balanced order", "order=random", "order=balanced"),
     )),

@@ -224,7 +224,7 @@ def banner(task: Task) -> str:
     def reason(name: str) -> str:
         return f" ({hardware.reasons[name]})" if name in hardware.reasons else ""
 
-    ending = "averaging tail" if config.tail else "Lookahead" if config.optimizer.lookahead else "no tail"
+    ending = "averaging tail" if config.tail else "no tail"
     size = "of your own shape" if settings.shape else f"{scale}{reason('scale')}"
     lines = [
         f"recipe   {config.run.recipe}: {counted(config.epochs, 'epoch')} x {counted(task.steps_per_epoch, 'step')} "

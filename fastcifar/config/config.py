@@ -24,10 +24,9 @@ _RISING = Range("at least 0 and rising", lambda v: all(a >= b for a, b in zip(v,
 _TWO_RISING = Range("two rising points of the run", lambda v: not v or (len(v) == 2 and 0 <= v[0] <= v[1] and v[1] > 0))
 
 HAS_TAIL = Need("an averaging tail (--swa-start)", lambda config, _: config.tail is not None)
-NO_TAIL = Need("a run without an averaging tail (--swa-start None)", lambda config, _: config.tail is None)
 HAS_VIEWS = Need("test-time views (--tta flip or flip-shift)", lambda config, _: config.evaluation.tta != "none")
 LOW_RES = Need("a low-resolution part (--low-res-until above 0)", lambda config, _: any(config.augment.low_res_until))
-RESNET9 = Need("--network resnet9", lambda config, _: config.model.network == "resnet9")
+RESNET9 = Need("--network resnet9", lambda config, _: config.is_resnet9)
 TRAINS_STAGES = Need(
     "--network resnet9 whose stages are trained",
     lambda config, _: RESNET9.holds(config, _) and config.model.freeze != "all-but-head",
@@ -151,8 +150,6 @@ class Optimizer(Part):
     """Learning rate of the classifier relative to the schedule."""
     label_smoothing: float = setting(0.0, FRACTION)
     """Probability mass given to the other classes."""
-    lookahead: bool = setting(False, needs=NO_TAIL)
-    """Slow weights follow the trained ones, which go on from them every 5 steps; the run ends with the slow ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,9 +274,15 @@ class Config(Part):
             raise ValueError("schedule plateau needs the accuracy of every epoch: eval_every must be 1")
 
     @property
-    def averages(self) -> bool:
-        """Whether the run ends with other weights than those of its last step, so that batch norm is refreshed."""
-        return self.tail is not None or self.optimizer.lookahead
+    def is_resnet9(self) -> bool:
+        """Whether the network is ours of that name."""
+        return self.model.network == "resnet9" and "network" not in self.from_python
+
+    @property
+    def cools_first_stage(self) -> bool:
+        """Whether `cool_first_stage` has an effect; a recipe may have it where the network or optimizer is another."""
+        ours = "optimizer" not in self.from_python and TRAINS_STAGES.holds(self, None)
+        return ours and bool(self.model.cool_first_stage)
 
     def epoch_of(self, when: float) -> float:
         """Epoch of a point that is given as a fraction of the run (below 1) or as an epoch (from 1 up)."""

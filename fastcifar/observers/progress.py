@@ -171,9 +171,8 @@ def notes(summary: dict[str, Any]) -> list[str]:
     raw, averaged = summary["accuracy_raw"], summary["accuracy_swa"]
     lines = []
     if averaged is not None and averaged < raw:
-        lines.append(f"note: the averaged weights ({averaged:.2%}) are worse than the raw ones ({raw:.2%})")
-        if summary["config"].get("tail"):
-            lines[-1] += ": a longer tail or a higher --swa-lr may help"
+        lines.append(f"note: the averaged weights ({averaged:.2%}) are worse than the raw ones ({raw:.2%}): a longer "
+                     "tail or a higher --swa-lr may help")  # fmt: skip
     if summary.get("stopped"):
         lines.append(f"stopped after {counted(summary['epochs'], 'epoch')}: {summary['stopped']}")
     if summary["steps_skipped_fp16"]:

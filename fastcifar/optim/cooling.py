@@ -46,13 +46,13 @@ FIRST_STAGE = ("stem.", "stages.0.")
 
 def make_cooling(config: Config, steps_per_epoch: int) -> Cooling:
     """The steps of a config. ValueError where the second point is before the first, or the run ends before both."""
-    if not config.model.cool_first_stage:
+    if not config.cools_first_stage:
         return NO_COOLING
-    first, end = (round(config.epoch_of(when) * steps_per_epoch) for when in config.model.cool_first_stage)
-    if not first <= end or first >= round(config.final_epochs * steps_per_epoch):
-        raise ValueError(f"cool_first_stage is from epoch {first / steps_per_epoch:g} to {end / steps_per_epoch:g} of "
-                         f"{config.final_epochs:g} epochs; choose rising points within the run")  # fmt: skip
-    return Cooling(first, end)
+    first, end = (config.epoch_of(when) for when in config.model.cool_first_stage)
+    if not first <= end or first >= config.final_epochs:
+        raise ValueError(f"cool_first_stage is from epoch {first:g} to {end:g} of {config.final_epochs:g} epochs; "
+                         "choose rising points within the run")  # fmt: skip
+    return Cooling(round(first * steps_per_epoch), round(end * steps_per_epoch))
 
 
 def set_apart(optimizers: list[Optimizer], model: nn.Module) -> None:

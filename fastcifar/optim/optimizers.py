@@ -169,7 +169,7 @@ def make_optimizers(model: nn.Module, config: Config, capturable: bool = False) 
         optimizers = [CapturableSGD([filters, *rest], **rates)]
     else:
         optimizers = [_fused_sgd([filters, *rest], **rates)]
-    if config.model.cool_first_stage:
+    if config.cools_first_stage:
         set_apart(optimizers, model)
     return optimizers
 

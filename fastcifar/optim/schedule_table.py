@@ -19,7 +19,6 @@ from fastcifar.config.config import Config
 from fastcifar.config.schedule import Span
 from fastcifar.config.schedules import Plateau
 from fastcifar.optim.cooling import NO_COOLING, Cooling, make_cooling
-from fastcifar.optim.lookahead import EVERY
 from fastcifar.optim.optimizers import UncompiledSGD
 
 
@@ -82,13 +81,13 @@ def plan_averages(
 ) -> None:
     """Writes the column `averages`, in place: true every k steps of the tail, or at the ends of its epochs.
 
-    Without a tail it has the exchanges of Lookahead. The last step is among them where nothing else would be: of what
-    follows `first_step`, when `count` weights have joined before, as in a run that was resumed and extended.
+    The last step is among them where nothing else would be: of what follows `first_step`, when `count` weights have
+    joined before, as in a run that was resumed and extended.
     """
     tail, num_steps = config.tail, len(rates)
     in_tail = range(1 - rates.tail_step, num_steps - rates.tail_step + 1)  # after each step
     if tail is None:
-        rates.averages = [config.optimizer.lookahead and (step + 1) % EVERY == 0 for step in range(num_steps)]
+        rates.averages = num_steps * [False]
     elif tail.every_steps is not None:
         rates.averages = [k > 0 and k % tail.every_steps == 0 for k in in_tail]
         rates.averages[-1] |= in_tail[-1] > 0 and not (count or any(rates.averages[first_step:]))

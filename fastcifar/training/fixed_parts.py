@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 def stem_fixed_from_px(config: Config) -> int | None:
     """Image size from which a run of resnet9 does not train the stem's biases; None if there is none."""
-    settings = config.model
-    fixed = settings.network == "resnet9" and settings.train_stem == "low-res" and image_size(config, 0) < 32
+    fixed = config.is_resnet9 and config.model.train_stem == "low-res" and image_size(config, 0) < 32
     return 32 if fixed else None
 
 

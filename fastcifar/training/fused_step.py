@@ -10,7 +10,6 @@ from fastcifar.augment.stem import works
 from fastcifar.models.fused import is_fused
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.fused_update import FusedUpdate, fused_update
-from fastcifar.optim.lookahead import Lookahead
 from fastcifar.training.fixed_parts import stem_fixed_from_px
 from fastcifar.training.state import State
 from fastcifar.training.task import Task
@@ -24,10 +23,7 @@ def make_fused_update(task: Task, state: State, forward: Callable[[Tensor], Tens
     model = state.model
     if not isinstance(model, ResNet9) or not is_fused(model) or forward is not model:
         return None
-    update = fused_update(model, state.optimizers, task.config, dtype)
-    if update and isinstance(state.average, Lookahead):
-        state.average.copied = update.arena.refresh
-    return update
+    return fused_update(model, state.optimizers, task.config, dtype)
 
 
 def makes_images_from_px(task: Task, state: State) -> int | None:

@@ -80,9 +80,6 @@ def check_parts(config: Config, parts: Parts = NO_PARTS) -> None:
     if parts.network is not None and parts.optimizer is None and config.optimizer.name == "muon":
         raise ValueError("optimizer muon and its rates are tuned to the networks of fastcifar: give an optimizer with "
                          'the network, or optimizer="sgd" and an lr_peak that suits it')  # fmt: skip
-    if config.model.cool_first_stage and (parts.network is not None or parts.optimizer is not None):
-        raise ValueError("cool_first_stage is of the networks and optimizers of fastcifar: leave it out where one of "
-                         "them comes from Python")  # fmt: skip
     if parts.optimizer is not None and config.schedule.peak == 0:
         raise ValueError("lr_peak is 0; the schedule scales the rates of an optimizer by what it is of its peak")
 

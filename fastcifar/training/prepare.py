@@ -109,7 +109,7 @@ def _run_all_shapes(task: Task, model: nn.Module) -> None:
             logits = model(x)
         if training:
             logits.sum().backward()
-    if task.hardware.on_card and config.averages:  # a step that is not captured has not rehearsed the refresh either
+    if task.hardware.on_card and config.tail:  # a step that is not captured has not rehearsed the refresh either
         model.train()
         with torch.no_grad(), autocast(task.hardware):
             model.forward(random_batch(task.hardware, refresh_shape(task)[1], 32, generator))

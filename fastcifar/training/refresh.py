@@ -49,7 +49,7 @@ class Refresh:
     def __init__(self, task: Task, state: State, capture: Capture | None = None) -> None:
         self.task, self.model = task, state.model
         self.replay: Callable[[], None] | None = None
-        if capture and task.config.averages and batch_norms(self.model):
+        if capture and task.config.tail and batch_norms(self.model):
             hardware = task.hardware
             with may_fail("the batch-norm refresh", hardware.device), state.preserved():
                 self.images = torch.zeros(*refresh_shape(task), 32, 32, 3, dtype=hardware.dtype, device=hardware.device)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fastcifar.augment.images import DeviceImages
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim.averaging import RunningMean
-from fastcifar.optim.lookahead import Lookahead
 from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.optim.swag import Swag
@@ -42,8 +41,6 @@ def initial_state(task: Task, stopwatch: Stopwatch) -> State:
     processes.share_noise(model, task.world)
     rank, is_fp16 = config.tail.swag_rank if config.tail else 0, task.hardware.dtype == torch.float16
     average = Swag(model, rank) if rank else RunningMean(model)
-    if config.optimizer.lookahead:
-        average = Lookahead(model, task.num_steps)
     state = State(
         model=model,
         optimizers=(

@@ -60,12 +60,8 @@ def test_levels_are_the_settings_that_they_name(name: str) -> None:
         )
         assert high.model.cool_first_stage == (0.6, 0.8) and low.model.cool_first_stage == ()
         assert [c.augment.order for c in (low, high)] == ["random", "balanced"]
-        tables = [make_schedule_table(config, 90) for config in (low, high)]
-        assert (low.tail is not None, high.tail) == (True, None) and len(FACTORS) == 11
-        assert [any(table.averages[:500]) for table in tables] == [False, True]
-        assert tables[1].table[-1, 0].item() == pytest.approx(0.07 * 0.12, rel=1e-3)
-        at_peak = (tables[1].table[:, 0] > 0.12 - 1e-9).nonzero().flatten()
-        assert (at_peak[0].item(), at_peak[-1].item()) == (62, 251)  # of 630 steps
+        at_peak = (make_schedule_table(high, 90).table[:, 0] > 0.12 - 1e-9).nonzero().flatten()
+        assert (at_peak[0].item(), at_peak[-1].item()) == (49, 200)  # of 504 steps of the cycle
     else:
         assert low.model.layers == SHAPES["wide"] and high.model.layers == design.NETWORKS["W1"]
         assert (low.epochs, high.epochs, high.augment.cutout_px) == (8, 9.5, 8)

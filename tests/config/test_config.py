@@ -25,7 +25,7 @@ FLAGS = """
     recipe epochs data cache_dir subset test_split val_split smoke scale shape network norm activation init freeze start
     train_stem cool_first_stage device precision compile cuda_graph fused_kernels augment deterministic batch_size
     crop_pad_px mirror order cutout_px low_res_px low_res_until
-    optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing lookahead
+    optimizer lr_peak momentum weight_decay bias_lr_scale head_lr_scale label_smoothing
     schedule pct_start pct_hold momentum_min momentum_max cycle_momentum anneal_strategy div_factor final_div_factor
     milestones gamma step_size eta_min t_0 t_mult base_lr cyclic_mode cyclic_gamma cycles factor patience end_factor
     swa_start swa_lr swa_anneal swa_momentum swa_every swag_rank tta tta_share
@@ -199,7 +199,6 @@ def test_what_is_of_a_command_is_no_setting_of_a_run():
      ({"network": "resnet18", "cool_first_stage": (0.6, 0.8)},
       "--cool-first-stage has no effect here: it belongs to --network resnet9 whose stages are trained"),
      ({"freeze": "all-but-head", "cool_first_stage": (0.6, 0.8)}, "--cool-first-stage has no effect here"),
-     ({"lookahead": True}, "--lookahead has no effect here: it belongs to a run without an averaging tail"),
      ({"schedule": "linear", "pct_hold": 0.3}, "--pct-hold has no effect with schedule linear: it belongs to onecycle"),
      ({"network": "resnet18", "start": "cosines"}, "--start has no effect here: it belongs to --network resnet9"),
      ({"stop_at": 0.9, "eval_every": 30}, "--stop-at has no effect here: it belongs to a run that measures before")],
@@ -212,7 +211,7 @@ def test_what_has_no_effect_is_told_where_it_belongs(settings, told):
 
 def test_what_asks_for_nothing_is_taken_anywhere():
     settings = {"keep_all": False, "stop_at": None, "low_res_px": (), "low_res_until": (), "extend_epochs": None,
-                "shape": None, "network": "resnet18", "lookahead": False, "cool_first_stage": ()}  # fmt: skip
+                "shape": None, "network": "resnet18", "cool_first_stage": ()}  # fmt: skip
     assert with_settings(PLAIN, **settings) == with_settings(PLAIN, network="resnet18")
 
 

@@ -10,8 +10,6 @@ MOST_TO_AVERAGE = 2
 """Launches after a step whose weights go into the average."""
 MOST_FOR_SWAG = 6
 """The same where their spread and deviations are kept, too."""
-MOST_FOR_LOOKAHEAD = 3
-"""Launches after a step with an exchange: slow weights, fast ones, and with a fused update their bf16 copies."""
 NEVER = ("illegal", "outside", "unordered", "reused", "freed")
 NEVER_IN_A_STEP = ("waits", "copies_to_device", "copies_to_host", "pageable_copies", "frees")
 NEVER_IN_A_BLOCK = ("waits", "copies_to_host", "pageable_copies", "frees", "replays")

@@ -9,7 +9,7 @@ from unittest import mock
 
 from agreeing_kernels import WatchedUpdate, agreeing_kernels
 from observe import card, make_task, watch_run
-from runs import COOLED, LOOKAHEAD, evaluation, host_time
+from runs import COOLED, evaluation, host_time
 
 
 def with_fused_kernels(conv_kernels: bool = False, **settings: Any) -> dict[str, Any]:
@@ -41,7 +41,6 @@ CASES: dict[str, Callable[[], Any]] = {
     "stem fixed and cutout": partial(with_fused_kernels, train_stem="low-res", cutout_px=8),
     "first stage cooled": partial(with_fused_kernels, **COOLED),
     "first stage cooled, stem fixed": partial(with_fused_kernels, train_stem="low-res", **COOLED),
-    "Lookahead": partial(with_fused_kernels, **LOOKAHEAD),
     "convolutions": partial(with_fused_kernels, conv_kernels=True),
     "convolutions, plain": partial(with_fused_kernels, conv_kernels=True, cuda_graph=False),
     "evaluation": evaluation_with_fused_kernels,

@@ -19,7 +19,6 @@ from torch import Tensor
 
 COOLED: dict[str, Any] = {"cool_first_stage": (0.1, 0.6)}
 """The second of the epochs at full size is the first whose end has no backward pass through stem and first stage."""
-LOOKAHEAD: dict[str, Any] = {"lookahead": True, "swa_start": None}
 PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
 
 
@@ -259,7 +258,6 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "first stage cooled": partial(watched, **COOLED),
         "first stage cooled, sgd": partial(watched, optimizer="sgd", **COOLED),
         "first stage cooled, plain": partial(watched, cuda_graph=False, **COOLED),
-        "Lookahead": partial(watched, **LOOKAHEAD),
         "ends inside an epoch": partial(watched, epochs=2.5),
         "plateau": partial(watched, schedule="plateau", val_split=0.2, swa_start=None, eval_every=1),
         "deterministic muon": partial(deterministic, "speedrun94"),

@@ -3,7 +3,7 @@
 import fused_runs
 import pytest
 import runs
-from checks import MOST_FOR_LOOKAHEAD, MOST_FOR_SWAG, MOST_TO_AVERAGE, complaints_about_run
+from checks import MOST_FOR_SWAG, MOST_TO_AVERAGE, complaints_about_run
 from results import ask, marks
 from subject import RECIPES
 
@@ -51,7 +51,7 @@ def test_a_run_with_fused_kernels_is_recorded_and_never_waits(name: str) -> None
 
 def most_to_average(name: str) -> int:
     """Launches of the average after a step."""
-    return {"SWAG every step": MOST_FOR_SWAG, "Lookahead": MOST_FOR_LOOKAHEAD}.get(name, MOST_TO_AVERAGE)
+    return MOST_FOR_SWAG if name == "SWAG every step" else MOST_TO_AVERAGE
 
 
 def chosen(name: str) -> dict[str, str]:
@@ -99,14 +99,6 @@ def test_a_fixed_first_stage_has_a_smaller_graph() -> None:
     assert run["fused_update"] and run["beside_backward"] == 6  # trained at two sizes, and fixed at one
     further = run["all"]["captured"] - whole["all"]["captured"]
     assert 40 < further <= 66  # its graph and 4 operations in both others; a graph with all of it would add 78
-
-
-@pytest.mark.parametrize(("group", "name"), [("runs", "Lookahead"), ("fused_runs", "Lookahead")])
-def test_lookahead_exchanges_every_five_steps_without_a_wait(group: str, name: str) -> None:
-    run = ask(group, name)
-    exchanged = [step["averaged"] for block in run["blocks"] for step in block["steps"]]
-    assert [i for i, is_exchange in enumerate(exchanged, 1) if is_exchange] == [5, 10]
-    assert run["swa_recorded"] == 2 and len(run["refresh"]) == 1
 
 
 def test_both_image_sizes_are_trained() -> None:

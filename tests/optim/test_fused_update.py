@@ -8,7 +8,6 @@ import importlib.util
 import io
 import sys
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +20,7 @@ from fastcifar.models.networks import make_model
 from fastcifar.models.resnet9 import ResNet9
 from fastcifar.optim import fused_update
 from fastcifar.optim.arena import ALIGN, Arena
-from fastcifar.optim.lookahead import Lookahead
 from fastcifar.optim.optimizers import make_optimizers
-from fastcifar.training import fused_step
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or not sys.platform.startswith("linux"), reason="Triton is not here"
@@ -166,22 +163,6 @@ def test_copies_follow_weights_that_something_else_has_changed():
     assert not (arena.copies[model.head.weight] == 3).all()
     arena.refresh()
     assert (arena.copies[model.head.weight] == 3).all()
-
-
-def test_copies_follow_an_exchange_of_lookahead(monkeypatch):
-    model, _, arena = in_arena()
-    state = SimpleNamespace(model=model, optimizers=[], average=Lookahead(model, 20))
-    hardware, parts = SimpleNamespace(dtype=torch.bfloat16), SimpleNamespace(names="")
-    monkeypatch.setattr(fused_step, "is_fused", lambda model: True)
-    monkeypatch.setattr(fused_step, "fused_update", lambda *arguments: SimpleNamespace(arena=arena))
-    task = SimpleNamespace(config=None, hardware=hardware, parts=parts)
-    assert fused_step.make_fused_update(task, state, model).arena is arena  # type: ignore[arg-type, union-attr]
-    for _ in range(2):
-        with torch.no_grad():
-            arena.weights.add_(torch.randn(len(arena.weights)))
-        state.average.add(model)
-        assert torch.equal(arena.low, arena.weights.bfloat16())
-    assert torch.equal(arena.copies[model.head.weight], state.average.mean["head.weight"].bfloat16())
 
 
 def test_where_the_kernels_do_not_run_one_line_says_so_and_nothing_has_changed(caplog):

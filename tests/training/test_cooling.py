@@ -8,7 +8,9 @@ from comparison import run_with_cuts, same, weights, without_times
 from test_step import NO_TAIL, assert_same, recorded  # noqa: F401 (a fixture)
 
 from fastcifar.models.counts import train_flop
-from fastcifar.optim.cooling import Cooling
+from fastcifar.models.networks import make_model
+from fastcifar.optim.cooling import NO_COOLING, Cooling, make_cooling
+from fastcifar.optim.optimizers import make_optimizers
 from fastcifar.training import fixed_parts, prepare
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
@@ -149,9 +151,24 @@ def test_several_processes_drop_the_gradients(make_quick_task):
     assert dropped[END, 24] == {name for name, _ in state.model.named_parameters() if is_cooled(name)}
 
 
+@pytest.mark.parametrize("changed", [{"network": "resnet18"}, {"freeze": "all-but-head"}], ids=str)
+def test_a_recipe_that_cools_does_not_cool_what_has_no_such_stage(make_quick_task, changed):
+    task = make_quick_task(**MUON)
+    config = replace(task.config, model=replace(task.config.model, **changed))
+    assert make_cooling(config, 8) == NO_COOLING != make_cooling(task.config, 8)
+    optimizers = make_optimizers(make_model(config.model, 10, seed=0), config)
+    assert not any("cools" in group for optimizer in optimizers for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("epochs", "end"), [(1, 1), (2, 2), (3, 2)])
+def test_fractions_are_within_the_shortest_run(make_quick_task, epochs, end):
+    config = make_quick_task(epochs=epochs, swa_start=None, cool_first_stage=(0.6, 0.8)).config
+    assert make_cooling(config, steps_per_epoch=1).end == end
+
+
 @pytest.mark.parametrize(
     ("points", "epochs", "told"),
-    [((3.0, 4.0), 3, "from epoch 3 to 4 of 3 epochs"), ((0.9, 1.0), 3, "from epoch 2.75 to 1 of 3 epochs")],
+    [((3.0, 4.0), 3, "from epoch 3 to 4 of 3 epochs"), ((0.9, 1.0), 3, "from epoch 2.7 to 1 of 3 epochs")],
 )
 def test_points_outside_the_run_are_refused(make_quick_task, points, epochs, told):
     with pytest.raises(ValueError, match=f"cool_first_stage is {told}; choose rising points within the run"):
