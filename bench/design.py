@@ -82,7 +82,7 @@ DESIGNS = {
         Factor("filters start as cosines", "start=random", "start=cosines"),
         Factor("rate of the biases 20", "bias_lr_scale=55", "bias_lr_scale=20"),
         Factor("low resolution for three epochs, not two", "low_res_until=2", "low_res_until=3"),
-        Factor("first stage cools, then fixed", high="cool_first_stage=0.6,0.8"),
+        Factor("first stage cools, then fixed", "cool_first_stage=", "cool_first_stage=0.6,0.8"),
         Factor("peak held until 0.4 of the cycle", high="pct_hold=0.3"),
         Factor("balanced order", "order=random", "order=balanced"),
     )),

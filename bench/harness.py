@@ -39,6 +39,11 @@ from fastcifar.training.rates import repeats_s
 from fastcifar.training.start import preprocess
 from fastcifar.training.task import Task, make_task
 
+SPEEDRUN94_BEFORE = (
+    "epochs=7.5 start=random train_stem=always cool_first_stage= order=random low_res_px=22 low_res_until=0.3"
+)
+"""Settings of `speedrun94` until 2026-11-28, with which most of its runs in the records were made."""
+
 
 def describe_environment(config: Config) -> dict[str, Any]:
     """Device, versions and commit: the head of every table.json. ValueError when a choice is not available here."""
@@ -174,6 +179,7 @@ def interruptible() -> Iterator[Interruption]:
 
 def flags_of(settings: str) -> list[str]:
     """Converts `epochs=10 swa_start=None cycle_momentum=false milestones=0.4,0.8` to flags of train_fast.py.
+    `cool_first_stage=` is a list without numbers.
 
     ValueError when a part of the text is not of the form name=value.
     """
@@ -186,7 +192,8 @@ def flags_of(settings: str) -> list[str]:
         if value.lower() in ("true", "false"):
             converted.append(flag if value.lower() == "true" else flag.replace("--", "--no-", 1))
         else:
-            converted += [flag, *(value.split(",") if not value.startswith("{") else [value])]  # a shape is JSON
+            values = [value] if value.startswith("{") else value.split(",") if value else []  # a shape is JSON
+            converted += [flag, *values]
     return converted
 
 

@@ -87,10 +87,15 @@ def read_runs(folder: Path) -> list[Run]:
             settings = row["variant"].replace("as it is", "")
             comparable = row["recipe"] == "speedrun94" and row["compile"] == "off" and row["augment"] == "torch"
             if comparable and "cuda_graph=false" not in settings:
-                images = whole_images(harness.parse("speedrun94", settings), row["num_steps"])
+                images = whole_images(parse(settings), row["num_steps"])
                 kind = f"{row['num_steps']} steps, {row['epochs']:g} epochs"
                 runs.append(Run(kind, row["fused_kernels"], row["num_steps"], images, row["time_s"]["train"]))
     return runs
+
+
+def parse(variant: str) -> Config:
+    """`speedrun94` as it was when the runs were measured, with other settings."""
+    return harness.parse("speedrun94", harness.SPEEDRUN94_BEFORE, variant)
 
 
 def whole_images(config: Config, num_steps: int) -> int:
@@ -128,7 +133,7 @@ def predict(seconds_per: dict[str, float], epochs: float, batch: int) -> dict[st
     today's by the two assumptions. Images cost less by their arithmetic in both, the low-resolution part what it did.
     """
     steps = round(epochs * (50_000 // batch))
-    images = whole_images(harness.parse("speedrun94", f"epochs={epochs} batch_size={batch}"), steps)
+    images = whole_images(parse(f"epochs={epochs} batch_size={batch}"), steps)
     of_steps, of_images = seconds_per["step"] * steps, seconds_per["image"] * images
     fewer, less = of_steps * OPERATIONS_NOW / OPERATIONS_THEN, of_images * LESS_ARITHMETIC
     return {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -24,7 +25,9 @@ from fastcifar.augment.plan import image_size
 from fastcifar.config.config import Config
 from fastcifar.config.recipes import RECIPES
 from fastcifar.config.shapes import SHAPES, Shape, Stage
+from fastcifar.optim.cooling import make_cooling
 from fastcifar.runs import record
+from fastcifar.training.fixed_parts import stem_fixed_from_px
 
 IMAGES = 50_000
 AIRBENCH = Shape(stem=24, stages=(Stage(width=64), Stage(width=256), Stage(width=256)))
@@ -38,6 +41,7 @@ class Part:
     size_px: int
     steps: int
     trains_stem: bool = False
+    trains_first_stage: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ PEERS = (
 )  # fmt: skip
 
 
+EARLIER = {"speedrun94 before 2026-11-29": ("speedrun94", harness.SPEEDRUN94_BEFORE)}
+"""Settings of a recipe under which many of the records were made."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Settings of the bench."""
@@ -76,7 +84,8 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.work")
-    rows = [row for name in options.recipes for row in recipe_rows(name)] + [peer_row(peer) for peer in PEERS]
+    rows = [recipe_row(name, RECIPES[name]) for name in options.recipes]
+    rows += [recipe_row(name, harness.parse(*of)) for name, of in EARLIER.items()] + [peer_row(peer) for peer in PEERS]
     record.write_lines(options.out / "runs.jsonl", rows)
     cells = [[row["name"], f"{row['passes']:.2f}", f"{row['naive_pflop']:.4f}", f"{row['train_pflop']:.4f}"]
              for row in rows]  # fmt: skip
@@ -84,23 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def recipe_rows(name: str) -> list[dict[str, Any]]:
-    """Counts of a recipe as it is, and with the stem's biases trained at low resolution alone, where it has one."""
-    config = RECIPES[name]
-    scale = "full" if config.model.scale == "auto" else config.model.scale
-    kinds = ["always", "low-res"] if config.augment.low_res_px else ["always"]
-    return [_recipe_row(f"{name}, stem {kind}" if kind == "low-res" else name, config, SHAPES[scale], kind)
-            for kind in kinds]  # fmt: skip
-
-
-def _recipe_row(name: str, config: Config, shape: Shape, train_stem: str) -> dict[str, Any]:
+def recipe_row(name: str, config: Config) -> dict[str, Any]:
+    """Counts of a training of resnet9 by a recipe of ours."""
     steps_per_epoch = IMAGES // config.optimizer.batch_size
     num_steps = round(config.epochs * steps_per_epoch)
-    parts = []
-    for epoch in range(math.ceil(config.epochs)):
-        size = image_size(config, epoch)
-        steps = min(steps_per_epoch, num_steps - epoch * steps_per_epoch)
-        parts.append(Part(size, steps, train_stem == "always" or size < 32))
+    fixed_from, cooled_at = stem_fixed_from_px(config) or math.inf, make_cooling(config, steps_per_epoch).end
+    forms = Counter[tuple[int, bool, bool]]()
+    for step in range(num_steps):
+        size = image_size(config, step // steps_per_epoch)
+        forms[size, size < fixed_from and step < cooled_at, step < cooled_at] += 1
+    parts = [Part(size, steps, *trained) for (size, *trained), steps in forms.items()]
+    shape = SHAPES["full" if config.model.scale == "auto" else config.model.scale]
     return _row(name, shape, config.optimizer.batch_size, parts, lean=True)
 
 
@@ -112,7 +115,10 @@ def peer_row(peer: Peer) -> dict[str, Any]:
 
 def _row(name: str, shape: Shape, batch: int, parts: Sequence[Part], lean: bool) -> dict[str, Any]:
     naive, ours = (
-        sum(part.steps * batch * flop_per_image(shape, part.size_px, part.trains_stem, leave_out) for part in parts)
+        sum(
+            p.steps * batch * flop_per_image(shape, p.size_px, p.trains_stem, leave_out, p.trains_first_stage)
+            for p in parts
+        )
         / 1e15
         for leave_out in (False, True)
     )
@@ -121,7 +127,9 @@ def _row(name: str, shape: Shape, batch: int, parts: Sequence[Part], lean: bool)
             "passes": passes, "naive_pflop": naive, "train_pflop": ours if lean else naive}  # fmt: skip
 
 
-def flop_per_image(shape: Shape, size_px: int, trains_stem: bool, leave_out: bool = True) -> float:
+def flop_per_image(
+    shape: Shape, size_px: int, trains_stem: bool, leave_out: bool = True, trains_first_stage: bool = True
+) -> float:
     """FLOP of forward and backward per image, from the sizes of the maps alone.
 
     leave_out: without the outputs that no pool reads, as fastcifar computes; else with them.
@@ -130,11 +138,12 @@ def flop_per_image(shape: Shape, size_px: int, trains_stem: bool, leave_out: boo
     total = 3 * 4 * shape.stem * size**2  # multiply-adds; the stem's filters are fixed
     for n, stage in enumerate(shape.stages):
         computed, pooled = (size // 2 * 2 if leave_out else size), size // 2
-        passes = 3 if n or trains_stem else 2  # no gradient of the input where nothing before it is trained
-        total += passes * stage.kernel**2 * c_in * stage.width * computed**2
+        trained = n > 0 or trains_first_stage
+        before = (trains_stem, trains_first_stage)[n] if n < 2 else True  # else no gradient of the input
+        total += (1 + trained + (trained and before)) * stage.kernel**2 * c_in * stage.width * computed**2
         widths = [stage.width, *[stage.inner or stage.width] * (len(stage.then) - 1), stage.width]
         for kernel, (a, b) in zip(stage.then, pairwise(widths), strict=True):
-            total += 3 * kernel**2 * a * b * pooled**2
+            total += (3 if trained else 1) * kernel**2 * a * b * pooled**2
         size, c_in = pooled, stage.width
     return 2.0 * (total + 3 * 10 * c_in)
 

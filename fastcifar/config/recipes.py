@@ -28,9 +28,13 @@ peak; Muon on the filters; 24 pixels until 60% of the run; six views of the leas
 
 speedrun94 = replace(
     swa30,
-    epochs=7.5,
-    model=Model(scale="full", activation="silu"),
-    augment=Augment(crop_pad_px=2, mirror="alternating", low_res_px=(22,), low_res_until=(0.3,)),
+    epochs=8.0,
+    model=Model(
+        scale="full", activation="silu", start="cosines", train_stem="low-res", cool_first_stage=(0.6, 0.8),
+    ),
+    augment=Augment(
+        crop_pad_px=2, mirror="alternating", order="balanced", low_res_px=(24,), low_res_until=(0.375,),
+    ),
     schedule=OneCycle(
         peak=0.12, rise=0.1, momentum_max=0.7, momentum_min=0.55, anneal="linear", div_factor=10.0,
     ),

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from agreeing_kernels import WatchedUpdate, agreeing_kernels
-from observe import card, make_task, watch_run
+from observe import ALL_TRAINED, card, make_task, watch_run
 from runs import COOLED, evaluation, host_time
 
 
@@ -24,7 +24,7 @@ def with_fused_kernels(conv_kernels: bool = False, **settings: Any) -> dict[str,
 
 def evaluation_with_fused_kernels() -> dict[str, Any]:
     with agreeing_kernels():
-        return evaluation("speedrun94", True, fused_kernels=True)
+        return evaluation(ALL_TRAINED, True, fused_kernels=True)
 
 
 def with_update_that_does_not_wait() -> dict[str, Any]:
@@ -49,5 +49,5 @@ CASES: dict[str, Callable[[], Any]] = {
     "fp16": partial(with_fused_kernels, precision="fp16"),
     "fault: the update does not wait": with_update_that_does_not_wait,
     **{f"host time, {recipe}": partial(host_time, recipe, True, True)
-       for recipe in ("speedrun94", "accurate96", "onecycle30")},
+       for recipe in (ALL_TRAINED, "speedrun94", "accurate96", "onecycle30")},
 }  # fmt: skip

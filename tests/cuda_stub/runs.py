@@ -14,7 +14,7 @@ from unittest import mock
 import subject
 import torch
 from agreeing_kernels import agreeing_kernels
-from observe import Layouts, Watch, Watched, WatchedStep, card, make_task, watch_run
+from observe import ALL_TRAINED, Layouts, Watch, Watched, WatchedStep, card, make_task, watch_run
 from torch import Tensor
 
 COOLED: dict[str, Any] = {"cool_first_stage": (0.1, 0.6)}
@@ -23,7 +23,7 @@ PRECISIONS, OPTIMIZERS = ("bf16", "fp16", "fp32"), ("muon", "sgd")
 
 
 def watched(
-    recipe: str = "speedrun94", optimizer: str | None = None, sync_is_error: bool = True, **settings: Any
+    recipe: str = ALL_TRAINED, optimizer: str | None = None, sync_is_error: bool = True, **settings: Any
 ) -> dict[str, Any]:
     return watch_run(make_task(recipe, optimizer, **settings), sync_is_error)
 
@@ -71,7 +71,7 @@ def host_time(recipe: str, recorded: bool, fused_kernels: bool = False, **settin
                 state.average.add(state.model)
         average_us = average.pop("us")
     return {"recorded": isinstance(step, subject.CapturedStep), "fused": subject.fused.is_fused(state.model),
-            "captured": recording.get("captured", 0),
+            "captured": recording.get("captured", 0), "forms": len(subject.step_forms(task)),
             "sizes": sizes, "updates": updates, "average": average, "average_us": average_us}  # fmt: skip
 
 
@@ -241,11 +241,11 @@ def _cases() -> dict[str, Callable[[], Any]]:
         cases[f"gn-ws {optimizer}"] = partial(watched, optimizer=optimizer, norm="gn-ws")
         cases[f"small {optimizer}"] = partial(watched, optimizer=optimizer, scale="small")
         cases[f"plain {optimizer}"] = partial(watched, optimizer=optimizer, cuda_graph=False)
-        cases[f"host time, recorded {optimizer}"] = partial(host_time, "speedrun94", True, optimizer=optimizer)
+        cases[f"host time, recorded {optimizer}"] = partial(host_time, ALL_TRAINED, True, optimizer=optimizer)
         cases[f"plain fp16 {optimizer}"] = partial(watched, optimizer=optimizer, precision="fp16", cuda_graph=False)
-        cases[f"host time, fp16 {optimizer}"] = partial(host_time, "speedrun94", True, optimizer=optimizer,
+        cases[f"host time, fp16 {optimizer}"] = partial(host_time, ALL_TRAINED, True, optimizer=optimizer,
                                                         precision="fp16")  # fmt: skip
-        cases[f"host time, plain {optimizer}"] = partial(host_time, "speedrun94", False, optimizer=optimizer)
+        cases[f"host time, plain {optimizer}"] = partial(host_time, ALL_TRAINED, False, optimizer=optimizer)
     return cases | {
         "resnet18": partial(watched, network="resnet18"),
         "wide sgd": partial(watched, optimizer="sgd", scale="wide"),
@@ -260,9 +260,9 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "first stage cooled, plain": partial(watched, cuda_graph=False, **COOLED),
         "ends inside an epoch": partial(watched, epochs=2.5),
         "plateau": partial(watched, schedule="plateau", val_split=0.2, swa_start=None, eval_every=1),
-        "deterministic muon": partial(deterministic, "speedrun94"),
+        "deterministic muon": partial(deterministic, ALL_TRAINED),
         "deterministic sgd": partial(deterministic, "onecycle30"),
-        "layouts resnet9": partial(with_layouts, recipe="speedrun94"),
+        "layouts resnet9": partial(with_layouts, recipe=ALL_TRAINED),
         "layouts resnet18 plain": partial(with_layouts, network="resnet18", optimizer="sgd", cuda_graph=False),
         "fault: item, recorded": partial(with_item_in_step, recorded=True, sync_is_error=False),
         "fault: item, plain, torch looks": partial(with_item_in_step, recorded=False, sync_is_error=True),
@@ -270,8 +270,8 @@ def _cases() -> dict[str, Callable[[], Any]]:
         "fault: rehearsal does not wait": with_rehearsal_that_does_not_wait,
         "fault: index from the host": with_index_from_the_host,
         "fault: blocks are not waited for": with_blocks_that_are_not_waited_for,
-        "evaluation, recorded": partial(evaluation, "speedrun94", True),
-        "evaluation, plain": partial(evaluation, "speedrun94", False),
+        "evaluation, recorded": partial(evaluation, ALL_TRAINED, True),
+        "evaluation, plain": partial(evaluation, ALL_TRAINED, False),
         "executor waits": executor_waits,
         "preparation": preparation,
     }

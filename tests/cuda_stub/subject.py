@@ -19,6 +19,7 @@ from fastcifar.optim.optimizers import make_optimizers, set_row
 from fastcifar.runs import plots
 from fastcifar.training import prepare as preparing
 from fastcifar.training.evaluate import Evaluator
+from fastcifar.training.fixed_parts import step_forms
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
 from fastcifar.training.observer import Observer
@@ -68,6 +69,7 @@ __all__ = [
     "set_row",
     "start_state",
     "stem",
+    "step_forms",
     "train",
     "warm_up",
     "with_optimizer",

@@ -80,7 +80,7 @@ def measure(names: list[str]) -> tuple[list[list[Any]], ...]:
                 step, block = found["step"], found["block"]
                 steps.append([recipe, kind, size, step.get("launches", 0) or f"{step.get('replays', 0)} replay",
                               copies(step), step.get("memsets", 0), step.get("waits", 0),
-                              told["captured"] // len(told["sizes"]) or "-", f"{found['step_us']:,.0f}"])  # fmt: skip
+                              told["captured"] // told["forms"] or "-", f"{found['step_us']:,.0f}"])  # fmt: skip
                 taken = add(block["next"], block["begin"])
                 blocks.append([recipe, kind, size, found["num_steps"], triple(taken, "waits"),
                                triple(block["ahead"], "waits"), f"{found['block_us']:,.0f}",

@@ -57,7 +57,7 @@ def most_to_average(name: str) -> int:
 def chosen(name: str) -> dict[str, str]:
     """What is chosen for each convolution before a pool and each size."""
     choice = "forward and backward" if "convolutions" in name else "none"
-    return {f"stages.{i}.conv1 {s}x{s}": choice for i, both in enumerate(((22, 32), (12, 16), (6, 8))) for s in both}
+    return {f"stages.{i}.conv1 {s}x{s}": choice for i, both in enumerate(((24, 32), (12, 16), (6, 8))) for s in both}
 
 
 def test_kernels_for_convolutions_take_the_place_of_cudnns() -> None:
@@ -77,7 +77,7 @@ def test_a_fixed_stem_reads_the_images_as_they_lie(name: str) -> None:
     run = ask("fused_runs", name)
     if not run["fused"]:
         pytest.skip(f"Triton does not run on the stub here: {run['said']}")
-    assert [(block["size"], block["drawn"]) for block in run["blocks"]] == [(22, False), *[(32, True)] * 3]
+    assert [(block["size"], block["drawn"]) for block in run["blocks"]] == [(24, False), *[(32, True)] * 3]
     assert run["kernels"]["stem"] == 3  # the check before the run, the rehearsal and the recording
     for block in run["blocks"][:-1]:
         assert block["ahead"]["counted"]["copies_to_device"] == 1
@@ -103,7 +103,7 @@ def test_a_fixed_first_stage_has_a_smaller_graph() -> None:
 
 def test_both_image_sizes_are_trained() -> None:
     run = ask("runs", "recipe speedrun94")
-    assert [block["size"] for block in run["blocks"]] == [22, 32, 32, 32]
+    assert [block["size"] for block in run["blocks"]] == [24, 32, 32, 32]
 
 
 @pytest.mark.parametrize("name", ["averaging every step", "averaging every step, plain", "SWAG every step"])

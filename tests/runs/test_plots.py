@@ -9,7 +9,6 @@ import pytest
 from fastcifar.cli.schedule import preview
 from fastcifar.config.config import Augment
 from fastcifar.config.recipes import RECIPES
-from fastcifar.config.settings import with_settings
 from fastcifar.optim.schedule_table import make_schedule_table
 from fastcifar.runs import plots
 from fastcifar.runs.results import RunResults
@@ -96,13 +95,12 @@ def test_one_recipe_is_drawn_once_and_named_in_the_title(drawn):
 
 
 def test_the_rate_of_a_first_stage_that_cools_is_dotted(drawn):
-    config = with_settings(RECIPES["speedrun94"], cool_first_stage=(0.6, 0.8))
-    plots.draw_schedules(Path("s.png"), {"speedrun94": preview(config)})
+    plots.draw_schedules(Path("s.png"), {"speedrun94": preview(RECIPES["speedrun94"])})
     (figure,) = drawn
     (dotted,) = (line for axis in figure.axes for line in axis.get_lines() if line.get_linestyle() == ":")
     whole, cooled = figure.axes[0].get_lines()[0].get_ydata(), dotted.get_ydata()
-    assert cooled[450] == whole[450] > 0 and 2 * cooled[525] == pytest.approx(whole[525])
-    assert (cooled[600:] == 0).all() and len(cooled) == 750
+    assert cooled[480] == whole[480] > 0 and 2 * cooled[560] == pytest.approx(whole[560])
+    assert (cooled[640:] == 0).all() and len(cooled) == 800
     assert "dotted: first stage" in figure.get_suptitle()
 
 
