@@ -121,6 +121,9 @@ class Options:
     """What is screened: a two-level design, or whole variants beside each other."""
     runs: int = 128
     """Runs of the list; of a two-level design a power of 2."""
+    resolution: Literal[4, 5] = 5
+    """Of a two-level design: at 5 no effect of a factor or a pair is mixed up with another of them, at 4 pairs may be
+    mixed up with pairs, in fewer runs."""
     first_seed: int = 0
     """Seed of the first run."""
 
@@ -150,7 +153,7 @@ def list_of(options: Options) -> list[dict[str, Any]]:
         return compared_jobs(COMPARISONS[options.design], options)
     design = DESIGNS[options.design]
     jobs = []
-    for seed, row in enumerate(levels(len(design.factors), options.runs), options.first_seed):
+    for seed, row in enumerate(levels(len(design.factors), options.runs, options.resolution), options.first_seed):
         named = {factor.name: int(level) for factor, level in zip(design.factors, row, strict=True)}
         jobs.append({"recipe": design.recipe, "settings": settings_of(design, row > 0), "seed": seed, "levels": named})
     return jobs
@@ -175,38 +178,38 @@ def compared_jobs(design: Design, options: Options) -> list[dict[str, Any]]:
              "compared": factor.name} for seed in seeds for factor in design.factors]  # fmt: skip
 
 
-def levels(num_factors: int, runs: int) -> np.ndarray:
-    """[runs, factors] of -1 and +1: a fractional factorial of resolution V or more, found by search.
+def levels(num_factors: int, runs: int, resolution: int = 5) -> np.ndarray:
+    """[runs, factors] of -1 and +1: a fractional factorial of this resolution or more, found by search.
 
     The first log2(runs) factors take all combinations; each further one is a product of some of them, such that no
-    product of four or fewer columns is constant. ValueError when `runs` is no power of 2 or too small.
+    product of fewer columns than `resolution` is constant. ValueError when `runs` is no power of 2 or too small.
     """
     base = int(math.log2(runs)) if runs > 0 else 0
     if 2**base != runs:
         raise ValueError(f"runs is {runs}; give a power of 2")
     basic = [1 << i for i in range(min(base, num_factors))]  # bit i: the i-th basic factor is in the product
-    words = _further_words(basic, num_factors - len(basic), range(1, runs))
+    words = _further_words(basic, num_factors - len(basic), range(1, runs), resolution)
     if words is None:
         raise ValueError(f"{runs} runs are too few for {num_factors} factors whose effects are told apart; double them")
     bits = (np.arange(runs)[:, None] >> np.arange(base)) & 1  # [runs, base]
     return np.stack([np.prod([2 * bits[:, i] - 1 for i in range(base) if word >> i & 1], axis=0) for word in words], 1)
 
 
-def _further_words(words: list[int], count: int, candidates: Sequence[int]) -> list[int] | None:
+def _further_words(words: list[int], count: int, candidates: Sequence[int], resolution: int) -> list[int] | None:
     """The words and `count` of the candidates, all clear of each other; None where there are none."""
     if not count:
         return words
-    clear = [word for word in candidates if _is_clear(words, word)]
+    clear = [word for word in candidates if _is_clear(words, word, resolution)]
     for n, word in enumerate(clear):
-        if found := _further_words([*words, word], count - 1, clear[n + 1 :]):
+        if found := _further_words([*words, word], count - 1, clear[n + 1 :], resolution):
             return found
     return None
 
 
-def _is_clear(words: Sequence[int], word: int) -> bool:
-    """Whether a product of `word` with three or fewer of the words is never constant."""
+def _is_clear(words: Sequence[int], word: int, resolution: int) -> bool:
+    """Whether a product of `word` with `resolution` - 2 or fewer of the words is never constant."""
     products = {0}
-    for count in (1, 2, 3):
+    for count in range(1, resolution - 1):
         for chosen in itertools.combinations(words, count):
             product = 0
             for one in chosen:

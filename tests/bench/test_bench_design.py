@@ -23,6 +23,17 @@ def test_no_effect_is_mixed_up_with_a_pair_of_others(num_factors: int, runs: int
             assert abs(table[:, columns].prod(1).sum()) < runs or count == 0
 
 
+@pytest.mark.parametrize(("num_factors", "runs"), [(4, 8), (8, 16), (16, 32)])
+def test_at_resolution_4_fewer_runs_tell_factors_from_pairs(num_factors: int, runs: int) -> None:
+    table = design.levels(num_factors, runs, resolution=4)
+    assert table.shape == (runs, num_factors)
+    for count in range(1, 4):
+        for columns in itertools.combinations(range(num_factors), count):
+            assert abs(table[:, columns].prod(1).sum()) < runs
+    with pytest.raises(ValueError, match="too few"):
+        design.levels(num_factors, runs)
+
+
 @pytest.mark.parametrize(("num_factors", "runs", "told"), [(9, 16, "too few"), (3, 12, "power of 2"), (3, 0, "power")])
 def test_too_few_runs_are_refused(num_factors: int, runs: int, told: str) -> None:
     with pytest.raises(ValueError, match=told):
