@@ -39,11 +39,6 @@ from fastcifar.training.rates import repeats_s
 from fastcifar.training.start import preprocess
 from fastcifar.training.task import Task, make_task
 
-SPEEDRUN94_BEFORE = (
-    "epochs=7.5 start=random train_stem=always cool_first_stage= order=random low_res_px=22 low_res_until=0.3"
-)
-"""Settings of `speedrun94` until 2026-11-28, with which most of its runs in the records were made."""
-
 
 def describe_environment(config: Config) -> dict[str, Any]:
     """Device, versions and commit: the head of every table.json. ValueError when a choice is not available here."""

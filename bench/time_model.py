@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from bench import harness
+from bench.work import SPEEDRUN94_BEFORE
 from fastcifar.augment.plan import image_size
 from fastcifar.config.config import Config
 from fastcifar.runs import record
@@ -95,7 +96,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 def parse(variant: str) -> Config:
     """`speedrun94` as it was when the runs were measured, with other settings."""
-    return harness.parse("speedrun94", harness.SPEEDRUN94_BEFORE, variant)
+    return harness.parse("speedrun94", SPEEDRUN94_BEFORE, variant)
 
 
 def whole_images(config: Config, num_steps: int) -> int:

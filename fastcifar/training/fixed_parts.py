@@ -37,6 +37,12 @@ def fix_first_stage(model: nn.Module, fixed: bool) -> None:
         model.first_stage_fixed = fixed
 
 
+def let_all_train(model: nn.Module) -> None:
+    """Lets backward passes go through all of a network again, for whoever trains or exports it after the run."""
+    if isinstance(model, ResNet9):
+        model.stem_fixed_from_px, model.first_stage_fixed = None, False
+
+
 def drop_gradients(task: Task, state: State, size_px: int) -> None:
     """Removes the gradients of what is not trained in this step, on images of this size."""
     from_px, fixed = stem_fixed_from_px(task.config), tuple[str, ...]()

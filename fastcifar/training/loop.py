@@ -11,6 +11,7 @@ from typing import Any
 from fastcifar.optim.swag import Swag
 from fastcifar.training.compiling import uncompile
 from fastcifar.training.evaluate import Evaluator
+from fastcifar.training.fixed_parts import let_all_train
 from fastcifar.training.observer import Observer, RunOutcome, Stop, StopAt
 from fastcifar.training.prepare import Prepared, prepare
 from fastcifar.training.processes import sum_over_processes
@@ -134,4 +135,5 @@ def finish(task: Task, state: State, ready: Prepared) -> RunOutcome:
     summary["time_s"]["eval_final"] = round(stopwatch.seconds("eval") - before_s, 4)
     swag = state.average if has_tail and isinstance(state.average, Swag) else None
     uncompile(model)  # it leaves the run as a plain network
+    let_all_train(model)
     return RunOutcome(model, summary, state.history, state.rates, swag)

@@ -151,6 +151,16 @@ def test_several_processes_drop_the_gradients(make_quick_task):
     assert dropped[END, 24] == {name for name, _ in state.model.named_parameters() if is_cooled(name)}
 
 
+def test_the_network_leaves_the_run_with_all_of_it_to_train(make_quick_task):
+    task = make_quick_task(**MUON, train_stem="low-res")
+    assert task.network.stem_fixed_from_px == 32
+    model = train(task).model
+    model.train()(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"stem.bias", "stages.0.conv1.weight"} <= trained
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("changed", [{"network": "resnet18"}, {"freeze": "all-but-head"}], ids=str)
 def test_a_recipe_that_cools_does_not_cool_what_has_no_such_stage(make_quick_task, changed):
     task = make_quick_task(**MUON)
