@@ -169,7 +169,8 @@ def test_a_network_of_python_is_saved_with_plain_keys_and_loads_when_it_is_given
         fastcifar.load(tmp_path / "r", network=nn.Linear(3, 10))
 
 
-def test_what_a_recipe_has_for_resnet9_does_nothing_to_another_network():
+@pytest.mark.parametrize("optimizer", ["sgd", adamw], ids=["ours", "another"])
+def test_what_a_recipe_has_for_resnet9_does_nothing_to_another_network(optimizer):
     def named() -> nn.Module:  # its weights have names such as ours
         stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
         stages = nn.Sequential(nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -178,7 +179,7 @@ def test_what_a_recipe_has_for_resnet9_does_nothing_to_another_network():
     low = with_settings(QUICK, low_res_px=24, low_res_until=0.5)
     ours = with_settings(low, cool_first_stage=(0.2, 0.4), train_stem="low-res", start="cosines")
     plain, other = (
-        weights(fastcifar.train(recipe, data=make_dataset(), epochs=2, network=named, optimizer=adamw))
+        weights(fastcifar.train(recipe, data=make_dataset(), epochs=2, network=named, optimizer=optimizer))
         for recipe in (low, ours)
     )
     assert all(torch.equal(plain[name], other[name]) for name in plain)
