@@ -120,7 +120,7 @@ def draw_frontier(path: Path, series: Sequence[Series], published: list[dict[str
         for one in series:
             draw_series(axis, one, key)
         for marker, peer in zip("*P^vXD", published, strict=False):
-            axis.plot(peer[key], 100 * peer["accuracy"], marker, markersize=10, color="k", mfc="none", zorder=3,
+            axis.plot(peer[key], 100 * peer["accuracy"], marker, markersize=7, color="k", mfc="white", zorder=3,
                       label=f"{peer['name']}, published")  # fmt: skip
         axis.axhline(94, color="k", lw=0.6, ls=":")
         axis.set(xlabel=label, xscale="log")

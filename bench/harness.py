@@ -174,8 +174,8 @@ def interruptible() -> Iterator[Interruption]:
 
 def flags_of(settings: str) -> list[str]:
     """Converts `epochs=10 swa_start=None cycle_momentum=false milestones=0.4,0.8` to flags of train_fast.py.
-    `cool_first_stage=` is a list without numbers.
 
+    `cool_first_stage=` is a list without numbers.
     ValueError when a part of the text is not of the form name=value.
     """
     converted: list[str] = []

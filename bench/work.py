@@ -139,15 +139,15 @@ def flop_per_image(
     """
     size, c_in = size_px - 1, shape.stem
     total = 3 * 4 * shape.stem * size**2  # multiply-adds; the stem's filters are fixed
+    input_is_trained = trains_stem  # else a convolution has no gradient of its input
     for n, stage in enumerate(shape.stages):
         computed, pooled = (size // 2 * 2 if leave_out else size), size // 2
         trained = n > 0 or trains_first_stage
-        before = (trains_stem, trains_first_stage)[n] if n < 2 else True  # else no gradient of the input
-        total += (1 + trained + (trained and before)) * stage.kernel**2 * c_in * stage.width * computed**2
+        total += (1 + trained + (trained and input_is_trained)) * stage.kernel**2 * c_in * stage.width * computed**2
         widths = [stage.width, *[stage.inner or stage.width] * (len(stage.then) - 1), stage.width]
         for kernel, (a, b) in zip(stage.then, pairwise(widths), strict=True):
             total += (3 if trained else 1) * kernel**2 * a * b * pooled**2
-        size, c_in = pooled, stage.width
+        size, c_in, input_is_trained = pooled, stage.width, trained
     return 2.0 * (total + 3 * 10 * c_in)
 
 

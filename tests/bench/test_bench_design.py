@@ -71,6 +71,7 @@ def test_levels_are_the_settings_that_they_name(name: str) -> None:
         )
         assert high.model.cool_first_stage == (0.6, 0.8) and low.model.cool_first_stage == ()
         assert [c.augment.order for c in (low, high)] == ["random", "balanced"]
+        assert low.tail is not None and len(FACTORS) == 10
         at_peak = (make_schedule_table(high, 90).table[:, 0] > 0.12 - 1e-9).nonzero().flatten()
         assert (at_peak[0].item(), at_peak[-1].item()) == (49, 200)  # of 504 steps of the cycle
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench import design, work
+from bench import design, harness, work
 from fastcifar.config.config import Model
 from fastcifar.config.shapes import SHAPES
 from fastcifar.models.counts import train_flop
@@ -32,6 +32,8 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = rows["speedrun94 before 2026-11-29"]
     counts = before["passes"], before["naive_pflop"], before["train_pflop"]
     assert counts == pytest.approx((7.5, 0.2387, 0.2140), abs=1e-4)
+    stem_fixed = work.recipe_row("", harness.parse("speedrun94", work.SPEEDRUN94_BEFORE, "train_stem=low-res"))
+    assert stem_fixed["train_pflop"] == pytest.approx(0.2072, abs=1e-4)
     assert rows["Fulcrum e1"]["train_pflop"] == pytest.approx(0.224, abs=1e-3)
     assert rows["hiverge"]["train_pflop"] == pytest.approx(0.254, abs=1e-3)
     printed = capsys.readouterr().out

@@ -7,14 +7,14 @@ from results import ask, marks
 pytestmark = marks
 
 MOST_LAUNCHES = {"muon": 244, "sgd": 169}
-"""In a step of speedrun94, of 20 images. Each kernel is some microseconds of the card. Nine are for the borders before
-the pools, which the fused kernels write."""
+"""In a step of the full network that trains all weights, of 20 images. Each kernel is some microseconds of the card.
+Nine are for the borders before the pools, which the fused kernels write."""
 MOST_NODES = {"muon": 284, "sgd": 194}
 """In the graph of a step: launches, copies and memsets."""
 MOST_NODES_FP16 = {"muon": 299, "sgd": 219}
 """With the loss scale, the checks for overflow and undoing a step."""
 MOST_LAUNCHES_FUSED = 193
-"""In a step of speedrun94 with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
+"""In such a step with the fused kernels: 4 for each of the 7 batch norms and what stands around it."""
 MOST_NODES_FUSED = {ALL_TRAINED: 66, "speedrun94": 63, "accurate96": 70, "onecycle30": 59}
 """In the graph of a step with the fused kernels and the fused update, by recipe; with the optimizers 240, 287, 132."""
 MOST_OF_AN_UPDATE = {"Muon": 107, "UncompiledSGD": 3, "CapturableSGD": 20}
