@@ -168,6 +168,15 @@ def test_three_steps_are_enough_for_filters(shape):
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_each_step_takes_the_singular_values_through_muons_polynomial(steps):
+    values = torch.tensor([0.8, 0.6, 0.01, 0.0], dtype=torch.float64)
+    expected = values / values.norm()
+    for _ in range(steps):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    torch.testing.assert_close(orthogonalize(values.diag()[None], steps)[0], expected.diag(), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(64, 96), (96, 64)])
 def test_orthogonalized_matrix_keeps_the_singular_vectors(shape):
     matrix = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
