@@ -93,9 +93,11 @@ def jobs(first: Dataset, other: Dataset, options: Options) -> Iterator[Job]:
     """Seed by seed, each after the model of the first classes."""
     recipe = with_settings(find_recipe(DEFAULT_RECIPE), scale=options.scale)
     for seed in range(options.first_seed, options.first_seed + options.runs):
-        model = options.out / f"first-five-s{seed}"
+        config = with_settings(recipe, epochs=options.first_epochs, seed=seed)
+        model = options.out / f"first-five-s{seed}-{harness.state_of(config, first.digest)}"
         if not (model / "summary.json").exists():
-            fastcifar.train(recipe, data=first, out=model, epochs=options.first_epochs, seed=seed)
+            begun = (model / "config.json").exists()
+            fastcifar.train(config, data=first, **{"resume" if begun else "out": str(model)})  # type: ignore[arg-type]
         for images in options.images:
             few = replace(take_subset(other, images), x_test=other.x_test, y_test=other.y_test)
             for way, settings in WAYS.items():

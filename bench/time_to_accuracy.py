@@ -129,19 +129,25 @@ def peer_clock_s(run: dict[str, Any]) -> float:
 
 def measure_processes(rows: harness.Rows, digest: str, config: Config, options: Options,
                       processes: list[dict[str, Any]]) -> None:  # fmt: skip
-    """Appends to `processes`: cold and warm in turn, each pair with caches of its own."""
+    """Appends to `processes`: cold and warm in turn, each pair with caches of its own. A pair is one row."""
     flags = harness.flags_of(options.base)
     for pair in range(options.processes):
-        with tempfile.TemporaryDirectory(prefix="fastcifar-cold-") as caches:
-            for kind in ("cold", "warm"):
 
-                def measure_process(pair: int = pair, kind: str = kind, caches: str = caches) -> dict[str, Any]:
-                    return run_process(["--recipe", options.recipe, *flags, "--seed", str(pair)], Path(caches), kind)
+        def measure_pair(pair: int = pair) -> dict[str, Any]:
+            measured: dict[str, Any] = {}
+            with tempfile.TemporaryDirectory(prefix="fastcifar-cold-") as caches:
+                for kind in ("cold", "warm"):
+                    arguments = ["--recipe", options.recipe, *flags, "--seed", str(pair)]
+                    measured[kind] = run_process(arguments, Path(caches), kind)
+                    if error := measured[kind].get("error"):
+                        return {**measured, "error": error}
+            return measured
 
-                state = harness.state_of(config, digest)
-                row = rows.get_or_measure({"process": kind, "pair": pair}, measure_process, state)
-                processes.append(row)
-                outcome = row.get("error") or f"{row['process_s']:.1f} s"
+        row = rows.get_or_measure({"processes": pair}, measure_pair, harness.state_of(config, digest))
+        for kind in ("cold", "warm"):
+            if one := row.get(kind):
+                processes.append({"process": kind, **one})
+                outcome = one.get("error") or f"{one['process_s']:.1f} s"
                 print(f"{kind} process {pair}: {outcome}", flush=True)
 
 

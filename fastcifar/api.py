@@ -27,6 +27,7 @@ from fastcifar.data.load import load_of
 from fastcifar.files import lock_folder
 from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.hub_folder import Material
+from fastcifar.inference.trained_run import require_classes
 from fastcifar.models.own_network import Network
 from fastcifar.observers.progress import make_display
 from fastcifar.observers.run_files import file_observers, measured, normalization_facts
@@ -154,13 +155,14 @@ def evaluate(
     """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
 
     views, share: as for `Classifier.logits`; with the `tta` and `tta_share` of a run in fp32 the accuracy is its own.
-    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, or has a label that the
-    model does not know.
+    Raises TypeError when `data` is none of these, ValueError when the data cannot be read, a data set has other classes
+    than the model, or a label is none of the model's.
     """
     if isinstance(data, tuple):
         images, labels = data
     else:
         dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
+        require_classes(dataset, model)
         images, labels = dataset.x_test, dataset.y_test
     logits = model.logits(images, views, share)
     target = torch.from_numpy(check_labels("evaluate", labels, classes=model.classes))

@@ -104,9 +104,8 @@ def outputs_of(run: TrainedRun, dataset: Dataset, views: bool, samples: int) -> 
     """Log-probabilities [N, K] of the test images by kind of weights: first of the run's own model, then of what else
     there is: the raw weights where it is an average, and the mean of `samples` models of its Gaussian.
     """  # fmt: skip
-    has_tail = run.config is not None and run.config.tail is not None
-    models = {"swa" if has_tail else "raw": run.model}
-    if has_tail and (raw := raw_model(run)):
+    models = {"swa" if run.is_average else "raw": run.model}
+    if run.is_average and (raw := raw_model(run)):
         models["raw"] = raw
     found = {kind: log_probabilities(model, dataset, views)[0] for kind, model in models.items()}
     if samples:

@@ -106,12 +106,14 @@ def _modified(path: Path) -> float:
 
 
 def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag, as tyro takes it; None where it is not given."""
+    value = None
     for i, word in enumerate(argv):
         if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
+            value = argv[i + 1]
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+    return value
 
 
 def _given(argv: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 `fastcifar predict IMAGE ... --run RUN` is the same.
 """
 
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from fastcifar.data.messages import DataError, printable
 from fastcifar.data.pixels import decode_image
 from fastcifar.inference.classifier import load
 from fastcifar.runs.model_file import find_model
+from fastcifar.runs.record import to_json
 
 RUNS = Path("runs")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -103,7 +103,7 @@ def line(path: str, best: list[tuple[str, float]], options: Options) -> str:
         return f"{printable(path)}: " + ", ".join(f"{name} {p:.1%}" for name, p in best)
     classes: list[dict[str, Any]] = [{"class": name, "probability": round(p, 6)} for name, p in best]
     path = path.encode(errors="backslashreplace").decode()  # a lone surrogate is no valid text
-    return json.dumps({"path": path, **classes[0], "top": classes, "views": 1 + options.views})
+    return to_json({"path": path, **classes[0], "top": classes, "views": 1 + options.views})
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -101,8 +101,8 @@ class _LimitedStream:
         return self._position
 
     def read(self, n: int) -> bytes:
-        # tarfile itself reads long-name records whole, of any size that the archive claims
-        if n > checks.MAX_BATCH_BYTES + tarfile.BLOCKSIZE or self._position > checks.MAX_DATASET_BYTES:
+        # tarfile itself reads long-name records whole, of any size that the archive claims; below 0 is all there is
+        if n < 0 or n > checks.MAX_BATCH_BYTES + tarfile.BLOCKSIZE or self._position > checks.MAX_DATASET_BYTES:
             mib, gib = checks.MAX_BATCH_BYTES >> 20, checks.MAX_DATASET_BYTES >> 30
             raise tarfile.ReadError(f"more than {mib} MiB in one file or {gib} GiB in total")
         self.last_block = self._stream.read(n)
@@ -156,7 +156,7 @@ def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, max_
     """The content of the member at which the tar stands. Raises DataError unless it is a plain, whole, small file."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         raise DataError(f"{path}: {member.name} is a link or device; make the archive again with plain files")
-    if member.size > max_bytes:
+    if not 0 <= member.size <= max_bytes:
         raise DataError(f"{path}: {member.name} claims {member.size} bytes, too large for a file of a data set; "
                         "remove it from the archive")  # fmt: skip
     data = tar.fileobj.read(member.size)  # tarfile has just read the header, so the content comes next

@@ -42,9 +42,8 @@ def _read_files(path: Path, class_folders: set[tuple[str, ...]]) -> Iterator[tup
     for split, root in roots.items():
         for folder in class_folders_of(root):
             class_folders.add((split, folder.name))
-            for file in sorted(folder.iterdir()):
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
-                    yield f"{split}/{folder.name}/{file.name}", checks.read_limited(file, checks.MAX_IMAGE_BYTES)
+            for file in images_in(folder):
+                yield f"{split}/{folder.name}/{file.name}", checks.read_limited(file, checks.MAX_IMAGE_BYTES)
 
 
 def split_folders(path: Path) -> list[Path]:
@@ -55,6 +54,11 @@ def split_folders(path: Path) -> list[Path]:
 def class_folders_of(path: Path) -> list[Path]:
     """The folders in `path` that are not hidden, in order of name."""
     return sorted(f for f in path.glob("*") if f.is_dir() and not f.name.startswith("."))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a class that are not hidden, in order of name."""
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
 
 
 def is_folder_of_classes(path: Path) -> bool:

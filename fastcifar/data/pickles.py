@@ -9,7 +9,7 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from fastcifar.data.messages import DataError
 
@@ -51,11 +51,33 @@ _ALLOWED_OPCODES = frozenset({
 })  # fmt: skip
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+_UNPICKLER: Any = pickle._Unpickler
+
+
+class _RestrictedUnpickler(_UNPICKLER):  # type: ignore[misc]
+    """The unpickler in Python: that in C hashes any key, and to hash a tuple of tuples may take for ever."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _REPLACEMENTS:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which no data set needs: it may be malicious")
         return _REPLACEMENTS[module, name]
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    dispatch: ClassVar[Any] = {
+        **_UNPICKLER.dispatch, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems,
+    }  # fmt: skip
+
+
+def _check_keys(keys: list[Any]) -> None:
+    if not all(isinstance(key, (str, bytes, int)) for key in keys):
+        raise pickle.UnpicklingError("holds a dictionary whose keys are neither texts nor numbers")
 
 
 def unpickle_dict(where: str, data: bytes) -> dict[Any, Any]:

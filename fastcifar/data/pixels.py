@@ -19,15 +19,17 @@ SMALLEST_PX, LARGEST_PX = 24, 96
 """Of the height and the width of an image in a data set. The network trains on 32x32."""
 DECODER = 3
 """Of the pixels that this module makes; part of the cache key. Raise it with any change to them."""
+RESIZE = "BILINEAR"
+"""Pillow's name of the filter that makes 32x32 pixels: Image.Resampling.<name>. Exported files tell it."""
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # Pillow's kinds of pixels with at most 8 bits in a channel
 _LEVEL_OF_16_BITS = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257, to the nearest
 
 
 def resize_to_32(image: Any) -> Any:
-    """Pillow's image in 32x32 pixels: bilinear, over all pixels that fall into a new one, so without aliasing."""
+    """Pillow's image in 32x32 pixels: by RESIZE, over all pixels that fall into a new one, so without aliasing."""
     from PIL import Image
 
-    return image if image.size == (32, 32) else image.resize((32, 32), Image.Resampling.BILINEAR)
+    return image if image.size == (32, 32) else image.resize((32, 32), Image.Resampling[RESIZE])
 
 
 def check_size(width: int, height: int) -> None:

@@ -7,6 +7,7 @@ Whatever is wrong with a source ends in a `DataError`.
 import hashlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,13 @@ import numpy as np
 from fastcifar.data import checks
 from fastcifar.data.archives import read_tar
 from fastcifar.data.checks import RawData, check_raw
-from fastcifar.data.images import class_folders_of, is_folder_of_classes, read_image_folder, split_folders
+from fastcifar.data.images import (
+    class_folders_of,
+    images_in,
+    is_folder_of_classes,
+    read_image_folder,
+    split_folders,
+)
 from fastcifar.data.messages import SUPPORTED_SOURCES, DataError
 from fastcifar.data.official import decode_official, find_official
 from fastcifar.data.pixels import DECODER
@@ -43,28 +50,36 @@ def read_source(path: Path, progress: bool = True, test_split: float = 0) -> Raw
 def fingerprint(path: Path) -> str:
     """A hexadecimal SHA-256 that changes with the data at `path`, and with the way images are decoded.
 
-    For a file it covers the content; for a folder the path and the names, sizes and modification times of the files
-    below, which is much faster than reading them. Raises DataError if `path` is no data set or cannot be read.
+    For a file it covers the content; for a folder the path, where its class folders lie, and the names, sizes and
+    modification times of the files that are read, which is much faster than reading them. Links count as what they lead
+    to. Raises DataError if `path` is no data set or cannot be read.
     """
     decoder = f"decoder {DECODER}\n".encode()
     try:
         if _source_kind(path) == "file":
             with path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: hashlib.sha256(decoder)).hexdigest()
-        official = find_official(path)
-        roots = [official[1]] if official else split_folders(path) or class_folders_of(path)
         total = hashlib.sha256(decoder + os.fsencode(path.resolve()))
-        for root in roots:
-            for folder, subfolders, names in os.walk(root):
-                subfolders.sort()  # in place: os.walk then visits them in this order on every machine
-                for name in sorted(names):
-                    stat = os.stat(os.path.join(folder, name))
-                    entry = f"{os.path.relpath(folder, path)}/{name}:{stat.st_size}:{stat.st_mtime_ns}\n"
-                    total.update(entry.encode(errors="surrogateescape"))
+        for folder, files in _files_of(path):
+            total.update(os.fsencode(f"{folder.relative_to(path)}:{folder.resolve()}\n"))
+            for read in files:
+                stat = read.stat()
+                total.update(os.fsencode(f"{read.name}:{stat.st_size}:{stat.st_mtime_ns}\n"))
         return total.hexdigest()
     except OSError as error:
         where = error.filename or path
         raise DataError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _files_of(path: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder that `_read_unchecked` reads in a folder, with the files that it reads there."""
+    if found := find_official(path):
+        official, root = found
+        yield root, [root / name for name in official.files if (root / name).exists()]
+    else:
+        for root in split_folders(path) or [path]:
+            for folder in class_folders_of(root):
+                yield folder, images_in(folder)
 
 
 def _source_kind(path: Path) -> Literal["file", "folder"]:

@@ -53,11 +53,13 @@ class Classifier(nn.Module):
 
         views: averaged over these views, by their name for --tta; True: the image and its mirror, as "flip". share: of
         all N images, the least sure ones, that get the views. dtype: of the arithmetic. Raises DataError, a ValueError,
-        for other arrays, and ValueError for other views.
+        for other arrays, and ValueError for other views or shares.
         """
         tta = views if isinstance(views, str) else "flip" if views else "none"
         if tta not in VIEWS:
             raise ValueError(f"views is {tta!r}; choose from {', '.join(VIEWS)}")
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}; it must be above 0 and at most 1")
         array = np.asarray(images)
         if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)):  # a width of 3 pixels is refused anyway
             array = array[None]

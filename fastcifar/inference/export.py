@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcifar.data.pixels import RESIZE
 from fastcifar.files import write_atomically
 from fastcifar.inference.classifier import Classifier
 
@@ -38,6 +39,8 @@ def export(classifier: Classifier, form: str, path: str | Path) -> float:
     is below `TOLERANCE`. Raises ValueError when it is not, when a package is missing, or when the exporter fails;
     OSError when the file cannot be written. Then an older file is kept.
     """
+    if form not in SUFFIXES:
+        raise ValueError(f"the format is {form!r}; choose from {', '.join(SUFFIXES)}")
     if form == "onnx":
         require(ONNX_PACKAGES, "pip install onnx onnxscript onnxruntime")
     classifier = classifier.cpu().eval()
@@ -66,7 +69,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     return {
         "classes": json.dumps(classifier.classes), "mean": json.dumps(mean), "std": json.dumps(std),
         "images": "RGB, uint8, not normalised: the graph does that with mean and std",
-        "resize": "to 32x32 pixels by a box filter (Pillow: Image.Resampling.BOX)",
+        "resize": f"to 32x32 pixels, as Pillow does it with Image.Resampling.{RESIZE}",
     }  # fmt: skip
 
 

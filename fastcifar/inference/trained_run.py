@@ -19,6 +19,7 @@ from fastcifar.optim.swag import draw_sample
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import load_config
 from fastcifar.runs.model_file import SWAG_FILE, find_model, load_swag
+from fastcifar.runs.results import read_summary
 from fastcifar.training.hardware import DTYPES, resolve
 from fastcifar.training.refresh import refresh_batches
 from fastcifar.training.step import autocast
@@ -46,6 +47,13 @@ class TrainedRun:
         return self.config.evaluation if self.config else Evaluation(tta="flip")
 
     @property
+    def is_average(self) -> bool:
+        """Whether the model has averaged weights: its run has a tail, and did not stop before it."""
+        summary = read_summary(self.folder)
+        has_tail = self.config is not None and self.config.tail is not None
+        return has_tail and (not summary or summary["accuracy_swa"] is not None)
+
+    @property
     def precision(self) -> str:
         """The arithmetic that the run's own figure was measured in; fp32 when the run does not say."""
         name = self.config.machine.precision if self.config else "auto"
@@ -62,7 +70,7 @@ def read_run(where: Path) -> TrainedRun:
     name, settings = str(facts.get("dataset")), path.with_name("config.json")
     config = load_config(settings) if settings.exists() else None
     accuracy = facts.get("accuracy")
-    accuracy = accuracy if type(accuracy) in (int, float) else None
+    accuracy = accuracy if isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1 else None
     return TrainedRun(path.parent, model, _recorded_data(config, name), name, config, accuracy)
 
 
@@ -77,7 +85,8 @@ def raw_model(run: TrainedRun) -> Classifier | None:
     state, model = checkpoint.load(path)["state"], copy.deepcopy(run.model)
     try:
         checkpoint.check(state["model"], model.network.state_dict(), "model")
-        if state["step"] != len(state["schedule"]["table"]):
+        # a run that reached --stop-at has a shorter one than its schedule
+        if state["step"] != (read_summary(run.folder).get("num_steps") or len(state["schedule"]["table"])):
             raise ValueError("the training has not ended there")
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: does not have the last weights of the run ({type(e).__name__}: {e}); move it away "
@@ -147,10 +156,15 @@ def load_test_images(run: TrainedRun, data: str | None, cache_dir: str | None) -
         raise ValueError(f"{e} (recorded in {run.folder}; --data names another)" if data is None else str(e)) from e
     if not len(dataset.y_test):
         raise ValueError(f"{dataset.name}: has no test images")
-    if dataset.classes != run.model.classes:
-        raise ValueError(f"{dataset.name}: has the classes {some_of(dataset.classes)}; the model in {run.folder} knows "
-                         f"{some_of(run.model.classes)}")  # fmt: skip
+    require_classes(dataset, run.model, f" in {run.folder}")
     return dataset
+
+
+def require_classes(dataset: Dataset, model: Classifier, where: str = "") -> None:
+    """ValueError unless the data set has the model's classes in the model's order. where: said after "the model"."""
+    if dataset.classes != model.classes:
+        raise ValueError(f"{dataset.name}: has the classes {some_of(dataset.classes)}; the model{where} knows "
+                         f"{some_of(model.classes)}")  # fmt: skip
 
 
 def some_of(names: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """The observers that write a run's own folder: one list for the command line and for Python."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from fastcifar.training import processes
 from fastcifar.training.observer import Observer, RunOutcome, RunView
 from fastcifar.training.stopwatch import process_age_s
 from fastcifar.training.task import Task
+
+log = logging.getLogger("fastcifar")
 
 
 def file_observers(task: Task, out: Path | None, signal: Callable[[], int | None] = lambda: None) -> list[Observer]:
@@ -124,13 +127,17 @@ def measured(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 class Curves(Observer):
-    """Draws curves.png when the run ends."""
+    """Draws curves.png when the run ends. A picture that fails is a warning."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
 
     def on_end(self, result: RunOutcome) -> None:
-        plots.draw_curves(self.path, result.history, result.schedule, result.summary, self.config)
+        try:
+            plots.draw_curves(self.path, result.history, result.schedule, result.summary, self.config)
+        except Exception as e:  # matplotlib and a full disk raise almost anything; all figures are saved by now
+            reason = (str(e).splitlines() or [""])[0][:120]
+            log.warning("warning: %s: not drawn (%s: %s); the run is complete", self.path, type(e).__name__, reason)
 
 
 def normalization_facts(task: Task) -> dict[str, Any]:

@@ -24,6 +24,8 @@ def check(config: Config, command: Command) -> None:
     checkpoint holds no results, and another run may begin there.
     """
     if command.resume:
+        if not Path(command.resume).is_dir():
+            raise ValueError(f"--resume {command.resume}: no such folder; give that of a run")
         _check_settings(Path(command.resume) / "checkpoint.pt", config)
     elif command.out is not None:
         out = Path(command.out)

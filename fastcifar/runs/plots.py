@@ -55,8 +55,9 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib draws as it is: a name with two dollar signs is no formula."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib draws as it is: two dollar signs make no formula, and a name with an underscore before it is
+    not left out of a legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def style(i: int) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def draw_curves(
         spans = [axis.axvspan(linewidth=0, **part) for part in parts]
     figure.legend(handles=[*lines, *spans], loc="outside lower center", ncols=3)
     data = "built-in synthetic images" if summary["dataset"] == "synthetic" else summary["dataset"]
-    figure.suptitle(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}")
+    figure.suptitle(literal(f"{summary['recipe']}, {summary['scale']}, seed {summary['seed']}, {data}"))
     save_figure(figure, path)
 
 

@@ -38,8 +38,20 @@ def read_results(folder: Path) -> RunResults:
     history = [_row(path, i, row) for i, row in enumerate(_parse(path, lines=True), 1)]
     if not history:
         raise ValueError(f"{path}: is empty; the run has not ended an epoch")
+    return RunResults(folder, config, history, read_summary(folder))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Checked entries of a run's summary.json; empty for one that has not ended, and for a job of several seeds.
+
+    ValueError when the file is damaged.
+    """
     path = folder / "summary.json"
-    return RunResults(folder, config, history, check_summary(path, _parse(path)[0]) if path.exists() else {})
+    if not path.exists():
+        return {}
+    values = _parse(path)[0]
+    of_several = isinstance(values, dict) and isinstance(values.get("accuracy"), dict)
+    return {} if of_several else check_summary(path, values)
 
 
 def _parse(path: Path, lines: bool = False) -> list[Any]:
