@@ -210,16 +210,14 @@ def _config_and_parts(
 ) -> tuple[Config, Command, Parts]:
     """The config that names the parts from Python, the command, and these parts. A part that is a name is a setting."""
     settings = dict(settings)
-    if isinstance(schedule, Schedule):
-        recipe = replace(find_recipe(recipe) if isinstance(recipe, str) else recipe, schedule=schedule)
-        schedule = None
+    own_schedule, schedule = (schedule, None) if isinstance(schedule, Schedule) else (None, schedule)
     for name, value in (("network", network), ("optimizer", optimizer), ("schedule", schedule)):
         if value is not None and not callable(value):
             settings[name] = value
     parts = Parts(
         network if callable(network) else None, optimizer if callable(optimizer) else None, loss, transform
     )  # fmt: skip
-    config, command = _config_and_command(recipe, settings)
+    config, command = _config_and_command(recipe, settings, own_schedule)
     for part, names in _REPLACED.items():
         if getattr(parts, part) is not None and (given := [name for name in names if name in settings]):
             raise ValueError(f"{given[0]} has no effect here: the {part} comes from Python")
@@ -229,11 +227,15 @@ def _config_and_parts(
     return replace(config, from_python=parts.names), command, parts
 
 
-def _config_and_command(recipe: str | Config, settings: dict[str, Any]) -> tuple[Config, Command]:
+def _config_and_command(
+    recipe: str | Config, settings: dict[str, Any], schedule: Schedule | None
+) -> tuple[Config, Command]:
     if isinstance(recipe, str):
         recipe = find_recipe(recipe)
     if "optimizer" in settings:
         recipe = with_optimizer(recipe, settings["optimizer"])
+    if schedule is not None:  # after the rates that suit the optimizer: those of the schedule are the caller's
+        recipe = replace(recipe, schedule=schedule)
     for name in settings:
         if name in SETTINGS and not SETTINGS[name].field.metadata.get("in_python", True):
             raise ValueError(f"{name} is for the command line; it does not go with a training from Python")

@@ -49,9 +49,13 @@ def parse(argv: Sequence[str], prog: str = "train_fast.py", description: str = "
     resumed, recipe, file = (_value_of(argv, flag) for flag in ("--resume", "--recipe", "--config"))
     if file is not None and (resumed or recipe):
         raise UsageError(f"--config {file}: its settings take the place of --recipe and --resume; leave these out")
-    default = find_recipe(recipe or DEFAULT_RECIPE) if file is None else load_defaults(Path(file))
-    if (optimizer := _value_of(argv, "--optimizer")) in OPTIMIZERS:
-        default = with_optimizer(default, str(optimizer))
+    optimizer = _value_of(argv, "--optimizer")
+    optimizer = optimizer if optimizer in OPTIMIZERS else None
+    if file is not None:
+        default = load_defaults(Path(file), optimizer)
+    else:
+        default = find_recipe(recipe or DEFAULT_RECIPE)
+        default = with_optimizer(default, optimizer) if optimizer else default
     if resumed is not None:
         folder = find_run(resumed)
         default = saved = load_config(folder / "config.json")

@@ -45,7 +45,7 @@ from fastcifar.runs import folder, intervals, plots, record
 from fastcifar.runs.checkpoint import ran_out_of_memory
 from fastcifar.runs.config_file import config_to_plain
 from fastcifar.runs.environment import device_name
-from fastcifar.runs.model_file import write_model
+from fastcifar.runs.model_file import SWAG_FILE, write_model
 from fastcifar.training import processes
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train
@@ -185,7 +185,7 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
             signals.phase = "finish"  # all is saved: from here on a signal ends the process
             folders = [str(seed_folders / f"seed{s}") for s in sorted(row["seed"] for row in summaries)]
             cache = ["--cache-dir", config.machine.cache_dir] if config.machine.cache_dir else []
-            swag = ["--swag"] if config.tail and config.tail.swag_rank else []
+            swag = ["--swag"] if all((Path(folder) / SWAG_FILE).exists() for folder in folders) else []
             ensemble.main([*folders, "--out", str(out), *cache, *swag])
         print_end(task.command, summary, result_rows(summary, out))
 

@@ -22,6 +22,9 @@ from fastcifar.data.official import is_cifar10
 PerChannel = tuple[float, ...]
 """Of 3 channels."""
 
+VAL_SPLIT_SEED = 0
+"""Of the choice of held-out images by val_split: the same for every seed of a run, so that their figures compare."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -118,11 +121,11 @@ def _rows_in_equal_parts(labels: Labels, n: int, k: int) -> NDArray[np.intp]:
     return np.sort(np.concatenate(rows))
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Images, Labels]:
+def hold_out(dataset: Dataset, fraction: float, seed: int = VAL_SPLIT_SEED) -> tuple[Dataset, Images, Labels]:
     """The data set without its validation images, and those: x_val uint8 [V, H, W, C] and y_val int64 [V].
 
-    The split is random by `seed` and stratified: the same fraction of each class is held out. mean and std stay those
-    of the whole set. Raises DataError if a class would have no images on either side.
+    The split is random by `seed`, which is not that of a run, and stratified: the same fraction of each class is held
+    out. mean and std stay those of the whole set. Raises DataError if a class would have no images on either side.
     """
     random = np.random.default_rng([seed, 1])
     is_validation = stratified(dataset.y_train, dataset.classes, fraction, random, "val_split")

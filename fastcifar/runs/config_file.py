@@ -92,16 +92,19 @@ def load_config(path: Path) -> Config:
     return config_from_plain(_read(path, "the run's settings are needed to resume it"), str(path))
 
 
-def load_defaults(path: Path) -> Config:
+def load_defaults(path: Path, optimizer: str | None = None) -> Config:
     """The Config whose values --config makes the defaults. ConfigFileError when the file does not hold one.
 
     The file is the config.json of a run, of which an extension is left out, or has settings by flag. These change the
     recipe that it names, or the default one. JSON, or TOML where the name of the file ends so.
+
+    optimizer: takes the place of the file's, with rates that suit it, but for those that settings by flag give.
     """
     values = _read(path, "give the config.json of a run, or settings by flag as JSON or .toml")
     if isinstance(values, dict) and isinstance(values.get("schedule"), dict):
         config = config_from_plain(values, str(path))
-        return replace(config, run=replace(config.run, extend_epochs=None))
+        config = replace(config, run=replace(config.run, extend_epochs=None))
+        return with_optimizer(config, optimizer) if optimizer else config
     try:
         _check_names(values, None, "the file")
         settings = {name.replace("-", "_"): _as_field(value) for name, value in values.items()}
@@ -110,8 +113,9 @@ def load_defaults(path: Path) -> Config:
             if name in COMMAND or (name in SETTINGS and not SETTINGS[name].field.metadata.get("from_file", True)):
                 raise ValueError(f"{name} is not taken from a file; give it as a flag")
         recipe = find_recipe(settings.pop("recipe", DEFAULT_RECIPE))
-        if "optimizer" in settings:
-            recipe = with_optimizer(recipe, settings.pop("optimizer"))
+        of_file = settings.pop("optimizer", None)
+        if optimizer or of_file:
+            recipe = with_optimizer(recipe, optimizer or of_file)
         return with_settings(recipe, **settings)
     except (TypeError, ValueError, OverflowError) as e:
         raise ConfigFileError(f"{path}: {str(e)[:200]}") from e

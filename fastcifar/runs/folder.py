@@ -26,6 +26,9 @@ def check(config: Config, command: Command) -> None:
     if command.resume:
         if not Path(command.resume).is_dir():
             raise ValueError(f"--resume {command.resume}: no such folder; give that of a run")
+        if config.run.runs > 1 and (Path(command.resume) / "metrics.jsonl").exists():
+            raise ValueError(f"--resume {command.resume}: holds one run, which --runs would overwrite; start several "
+                             "seeds in a new folder")  # fmt: skip
         _check_settings(Path(command.resume) / "checkpoint.pt", config)
     elif command.out is not None:
         out = Path(command.out)
@@ -51,16 +54,26 @@ def choose(config: Config, command: Command, dataset: str) -> Path:
 
 
 def claim(out: Path, config: Config, command: Command) -> None:
-    """Writes config.json and removes partial files of a killed process. The caller holds the folder's lock.
+    """Writes config.json, with the settings of this start, and removes partial files of a killed process.
 
-    Raises ValueError as `check`, since another process may have begun a run there.
+    The caller holds the folder's lock. Raises ValueError as `check`, since another process may have begun a run there.
     """
     check(config, command)
-    if not command.resume or config.run.extend_epochs:  # an extension, too, continues with --resume alone
+    if not command.resume or _has_other_settings(out / "config.json", config):  # so that --resume alone continues it
         record.write_json(out / "config.json", config_file.config_to_plain(config))
     for name in ("config.json", "curves.png", *RESULTS):
         for part in out.glob(f".{name}.*.part"):
             part.unlink(missing_ok=True)
+
+
+def _has_other_settings(path: Path, config: Config) -> bool:
+    """Whether settings that a resumed run takes from its config.json, as its number of seeds, are others there."""
+    try:
+        before, now = settings_by_flag(config_file.load_config(path)), settings_by_flag(config)
+    except config_file.ConfigFileError:  # a schedule from Python, which no file holds
+        return False
+    kept = [name for name, where in SETTINGS.items() if where.field.metadata.get("from_file", True)]
+    return any(before.get(name) != now.get(name) for name in kept)
 
 
 def require_kept(out: Path) -> None:

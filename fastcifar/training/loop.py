@@ -21,8 +21,9 @@ from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.summary import Accuracies, summarize
 from fastcifar.training.task import Task
 
-CHANCE_STEPS = 50
-"""Steps of the first epoch after which an accuracy at chance means that the training has failed."""
+CHANCE_STEPS, CHANCE_CLASSES = 50, 10
+"""Steps of the first epoch, and classes, from which on an accuracy at chance means that the training has failed. Of two
+classes half are right by chance, and a sound run may be there after its warm-up."""
 
 
 def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch | None = None) -> RunOutcome:
@@ -31,13 +32,16 @@ def train(task: Task, observers: Sequence[Observer] = (), stopwatch: Stopwatch |
     Raises Diverged when training has failed. An observer may raise `Stop` to end the run normally; any other error
     ends it without a result.
     """
-    if task.config.run.stop_at is not None:
-        observers = [StopAt(task.config.run.stop_at), *observers]
+    target = task.config.run.stop_at
+    ends = [] if target is None else [StopAt(target)]
     stopwatch = stopwatch or Stopwatch(task.hardware.device)
     with stopwatch("compile"):
         state = initial_state(task, stopwatch)
         model, ready = state.model, prepare(task, state)
+    for row in state.history[-1:]:  # of a resumed run, which may have reached its target before it was interrupted
+        tell(ends, "on_epoch", state, row)
 
+    observers = [*ends, *observers]
     blocks = task.executor.blocks(task.plans(state.step))
     while not state.is_over:
         model.train()
@@ -100,7 +104,8 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     }  # fmt: skip
     state.history.append(row)
     num_classes = len(task.dataset.classes)
-    if epoch == 0 and steps >= CHANCE_STEPS and accuracy is not None and accuracy < 1.2 / num_classes and not is_last:
+    had_its_chance = epoch == 0 and steps >= CHANCE_STEPS and num_classes >= CHANCE_CLASSES and not is_last
+    if had_its_chance and accuracy is not None and accuracy < 1.2 / num_classes:
         raise Diverged(
             f"accuracy is {accuracy:.1%} after the first epoch, which is chance for {num_classes} classes "
             f"(loss {loss:.3f}): lower --lr-peak (now {config.schedule.peak:g}) or check the labels"

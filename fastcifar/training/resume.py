@@ -19,7 +19,7 @@ from fastcifar.runs.model_file import find_model, load_model
 from fastcifar.training.state import FIRST_LOSS_SCALE, State, is_from_python, weights_of
 
 ALIKE = ("network", "scale", "norm", "activation")
-"""Settings in which the model of the file of --init and that of the run must agree."""
+"""Settings in which the model of the file of --init and that of the run must agree, as in the layers of resnet9."""
 MEASURED = ("accuracy_test", "accuracy_val", "loss_test", "loss_val")
 """What a row of the history may have."""
 
@@ -99,16 +99,20 @@ def check_tree(tree: dict[str, Any], fresh: State, num_steps: int) -> None:
 
 
 def _check_foreign(saved: Any, optimizer: Optimizer) -> None:
-    """ValueError unless it is the state of some weights by number: finite tensors of their shapes, and numbers."""
-    weights = dict(enumerate(weights_of(optimizer)))
-    if not isinstance(saved, dict) or not all(type(k) is int and k in weights for k in saved):
-        raise ValueError("optimizers has other weights than this run")
-    for number, entries in saved.items():
-        for name, value in (entries if isinstance(entries, dict) else {"": object()}).items():
-            if isinstance(value, Tensor) and value.shape in (weights[number].shape, torch.Size([])):
-                checkpoint.check(value, torch.empty_like(value), f"optimizers.{number}.{name}")
-            elif value is not None and type(value) not in (int, float, bool):
-                raise ValueError(f"optimizers.{number}.{name} is no state of a weight")
+    """ValueError unless it is finite tensors and numbers: of some weights by number, and of each group by name."""
+    count, groups = len(weights_of(optimizer)), len(optimizer.param_groups)
+    if not isinstance(saved, dict) or saved.keys() != {"state", "groups"}:
+        raise ValueError("optimizers is of an older version, which did not keep all of an optimizer from Python")
+    for part, most in (("state", count), ("groups", groups)):
+        values = saved[part]
+        if not isinstance(values, dict) or not all(type(k) is int and 0 <= k < most for k in values):
+            raise ValueError("optimizers has other weights than this run")
+        for number, entries in values.items():
+            for name, value in (entries if isinstance(entries, dict) else {"": object()}).items():
+                if isinstance(value, Tensor):
+                    checkpoint.check(value, torch.empty_like(value), f"optimizers.{part}.{number}.{name}")
+                elif value is not None and type(value) not in (int, float, bool):
+                    raise ValueError(f"optimizers.{part}.{number}.{name} is no state of an optimizer")
 
 
 def _check_schedule(saved: Any, like: dict[str, Any]) -> None:
@@ -146,8 +150,9 @@ def load_initial(model: nn.Module, settings: Model) -> None:
     """
     path = find_model(Path(settings.init or ""))
     source, facts = load_model(path, flag="--init")
-    theirs = ", ".join(f"{name} {facts[name]}" for name in ALIKE)
-    ours = ", ".join(f"{name} {getattr(settings, name)}" for name in ALIKE)
+    names = ALIKE if facts["shape"] is None and settings.shape is None else (*ALIKE, "shape")
+    theirs = ", ".join(f"{name} {facts[name]}" for name in names)
+    ours = ", ".join(f"{name} {getattr(settings, name)}" for name in names)
     if theirs != ours:
         raise ValueError(f"--init {path}: holds a model of {theirs}, but this run has {ours}; give the flags of the "
                          "file")  # fmt: skip

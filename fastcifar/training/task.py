@@ -140,7 +140,7 @@ def make_task(
     check_parts(config, parts)
     held_out: list[Any] = []
     if config.data.val_split:
-        dataset, *held_out = hold_out(dataset, config.data.val_split, config.seed)
+        dataset, *held_out = hold_out(dataset, config.data.val_split)
     num_train = len(dataset.y_train)
     batch = min(config.optimizer.batch_size, num_train)
     if batch % world.size:

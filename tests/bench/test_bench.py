@@ -247,6 +247,28 @@ def test_time_to_accuracy_refuses_wrong_settings(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.startswith("error: ") and not list(tmp_path.iterdir())
 
 
+def test_a_warm_process_is_measured_after_its_cold_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the bench was interrupted between the two."""
+    begun: list[tuple[str, int]] = []
+
+    def run(arguments: Any, caches: Path, kind: str) -> dict[str, Any]:
+        begun.append((kind, len([*caches.iterdir()])))
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        (caches / kind).touch()
+        return {"process_s": 1.0}
+
+    monkeypatch.setattr(time_to_accuracy, "run_process", run)
+    options, config = time_to_accuracy.Options(data="synthetic"), harness.parse("swa30", "data=synthetic scale=small")
+    with pytest.raises(KeyboardInterrupt):
+        time_to_accuracy.measure_processes(harness.Rows(tmp_path / "r.jsonl"), "x", config, options, [])
+    for _ in range(2):
+        found: list[dict[str, Any]] = []
+        time_to_accuracy.measure_processes(harness.Rows(tmp_path / "r.jsonl"), "x", config, options, found)
+        assert [row["process"] for row in found] == ["cold", "warm"]
+    assert begun == [("cold", 0), ("warm", 1), ("cold", 0), ("warm", 1)]
+
+
 def test_a_cold_process_finds_no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program of the test stands in for train_fast.py: it prints its environment."""
     program = tmp_path / "train_fast.py"

@@ -1,12 +1,14 @@
 """The benches of Shake-Shake, ShakeDrop and fine-tuning; the plain twins are what they are called."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench import fine_tune, harness, shake
 from fastcifar.config.config import Model
+from fastcifar.data.load import load
 from fastcifar.models.networks import make_model
 
 
@@ -43,3 +45,21 @@ def test_fine_tune_quick(tmp_path: Path) -> None:
     assert [row["way"] for row in rows] == list(fine_tune.WAYS)
     assert len({row["loss_last"] for row in rows}) == 3
     assert "--init" in (tmp_path / "table.md").read_text()
+
+
+def test_fine_tune_takes_no_first_model_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setattr(fine_tune.fastcifar, "train", lambda config, **more: begun.append({"e": config.epochs, **more}))
+    few = fine_tune.of_classes(load("synthetic", subset=200, progress=False), range(5))
+    for epochs in (1, 15):
+        options = fine_tune.Options(runs=1, images=(10,), first_epochs=epochs, out=tmp_path, scale="small")
+        next(fine_tune.jobs(few, few, options))
+        folder = Path(begun[-1]["out"])
+        folder.mkdir(parents=True)
+        (folder / "summary.json").touch()
+        next(fine_tune.jobs(few, few, options))
+    assert [one["e"] for one in begun] == [1, 15]
+    (folder / "summary.json").unlink()
+    (folder / "config.json").touch()
+    next(fine_tune.jobs(few, few, options))
+    assert begun[-1]["resume"] == str(folder)

@@ -48,6 +48,12 @@ def test_settings_by_flag_change_a_recipe(name, text, tmp_path):
     assert flags.parse(["--config", file, "--lr-peak", "0.3"])[0] == with_settings(expected, lr_peak=0.3)
 
 
+def test_another_optimizer_leaves_the_rates_of_the_file(tmp_path):
+    file = write(tmp_path / "a.toml", "lr_peak = 0.05")
+    expected = with_settings(with_optimizer(SWA30, "sgd"), lr_peak=0.05)
+    assert flags.parse(["--config", file, "--optimizer", "sgd"])[0] == expected
+
+
 def test_settings_by_flag_have_the_rules_of_flags(tmp_path):
     """The default recipe, rates that suit the optimizer, None for no tail, a smoke run."""
     file = write(tmp_path / "a.json", {"optimizer": "sgd", "swa_start": None, "seed": 3})

@@ -41,6 +41,11 @@ def test_an_optimizer_brings_the_rates_that_suit_it():
     assert parse(["--optimizer", "muon"]) == DEFAULT
 
 
+def test_of_a_flag_that_is_given_twice_the_last_counts():
+    assert parse(["--recipe", "swa30", "--recipe=onecycle30"]) == RECIPES["onecycle30"]
+    assert parse(["--optimizer", "sgd", "--optimizer", "muon"]) == DEFAULT
+
+
 def test_help_shows_every_flag_and_ends_well(capsys):
     with pytest.raises(SystemExit) as end:
         parse(["--help"], prog="train_fast.py", description="What it does.")

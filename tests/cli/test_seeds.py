@@ -80,3 +80,39 @@ def test_every_seed_can_be_kept_and_goes_on_where_it_was_stopped(call, base, tmp
 def test_keeping_one_seed_is_refused(call, base):
     code, _, err = call(*base, "--keep-all")
     assert code == 2 and err == ["error: --keep-all has no effect here: it belongs to several seeds (add --runs N)"]
+
+
+def test_more_seeds_are_asked_for_once(call, base, tmp_path, monkeypatch):
+    """The printed command goes on with all of them, and no single run becomes a job of several."""
+    code, _, _ = call(*base, "--runs", "2", "--out", "r")
+    with monkeypatch.context() as patched:
+        stop_at(patched, signal.SIGTERM, calls=2)
+        code, out, _ = call("--resume", "r", "--runs", "4")
+    assert code == 143 and list(seeds_of(tmp_path / "r/runs.jsonl")) == [0, 1, 2]
+    code, out, _ = call("--resume", "r")
+    assert code == 0 and json.loads(out[-1])["n"] == 4
+    assert call(*base, "--out", "one")[0] == 0
+    before = (tmp_path / "one/summary.json").read_bytes()
+    code, _, err = call("--resume", "one", "--runs", "2")
+    assert code == 2 and "--resume one: holds one run, which --runs would overwrite" in err[0]
+    assert (tmp_path / "one/summary.json").read_bytes() == before
+
+
+def test_seeds_that_stop_at_an_accuracy_are_kept_and_measured_together(call, base, tmp_path):
+    """They stop before the tail, so they have neither an average nor a Gaussian."""
+    flags = [*base, "--runs", "2", "--keep-all", "--stop-at", "0.01", "--swag-rank", "2"]
+    code, out, err = call(*flags, "--out", "r")
+    assert code == 0 and json.loads(out[-1])["n"] == 2, err
+    table = json.loads((tmp_path / "r/ensemble.json").read_text())["table"]
+    assert [row["model"] for row in table] == ["one model, mean of 2", "deep ensemble of 2"]
+    code, out, _ = call("--resume", "r/seed0", "--stop-at", "None")
+    assert code == 0 and json.loads(out[-1])["num_steps"] == 16
+    whole, stopped = (json.loads((tmp_path / f"r/seed{i}/summary.json").read_text()) for i in range(2))
+    assert whole["accuracy_swa"] is not None and stopped["accuracy_swa"] is None
+
+
+def test_all_seeds_hold_out_the_same_images(call, base, tmp_path):
+    flags = [*base, "--val-split", "0.25"]
+    assert call(*flags, "--runs", "2", "--keep-all", "--out", "r")[0] == 0
+    assert call(*flags, "--seed", "1", "--out", "one")[0] == 0
+    assert (tmp_path / "r/seed1/model.safetensors").read_bytes() == (tmp_path / "one/model.safetensors").read_bytes()

@@ -39,6 +39,21 @@ def test_a_changed_source_is_read_again(tmp_path):
     assert load_path(root).digest != first.digest
 
 
+def test_class_folders_that_are_links_are_looked_into(tmp_path):
+    store = write_folder(tmp_path / "store", make_image_files())
+    root = tmp_path / "toy"
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        for folder in (store / split).iterdir():
+            (root / split / folder.name).symlink_to(folder)
+    first = load_path(root)
+    (store / "train/cat/99.png").write_bytes(encode_image(random_images(1, 7)[0]))
+    assert len(load_path(root).x_train) == len(first.x_train) + 1
+    (root / "train/cat").unlink()
+    (root / "train/cat").symlink_to(store / "train/dog")
+    assert load_path(root).digest != first.digest
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "header", "mean", "pixel", "longer", "garbage"])
 def test_damaged_cache_is_reported_and_built_again(tmp_path, capfd, damage):
     path = write_npz(tmp_path / "a.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tarfile
@@ -24,7 +25,7 @@ from tiny_sets import (
     write_tar,
 )
 
-from fastcifar.data import checks
+from fastcifar.data import archives, checks
 from fastcifar.data.messages import DataError
 
 
@@ -54,6 +55,21 @@ def test_huge_declared_sizes_are_refused_before_reading(tmp_path, size):
         file.seek(tar_end(path))
         file.write(claim.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024)
     assert_refused(path, "claims")
+
+
+def test_a_size_below_zero_reads_nothing(tmp_path):
+    """Numbers of a header may be binary, and signed. Below zero bytes are all bytes to a file."""
+    claim = bytearray(tarfile.TarInfo("train/cat/99.png").tobuf(tarfile.GNU_FORMAT))
+    claim[124:136] = b"\xff" * 12
+    claim[148:156] = b" " * 8
+    claim[148:156] = b"%06o\0 " % sum(claim)
+    path = write_tar(tmp_path / "a.tar", make_image_files())
+    with path.open("r+b") as file:
+        file.seek(tar_end(path))
+        file.write(claim + b"\0" * 1024)
+    assert_refused(path, "a.tar")
+    with pytest.raises(tarfile.ReadError):
+        archives._LimitedStream(io.BytesIO(b"abc")).read(-1)
 
 
 def tar_end(path: Path) -> int:

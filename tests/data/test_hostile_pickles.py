@@ -103,6 +103,16 @@ def test_an_instruction_is_named_before_anything_is_loaded(monkeypatch, batch, i
         pickles.unpickle_dict("x", batch)
 
 
+def test_a_key_is_never_a_tuple_of_tuples():
+    """Its hash takes twice as long for each of 60 levels."""
+    nested = b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"h\x3cNs."
+    with pytest.raises(DataError, match="keys are neither texts nor numbers"):
+        pickles.unpickle_dict("x", nested)
+    with pytest.raises(DataError, match="keys are neither texts nor numbers"):
+        pickles.unpickle_dict("x", b"\x80\x02}(K\x01N))Nu.")
+    assert pickles.unpickle_dict("x", b"\x80\x02}(K\x01NU\x01aNu.") == {1: None, b"a": None}
+
+
 def test_a_memo_has_a_limit():
     """pickle allocates the memo up to its largest index, 16 bytes for each: a few bytes of file could take 64 GiB."""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import train_in_folder
 
 from fastcifar.cli.schedule import preview
 from fastcifar.config.config import Augment
@@ -55,6 +56,20 @@ def test_curves_shade_and_name_the_parts_of_the_run(drawn):
     figure = draw_run(replace(RECIPES["swa30"], epochs=8.0, augment=sizes, tail=None), figures=drawn)
     assert [(patch.get_x(), patch.get_width()) for patch in figure.axes[0].patches] == [(0, 2), (2, 2)]
     assert len({*texts(figure.legends[0])}) == 5
+
+
+def test_names_are_drawn_as_they_are():
+    axis = plots.make_figure(1, 4, 3)[1][0][0]
+    for name in ("_first", "cost_$5_$6", "plain"):
+        axis.plot([0, 1], label=plots.literal(name))
+    assert [text.strip() for text in texts(axis.legend())] == ["_first", r"cost_\$5_\$6", "plain"]
+
+
+def test_a_picture_that_fails_is_a_warning(make_quick_task, monkeypatch, tmp_path, said):
+    monkeypatch.setattr(plots, "draw_curves", lambda *_: [][0])
+    result = train_in_folder(make_quick_task(epochs=1), tmp_path)
+    assert any("curves.png: not drawn (IndexError" in line for line in said)
+    assert (tmp_path / "summary.json").exists() and result.summary["num_steps"] == 8
 
 
 @pytest.mark.parametrize("epochs_done", [None, 2.0])

@@ -60,7 +60,7 @@ def test_the_figures_of_a_run_are_of_the_test_images(make_quick_task, disagreein
     one_image = 1.01 / 800  # of equal logits, which of the two is larger is a matter of rounding
     assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=one_image)
     assert summary["accuracy"] == summary["accuracy_tta"]
-    _, held_out, labels = hold_out(disagreeing, 0.25, task.config.seed)
+    _, held_out, labels = hold_out(disagreeing, 0.25)
     watched = share_right(last.model, disagreeing, held_out, labels)
     assert watched > 1.5 * max(expected.values()), "else this test would show nothing"
     assert result.history[-1]["accuracy_val"] == pytest.approx(watched, abs=1.01 / len(labels))

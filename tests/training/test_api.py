@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from conftest import QUICK, make_dataset
 
 import fastcifar
+from fastcifar.config.recipes import RECIPES
+from fastcifar.config.schedules import Cosine, OneCycle
+from fastcifar.config.settings import with_optimizer
 from fastcifar.data.pixels import to_rgb_32
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -77,6 +81,38 @@ def test_evaluate_gives_the_accuracy_of_the_run():
     result = fastcifar.train(QUICK, data=dataset, epochs=2, tta="none")
     measured = fastcifar.evaluate(result.model, dataset, views=False)
     assert measured["accuracy"] == pytest.approx(result.accuracy, abs=1e-6) and measured["loss"] > 0
+
+
+def test_evaluate_refuses_other_classes_shares_and_formats(tmp_path):
+    dataset = make_dataset()
+    model = fastcifar.train(QUICK, data=dataset, epochs=1).model
+    turned = replace(dataset, classes=dataset.classes[::-1])
+    with pytest.raises(ValueError, match=r"has the classes .*; the model knows"):
+        fastcifar.evaluate(model, turned)
+    with pytest.raises(ValueError, match="share is 0; it must be above 0"):
+        fastcifar.evaluate(model, dataset, share=0)
+    with pytest.raises(ValueError, match="format is 'torchscript'; choose from onnx, torch-export"):
+        fastcifar.export(model, "torchscript", tmp_path / "x")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("given", [Cosine(peak=0.05), OneCycle(peak=0.05, momentum_max=0.9, momentum_min=0.8)])
+def test_another_optimizer_leaves_the_rates_of_a_schedule_that_is_given(given):
+    settings = {"optimizer": "sgd", "network": "resnet9", "epochs": 1}
+    result = fastcifar.train("swa30", data=make_dataset(), scale="small", precision="fp32", schedule=given, **settings)
+    assert result.summary["config"]["schedule"]["peak"] == 0.05
+    assert result.summary["config"]["tail"]["lr"] == with_optimizer(RECIPES["swa30"], "sgd").tail.lr
+
+
+def test_one_class_is_refused():
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match="has one class, '0'; expected two at least"):
+        fastcifar.fit(images, np.zeros(20, int), 0.2)
+
+
+def test_a_resumed_folder_that_is_not_there_is_told():
+    with pytest.raises(ValueError, match="--resume auto: no such folder"):
+        fastcifar.train(QUICK, data=make_dataset(), resume="auto")
 
 
 def test_normalisation_is_part_of_the_model():

@@ -61,6 +61,8 @@ def test_accuracy_at_chance_after_many_steps_ends_the_run(make_quick_task):
         train(make_quick_task(data_set=same_image, epochs=3, batch_size=5))
     short = train(make_quick_task(data_set=same_image, epochs=3))
     assert short.summary["accuracy"] == 0.1  # 8 steps: too early to tell
+    of_two = replace(same_image, classes=("a", "b"), y_train=same_image.y_train % 2, y_test=same_image.y_test % 2)
+    assert train(make_quick_task(data_set=of_two, epochs=2, batch_size=5)).summary["accuracy"] == 0.5
 
 
 def test_overflow_in_fp16_skips_steps_and_the_table_goes_on(make_quick_task, monkeypatch):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fastcifar.config.recipes import swa30
 from fastcifar.config.settings import with_settings
+from fastcifar.config.shapes import SHAPES, Stage
 from fastcifar.data import synthetic
 from fastcifar.data.dataset import Dataset
 from fastcifar.models.networks import make_model
@@ -73,6 +74,14 @@ def test_all_but_the_head_comes_from_the_file(make_quick_task, trained):
 def test_a_head_of_as_many_classes_comes_along(make_quick_task, trained):
     ours = first_weights(make_quick_task(data_set=make_dataset(seed=4), init=str(trained)))
     assert same(ours, load_file(trained / "model.safetensors"))
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_file_of_other_layers_is_refused(make_quick_task, trained, width):
+    """Also where all weights of this run are among those of the file."""
+    shape = replace(SHAPES["small"], stages=(*SHAPES["small"].stages[:-1], Stage(width=width)))
+    with pytest.raises(ValueError, match=r"holds a model of .* shape None, but this run has .*give the flags of"):
+        first_weights(make_quick_task(data_set=OTHER, init=str(trained), shape=shape))
 
 
 def test_the_draws_of_the_run_are_its_own(make_quick_task, tmp_path):

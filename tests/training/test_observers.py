@@ -142,6 +142,20 @@ def test_a_run_stops_at_an_accuracy(make_quick_task):
         make_quick_task(stop_at=0.9, eval_every=3)
 
 
+def test_a_run_that_was_interrupted_after_it_reached_its_accuracy_ends_there(make_quick_task, tmp_path):
+    class Broken(Observer):
+        def on_end(self, result):
+            raise LookupError
+
+    task = make_quick_task(stop_at=0.01)
+    files = command.observers_of(task, tmp_path, FakeSignals(lambda: None))
+    with pytest.raises(LookupError):
+        train(task, [*files[:2], Broken()])  # rows and checkpoints, and no summary
+    resumed = train(make_quick_task(stop_at=0.01, resume=str(tmp_path)))
+    assert resumed.summary["num_steps"] == 8 and resumed.summary["stopped"].endswith("at least 1.00%")
+    assert train(make_quick_task(stop_at=None, resume=str(tmp_path))).summary["num_steps"] == 24
+
+
 def test_a_run_that_diverges_has_no_end(make_quick_task):
     events = []
     with pytest.raises(Diverged):
