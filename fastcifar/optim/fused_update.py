@@ -4,8 +4,8 @@ Filters of equal rows are one group of three or four launches. The groups whose 
 backward pass ends are updated beside the rest of it, on a stream of their own. One more launch updates all other
 weights, adds the loss to its sum and counts the step; another one takes the batch at its beginning.
 
-The Newton-Schulz iteration is done on the Gram matrices, [R, R], alone, as in `orthogonalize`. The optimizers
-themselves are what the kernels are compared with.
+The Newton-Schulz iteration is done on the Gram matrices, [R, R], alone: the same in exact arithmetic, with half of the
+products. The optimizers themselves are what the kernels are compared with.
 
 Shapes: R rows and K columns of a filter as a matrix: output channels and in * h * w, or the other way round where that
 has fewer rows.

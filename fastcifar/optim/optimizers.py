@@ -25,24 +25,15 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
 
     Newton-Schulz iteration with Muon's quintic coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
     the singular values end near 1, not at 1. One batched product for all matrices of a shape.
-
-    A step takes X to P X with P = a I + b G + c G^2, and so the Gram matrix G = X X^T to P G P. The steps need G alone,
-    and X is multiplied twice only: half of the arithmetic for filters of 3x3. G is in fp32 at least, as it has the
-    squares of the singular values.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     wide = x if x.shape[1] <= x.shape[2] else x.mT
-    gram = (wide @ wide.mT).to(torch.promote_types(x.dtype, torch.float32))
-    product = torch.eye(wide.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    for step in range(steps):
-        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # P - a I, which commutes with all the others
-        product = torch.baddbmm(product, rest, product, beta=a)
-        if step + 1 < steps:
-            gram = torch.baddbmm(gram, rest, gram, beta=a)
-            gram = torch.baddbmm(gram, rest, gram, beta=a)
-    wide = product.to(x.dtype) @ wide
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)  # a x + (b gram + c gram^2) x
     return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
 
 
