@@ -1,4 +1,4 @@
-"""fastcifar: train a CIFAR-10 network to 94% in the fewest epochs and seconds, and keep what was trained.
+"""fastcifar: train a CIFAR-10 network to 94% in few passes over the data, and keep what was trained.
 
     import fastcifar
     result = fastcifar.train("speedrun94", epochs=10)

@@ -108,3 +108,25 @@ def make_optimizer(make: MakeOptimizer, model: nn.Module, peak: float) -> Optimi
     for group in optimizer.param_groups:
         group |= {"lr_scale": float(group["lr"]) / peak, "fixed_momentum": True, "from_python": True}
     return optimizer
+
+
+def is_from_python(optimizer: Optimizer) -> bool:
+    """Whether it is one of the caller: all of its state is kept, in torch's own form."""
+    return bool(optimizer.param_groups[0].get("from_python"))
+
+
+def kept_by(optimizer: Optimizer) -> dict[str, Any]:
+    """All that such an optimizer keeps: by weight, and in its groups, where some count their steps."""
+    written_by_the_run = ("lr", "momentum", "lr_scale", "fixed_momentum", "from_python")
+    groups = {
+        i: {k: v for k, v in group.items() if isinstance(v, (Tensor, int, float)) and k not in written_by_the_run}
+        for i, group in enumerate(optimizer.param_groups)
+    }
+    return {"state": optimizer.state_dict()["state"], "groups": groups}
+
+
+def give_back(optimizer: Optimizer, kept: dict[str, Any]) -> None:
+    """Restores what `kept_by` gave."""
+    fresh = optimizer.state_dict()["param_groups"]
+    groups = [{**group, **kept["groups"].get(i, {})} for i, group in enumerate(fresh)]
+    optimizer.load_state_dict({"state": kept["state"], "param_groups": groups})

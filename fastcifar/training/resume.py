@@ -16,7 +16,8 @@ from fastcifar.optim.schedule_table import ScheduleTable, count_steps, plan_aver
 from fastcifar.runs import checkpoint
 from fastcifar.runs.config_file import config_from_plain
 from fastcifar.runs.model_file import find_model, load_model
-from fastcifar.training.state import FIRST_LOSS_SCALE, State, is_from_python, weights_of
+from fastcifar.training.parts import is_from_python
+from fastcifar.training.state import FIRST_LOSS_SCALE, State, weights_of
 
 ALIKE = ("network", "scale", "norm", "activation")
 """Settings in which the model of the file of --init and that of the run must agree, as in the layers of resnet9."""

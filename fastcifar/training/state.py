@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 
 from fastcifar.optim.averaging import RunningMean
 from fastcifar.optim.schedule_table import ScheduleTable
+from fastcifar.training.parts import give_back, is_from_python, kept_by
 from fastcifar.training.processes import World, sum_over_processes
 from fastcifar.training.stopwatch import Stopwatch
 
-WRITTEN_BY_THE_RUN = ("lr", "momentum", "lr_scale", "fixed_momentum", "from_python")
-"""Of the groups of an optimizer: the schedule's table and the settings have them."""
 FIRST_LOSS_SCALE = 2.0**12
 """First loss scale in fp16. It only falls, by halves, so it tells the number of skipped steps."""
 
@@ -76,8 +75,7 @@ class State:
         return {
             "model": self.model.state_dict(),
             "optimizers": [
-                _state_from_python(o) if is_from_python(o) else [_momentum(o, p) for p in weights_of(o)]
-                for o in self.optimizers
+                kept_by(o) if is_from_python(o) else [_momentum(o, p) for p in weights_of(o)] for o in self.optimizers
             ],
             "loss_scale": float(self.scaler.get_scale()),
             "schedule": self.rates.state(),
@@ -93,9 +91,7 @@ class State:
         self.model.load_state_dict(tree["model"])
         for optimizer, momenta in zip(self.optimizers, tree["optimizers"], strict=True):
             if is_from_python(optimizer):
-                fresh = optimizer.state_dict()["param_groups"]
-                groups = [{**group, **momenta["groups"].get(i, {})} for i, group in enumerate(fresh)]
-                optimizer.load_state_dict({"state": momenta["state"], "param_groups": groups})
+                give_back(optimizer, momenta)
                 continue
             for p, momentum in zip(weights_of(optimizer), momenta, strict=True):
                 optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
@@ -144,20 +140,3 @@ def _momentum(optimizer: Optimizer, p: Tensor) -> Tensor:
     """The momentum of a weight; zero before the first step, which torch treats as none."""
     momentum = optimizer.state.get(p, {}).get("momentum_buffer")
     return torch.zeros_like(p) if momentum is None else momentum
-
-
-def _state_from_python(optimizer: Optimizer) -> dict[str, Any]:
-    """All that an optimizer of the caller keeps: by weight, and in its groups, where some count their steps."""
-    kept = (Tensor, int, float, bool)
-    return {
-        "state": optimizer.state_dict()["state"],
-        "groups": {
-            i: {k: v for k, v in group.items() if isinstance(v, kept) and k not in WRITTEN_BY_THE_RUN}
-            for i, group in enumerate(optimizer.param_groups)
-        },
-    }
-
-
-def is_from_python(optimizer: Optimizer) -> bool:
-    """Whether it is one of the caller: all of its state is kept, in torch's own form."""
-    return bool(optimizer.param_groups[0].get("from_python"))
