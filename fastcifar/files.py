@@ -4,6 +4,7 @@ The cache of data sets and every file of a run folder are written through this m
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -20,6 +21,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool =
     folders are made. Raises OSError, with the path, if the file cannot be written (disk full, read-only); then the old
     file is unchanged and no temporary file remains.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
