@@ -263,9 +263,14 @@ def effects(rows: Sequence[dict[str, Any]]) -> list[Effect]:
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of the effects, the best price first; for runs of whole variants, a table of them."""
+    """A table of the effects, the best price first; for runs of whole variants, a table of them.
+
+    Of a run that was made again, at another commit or on another device, the newest row counts.
+    """
+    newest = {(row.get("recipe"), row.get("settings"), row.get("seed")): row for row in rows if "error" not in row}
+    rows = list(newest.values())
     if any("compared" in row for row in rows):
-        return variant_table([row for row in rows if "error" not in row])
+        return variant_table(rows)
     found = sorted(effects(rows), key=lambda effect: -effect.price)
     cells = [[e.name, f"{e.points:+.3f}", f"{e.standard_error:.3f}", f"{e.arithmetic_percent:+.1f}", f"{e.price:+.3f}",
               f"{e.loss:+.2f}", f"{e.loss_error:.2f}"] for e in found]  # fmt: skip

@@ -139,7 +139,7 @@ class Optimizer(Part):
     name: Literal["sgd", "apex-sgd", "muon"] = setting("sgd", flag="optimizer")
     """Nesterov SGD (torch fused), NVIDIA apex's FusedSGD, or Muon on filters with SGD on the rest."""
     batch_size: int = setting(within=ABOVE_0)
-    """Images per optimizer step."""
+    """Images per optimizer step. Rates, their scales and --swa-every stay as they are: choose them for the new size."""
     momentum: float = setting(0.9, FRACTION, needs=SETS_MOMENTUM)
     """Momentum of SGD; also the schedule's, where that does not cycle momentum."""
     weight_decay: float = setting(5e-4, AT_LEAST_0)
@@ -149,7 +149,7 @@ class Optimizer(Part):
     head_lr_scale: float = setting(1.0, AT_LEAST_0)
     """Learning rate of the classifier relative to the schedule."""
     label_smoothing: float = setting(0.0, FRACTION)
-    """Probability mass given to the other classes."""
+    """Probability mass spread evenly over all classes, the true one among them."""
 
 
 @dataclass(frozen=True, kw_only=True)

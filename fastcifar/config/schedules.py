@@ -7,9 +7,10 @@ Sources: cosine and warm restarts, Loshchilov and Hutter 2017 (arXiv:1608.03983)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fastcifar.config.schedule import Interval, MomentumCycle, OneCycle, Schedule, Span, lr_scheduler
 from fastcifar.config.validation import ABOVE_0, AT_LEAST_0, FRACTION, UP_TO_1, Need, Range, setting
@@ -78,12 +79,13 @@ class WarmRestarts(Schedule):
     eta_min: float = setting(0.0, AT_LEAST_0)
     """Smallest learning rate."""
     t_0: float = setting(1 / 3, ABOVE_0)
-    """Length of the first cycle (fraction below 1, else epochs)."""
+    """Length of the first cycle (fraction of the run without its tail below 1, else epochs)."""
     t_mult: int = setting(2, ABOVE_0)
     """Growth of each next cycle."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingWarmRestarts:
-        first = span.whole_epochs(self.t_0)
+        # rounded up: a last cycle that is cut by some epochs ends low, one more cycle would end at the peak
+        first = math.ceil(self.t_0 * span.count - 1e-9) if self.t_0 < 1 else span.whole_epochs(self.t_0)
         return lr_scheduler.CosineAnnealingWarmRestarts(
             optimizer, T_0=first, T_mult=self.t_mult, eta_min=self.eta_min
         )  # fmt: skip
@@ -105,8 +107,9 @@ class Cyclic(MomentumCycle):
     """exp_range: the factor per step."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CyclicLR:
+        rise: Any = max(1.0, span.count / (2 * self.cycles))  # torch takes a part of a step, too
         return lr_scheduler.CyclicLR(
-            optimizer, base_lr=self.base_lr, max_lr=self.peak, step_size_up=max(1, span.count // (2 * self.cycles)),
+            optimizer, base_lr=self.base_lr, max_lr=self.peak, step_size_up=rise,
             mode=self.mode, gamma=self.gamma, cycle_momentum=self.cycle_momentum, base_momentum=self.momentum_min,
             max_momentum=self.momentum_max,
         )  # fmt: skip
@@ -153,7 +156,7 @@ class Linear(Schedule):
     """Last learning rate / peak."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.LinearLR:
-        return lr_scheduler.LinearLR(optimizer, 1.0, self.end_factor, total_iters=span.count)
+        return lr_scheduler.LinearLR(optimizer, 1.0, self.end_factor, total_iters=max(1, span.count - 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Quality of predicted probabilities, by torchmetrics. Shapes: N images, K classes."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,11 +21,12 @@ def quality(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     from torchmetrics.regression import MeanSquaredError
 
     probabilities, count = as_probabilities(log_probabilities), log_probabilities.shape[1]
+    below_1 = probabilities.clamp(max=1 - torch.finfo(probabilities.dtype).eps)  # torchmetrics has one more bin for 1
     squared_error = MeanSquaredError(num_outputs=count)
     return {
         "accuracy": int((log_probabilities.argmax(1) == labels).sum()) / len(labels),
         "nll": F.nll_loss(log_probabilities.double(), labels).item(),
-        "ece": float(MulticlassCalibrationError(count, n_bins=CALIBRATION_BINS)(probabilities, labels)),
+        "ece": float(MulticlassCalibrationError(count, n_bins=CALIBRATION_BINS)(below_1, labels)),
         "brier": float(squared_error(probabilities, F.one_hot(labels, count).float()).sum()),
     }
 

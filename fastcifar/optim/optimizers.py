@@ -139,7 +139,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     head = [p for n, p in named if n == "head.weight"]
-    small = [p for _, p in named if p.ndim == 1]
+    small = [p for _, p in named if p.ndim <= 1]
     filters = [p for n, p in named if p.ndim > 1 and n != "head.weight"]
     decay = settings.weight_decay
     return [

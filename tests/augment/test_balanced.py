@@ -28,6 +28,13 @@ def test_classes_of_other_sizes_have_their_share_of_every_stretch():
         assert (np.abs(found - counts / 10) <= 2).all()
 
 
+def test_many_small_classes_of_one_size_are_spread():
+    labels = np.repeat(np.arange(100), [5000] + [50] * 99)
+    order = interleaved(np.random.default_rng(1).permutation(len(labels)), labels)
+    for drawn in np.split(labels[order][:9900], 99):
+        assert abs((drawn == 0).sum() - 100 * 5000 / len(labels)) <= 2
+
+
 def test_within_a_class_the_order_is_the_random_one():
     labels = np.arange(200) % 4
     drawn = np.random.default_rng(2).permutation(200)

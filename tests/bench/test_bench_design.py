@@ -121,6 +121,9 @@ def test_whole_variants_are_compared_by_name(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert design.main(["--rows", str(tmp_path / "rows.jsonl")]) == 0
     assert capsys.readouterr().out.count("93.05 ± 0.07") == 6
+    again = [{**row, "accuracy": row["accuracy"] + 0.001, "state": "newer"} for row in rows]
+    report = design.report([*rows, *again])  # the newest row of each run counts
+    assert report.count("93.15 ± 0.07") == 6 and report == design.report(again)
     batches = design.list_of(design.Options(design="batches", runs=20))
     assert [harness.parse(job["recipe"], job["settings"]).optimizer.batch_size for job in batches[:2]] == [500, 1000]
 

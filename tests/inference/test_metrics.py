@@ -58,3 +58,13 @@ def test_what_is_no_probability_is_refused(log_p):
     for measure in (quality, per_class):
         with pytest.raises(ValueError, match=r"one class only|not finite"):
             measure(log_p, torch.zeros(2, dtype=torch.long))
+
+
+def test_a_probability_of_1_shares_the_last_bin():
+    """50 images with 1, of which 5 are wrong, and 50 with 0.95, all right: 0.975 said, 0.95 right."""
+    p = torch.full((100, 2), 0.05)
+    p[:50] = torch.tensor([1.0, 0.0])
+    p[50:, 0] = 0.95
+    labels = torch.zeros(100, dtype=torch.int64)
+    labels[:5] = 1
+    assert quality(p.clamp(1e-30).log(), labels)["ece"] == pytest.approx(0.025, abs=1e-5)

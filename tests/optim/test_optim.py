@@ -151,6 +151,13 @@ def test_a_first_step_that_overflows_leaves_no_trace(deterministic):  # uninitia
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
+def test_a_weight_without_dimensions_is_trained():
+    network = nn.Linear(3, 2)
+    network.scale = nn.Parameter(torch.tensor(1.0))
+    groups = parameter_groups(network, Optimizer(batch_size=8))
+    assert any(p is network.scale for p in groups[2]["params"]) and sum(len(g["params"]) for g in groups) == 3
+
+
 # Muon
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_schedulers
 from torch_rows import LARGEST_DIFFERENCE, SIZES, TORCH, documented_loop, throwaway_optimizer
 
+from fastcifar.config.recipes import RECIPES
 from fastcifar.config.schedules import PerEpoch, PerStep
+from fastcifar.config.settings import with_settings
 from fastcifar.optim.plateau_table import PlateauTable
 from fastcifar.optim.schedule_table import count_steps, make_schedule_table
 
@@ -171,3 +173,25 @@ def test_no_row_is_negative_infinite_or_above_the_peak(
 def test_one_converter_from_epochs_to_steps(epochs, steps_per_epoch, steps):
     assert count_steps(epochs, steps_per_epoch) == steps
     assert len(make_schedule_table(make_config(epochs=epochs), steps_per_epoch).table) == steps
+
+
+@pytest.mark.parametrize("epochs", [20, 40, 50, 60])
+@pytest.mark.parametrize("tail", [{}, {"swa_start": 2 / 3}])
+def test_warm_restarts_end_low(epochs, tail):
+    """A third cycle would begin at the peak where two of a third and two thirds do not fill the run. torch counts whole
+    epochs, so that a short run ends higher."""
+    table = make_schedule_table(with_settings(RECIPES["restarts60"], epochs=epochs, **tail), 10)
+    assert table.table[table.tail_step - 1, 0] < 0.2 * table.table[:, 0].max()
+
+
+@pytest.mark.parametrize("steps", [50, 97, 485, 4850])
+def test_triangles_fill_the_run(steps):
+    """The last one ends near its foot: no further one has begun."""
+    rates = make_schedule_table(with_settings(RECIPES["cyclic50"], epochs=1), steps).table[:, 0]
+    peaks = (rates[1:-1] > rates[:-2]) & (rates[1:-1] >= rates[2:])
+    assert int(peaks.sum()) == 5 and rates[-1] < 0.25 * rates.max()
+
+
+def test_a_line_ends_at_its_last_rate():
+    config = with_settings(RECIPES["cosine50"], schedule="linear", end_factor=0.1, epochs=1)
+    assert make_schedule_table(config, 10).table[-1, 0] == pytest.approx(0.1 * config.schedule.peak)

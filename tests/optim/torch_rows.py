@@ -56,7 +56,9 @@ TORCH: dict[str, tuple[dict[str, Any], str, Callable[[SGD, int, float], Any]]] =
     "restarts": (
         {"schedule": "restarts", "lr_peak": 0.1, "t_0": 0.2, "t_mult": 2, "eta_min": 1e-3},
         "epoch",
-        lambda o, n, e: torch_schedulers.CosineAnnealingWarmRestarts(o, T_0=whole(0.2 * e), T_mult=2, eta_min=1e-3),
+        lambda o, n, e: torch_schedulers.CosineAnnealingWarmRestarts(
+            o, T_0=math.ceil(0.2 * math.ceil(e) - 1e-9), T_mult=2, eta_min=1e-3
+        ),
     ),
     **{
         f"cyclic {mode}": (
@@ -64,7 +66,7 @@ TORCH: dict[str, tuple[dict[str, Any], str, Callable[[SGD, int, float], Any]]] =
             | ({"cyclic_gamma": 0.99} if mode == "exp_range" else {}),
             "step",
             lambda o, n, e, mode=mode: torch_schedulers.CyclicLR(  # type: ignore[misc]
-                o, 0.01, 0.1, step_size_up=max(1, n // 6), mode=mode, gamma=0.99, base_momentum=0.85, max_momentum=0.95
+                o, 0.01, 0.1, step_size_up=max(1.0, n / 6), mode=mode, gamma=0.99, base_momentum=0.85, max_momentum=0.95
             ),
         )
         for mode in ("triangular", "triangular2", "exp_range")
@@ -87,7 +89,7 @@ TORCH: dict[str, tuple[dict[str, Any], str, Callable[[SGD, int, float], Any]]] =
     "linear": (
         {"schedule": "linear", "lr_peak": 0.1, "end_factor": 0.05},
         "step",
-        lambda o, n, e: torch_schedulers.LinearLR(o, 1.0, 0.05, total_iters=n),
+        lambda o, n, e: torch_schedulers.LinearLR(o, 1.0, 0.05, total_iters=max(1, n - 1)),
     ),
 }
 """Name: settings, how often torch's scheduler is stepped, and that scheduler; n steps, e epochs."""
