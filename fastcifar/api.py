@@ -19,7 +19,7 @@ from fastcifar.config.command import Command
 from fastcifar.config.config import Config, Model
 from fastcifar.config.recipes import find_recipe
 from fastcifar.config.schedules import Schedule
-from fastcifar.config.settings import SETTINGS, with_all_settings, with_optimizer
+from fastcifar.config.settings import SETTINGS, method_differences, with_all_settings, with_optimizer
 from fastcifar.data.checks import check_labels
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.load import load as load_dataset
@@ -33,6 +33,7 @@ from fastcifar.observers.progress import make_display
 from fastcifar.observers.run_files import file_observers, measured, normalization_facts
 from fastcifar.observers.trackers import require_tracker
 from fastcifar.runs import folder
+from fastcifar.runs.config_file import ConfigFileError, load_config
 from fastcifar.runs.model_file import digest_of
 from fastcifar.runs.results import RunResults, check_summary
 from fastcifar.training.hardware import resolve
@@ -101,10 +102,15 @@ def train(
     """
     if data is not None and not isinstance(data, Dataset):
         settings["data"] = _source(data)
+    if isinstance(data, Dataset) and (given := [name for name in ("subset", "test_split") if settings.get(name)]):
+        raise ValueError(f"{given[0]} has no effect on a Dataset or on arrays: cut them before")
+    settings |= {name: os.fspath(settings[name]) for name in ("resume", "init") if settings.get(name) is not None}
     if out is not None:
         settings["out"] = str(out)
     config, command, parts = _config_and_parts(recipe, settings, network, optimizer, loss, transform, schedule)
     config, hardware = resolve(config)
+    if command.resume is not None:
+        config = _as_begun(config, Path(command.resume))
     folder.check(config, command)
     stopwatch = Stopwatch(hardware.device)
     with stopwatch("data"):
@@ -114,6 +120,19 @@ def train(
         return _train(task, observers, stopwatch)
     with contextlib.closing(make_display(config, task.num_steps)) as display:
         return _train(task, [display, *observers], stopwatch)
+
+
+def _as_begun(config: Config, run: Path) -> Config:
+    """The config of a call that resumes a run, with the run's extension. ValueError where it is not that run's."""
+    try:
+        saved = load_config(run / "config.json")
+    except ConfigFileError:  # there is none, or it names a schedule from Python: the checkpoint is compared, too
+        return config
+    if changed := method_differences(saved, config):
+        raise ValueError(f"resume={run}: this call has other settings than the run ({'; '.join(changed)[:300]}); give "
+                         "the arguments that began the run")  # fmt: skip
+    extension = config.run.extend_epochs or saved.run.extend_epochs
+    return replace(config, run=replace(config.run, extend_epochs=extension))
 
 
 def _train(task: Task, observers: Sequence[Observer], stopwatch: Stopwatch) -> Result:
@@ -142,6 +161,8 @@ def fit(
     `arguments`: as for `train`. Raises ValueError for arrays
     of another dtype or shape.
     """
+    if not isinstance(test, (int, float)) and not (isinstance(test, (tuple, list)) and len(test) == 2):
+        raise ValueError(f"test is a {type(test).__name__}; give (images, labels), or the fraction that is kept for it")
     if isinstance(test, (int, float)):
         dataset = Dataset.from_arrays(images, labels, test_split=test, classes=classes)
     else:
@@ -150,18 +171,27 @@ def fit(
 
 
 def evaluate(
-    model: Classifier, data: Source | tuple[ArrayLike, ArrayLike], views: bool | str = True, share: float = 1.0
+    model: Classifier,
+    data: Source | tuple[ArrayLike, ArrayLike],
+    views: bool | str = True,
+    share: float = 1.0,
+    test_split: float = 0.0,
 ) -> dict[str, float]:
     """Accuracy and cross-entropy (nats) of a model on the test images of a data set, or on (images, labels).
 
-    views, share: as for `Classifier.logits`; with the `tta` and `tta_share` of a run in fp32 the accuracy is its own.
+    test_split: fraction of each class that becomes the test images of a path without any, as in the training. views,
+    share: as for `Classifier.logits`; with the `tta` and `tta_share` of a run in fp32 the accuracy is its own.
     Raises TypeError when `data` is none of these, ValueError when the data cannot be read, a data set has other classes
     than the model, or a label is none of the model's.
     """
     if isinstance(data, tuple):
         images, labels = data
     else:
-        dataset = data if isinstance(data, Dataset) else load_dataset(_source(data), progress=False, or_synthetic=False)
+        dataset = (
+            data
+            if isinstance(data, Dataset)
+            else load_dataset(_source(data), test_split=test_split, progress=False, or_synthetic=False)
+        )
         require_classes(dataset, model)
         images, labels = dataset.x_test, dataset.y_test
     logits = model.logits(images, views, share)
@@ -193,6 +223,7 @@ _REPLACED = {
         "momentum_min",
         "momentum_max",
         "cool_first_stage",
+        "lr_peak",
     ],
     "loss": ["label_smoothing"],
 }
@@ -210,6 +241,10 @@ def _config_and_parts(
 ) -> tuple[Config, Command, Parts]:
     """The config that names the parts from Python, the command, and these parts. A part that is a name is a setting."""
     settings = dict(settings)
+    if isinstance(schedule, type) or not isinstance(schedule, (Schedule, str, type(None))):
+        kind = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
+        raise ValueError(f"schedule is {kind}; give a name, or a value such as Cosine(peak=0.1) or "
+                         "PerStep(peak=0.1, factor=a function of the step)")  # fmt: skip
     own_schedule, schedule = (schedule, None) if isinstance(schedule, Schedule) else (None, schedule)
     for name, value in (("network", network), ("optimizer", optimizer), ("schedule", schedule)):
         if value is not None and not callable(value):

@@ -92,7 +92,7 @@ class Loader:
 
     def replace(self, images: ArrayLike, labels: ArrayLike) -> None:
         """Takes other images from the next epoch on. mean and std stay those of the first ones."""
-        pixels, targets = to_rgb_32(images), check_labels("Loader", labels)
+        pixels, targets = to_rgb_32(images), check_labels("Loader", labels, only_numbers=True)
         if len(targets) != len(pixels) or not len(pixels):
             raise ValueError(f"{len(pixels)} images and {len(targets)} labels; expected one label per image, and some")
         if self.mean is None or self.std is None:

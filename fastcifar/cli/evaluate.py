@@ -28,6 +28,9 @@ class Options:
     """Run folder (or its model.safetensors); in a folder of runs the newest is taken."""
     data: str | None = None
     """Data set, as --data of the training; by default the one that the run was trained on."""
+    test_split: float = 0.0
+    """With --data: fraction of each class that becomes the test images of a set without any, as --test-split of the
+    training."""
     cache_dir: str | None = None
     """Where decoded data sets are kept, as --cache-dir of the training."""
     views: bool = True
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the metrics, writes the files and returns the exit code. ValueError or OSError for bad input."""
     options = parse_quietly(Options, argv, "fastcifar evaluate")
     run = read_run(options.run)
-    dataset = load_test_images(run, options.data, options.cache_dir)
+    dataset = load_test_images(run, options.data, options.cache_dir, options.test_split)
     out = options.out or run.folder
     out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong --out is told at once
     views = run.evaluation if options.views else Evaluation()

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from fastcifar.cli.flags import UsageError, parse_quietly
 from fastcifar.data import checks
 from fastcifar.data.messages import DataError, printable
-from fastcifar.data.pixels import decode_image
+from fastcifar.data.pixels import FORMATS, SUFFIXES, decode_image
 from fastcifar.inference.classifier import load
 from fastcifar.runs.model_file import find_model
 from fastcifar.runs.record import to_json
 
 RUNS = Path("runs")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""What a file of a folder must end with to be taken for an image."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,10 @@ def main(argv: Sequence[str]) -> int:
     if options.top < 1:
         raise UsageError(f"--top is {options.top}; it must be at least 1")
     run, named = which_run(options)
-    model = load(find_model(run))
+    model_file = find_model(run)
+    model = load(model_file)
+    if run == RUNS and options.run is None:
+        print(f"model: {printable(str(model_file.parent))}, the newest run", file=sys.stderr)
     paths = [path for name in named for path in images_of(name)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd files; the error message alone shall be printed
@@ -80,7 +81,7 @@ def which_run(options: Options) -> tuple[Path, tuple[Path, ...]]:
 def is_run(path: Path) -> bool:
     """Whether a path is a run folder, a folder of runs or a model file."""
     if path.is_dir():
-        return any((*path.glob("model.safetensors"), *path.glob("*/model.safetensors")))
+        return any((*path.glob("model.safetensors"), *path.glob("*/model.safetensors"), *path.glob("config.json")))
     return path.suffix == ".safetensors"
 
 
@@ -112,4 +113,4 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         data = checks.read_limited(path, checks.MAX_PHOTO_BYTES)
     except OSError as e:
         raise DataError(f"{path}: cannot be read as an image ({e.strerror}); give another one") from e
-    return decode_image(data, str(path), ("PNG", "JPEG", "WEBP", "BMP"), checks.MAX_PHOTO_PIXELS)[0]
+    return decode_image(data, str(path), FORMATS, checks.MAX_PHOTO_PIXELS)[0]

@@ -6,6 +6,7 @@ seeds each process trains its own seeds. Seeds that an interrupted job has finis
 """
 
 import contextlib
+import math
 import sys
 import traceback
 from dataclasses import replace
@@ -79,7 +80,10 @@ def run(config: Config, command: Command, signals: Signals) -> int:
         return DONE
     resumed = Path(command.resume) if command.resume else None
     if resumed and not command.dry_run and (summary := folder.finished(resumed, config)):
-        print(f"{resumed}: this run is complete; --extend-epochs N continues its averaging tail")
+        if (config.run.extend_epochs or math.inf) < summary["epochs"]:
+            raise ValueError(f"--extend-epochs {config.run.extend_epochs:g}: {resumed} has {summary['epochs']:g} "
+                             "epochs by now; give the larger number that it shall have in all")  # fmt: skip
+        print(f"{resumed}: this run is complete; --extend-epochs N continues its averaging tail, to N epochs in all")
         print_end(command, summary, result_rows(summary, resumed))
         return DONE
     check_parts(config)

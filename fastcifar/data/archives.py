@@ -14,9 +14,10 @@ from typing import IO, Any
 
 from fastcifar.data import checks
 from fastcifar.data.checks import RawData
-from fastcifar.data.images import IMAGE_SUFFIXES, SPLITS, decode_images, sort_by_class
+from fastcifar.data.images import SPLITS, decode_images, sort_by_class
 from fastcifar.data.messages import DataError
 from fastcifar.data.official import OFFICIAL_SETS, decode_official
+from fastcifar.data.pixels import SUFFIXES
 
 _FOLDERS = {official.folder: official for official in OFFICIAL_SETS.values()}
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by the first two bytes
@@ -134,7 +135,7 @@ def _read_members(
         if member.isdir():
             if parts and (split_at is None or len(parts) == split_at + 2):
                 class_folders.add(parts[split_at:])
-        elif parts[-1].lower().endswith(IMAGE_SUFFIXES):
+        elif parts[-1].lower().endswith(SUFFIXES):
             data = _read_member(path, tar, member, checks.MAX_IMAGE_BYTES)
             if len(parts) not in ((2, 3) if split_at is None else (split_at + 3,)):
                 raise _misplaced(path, member.name)

@@ -19,7 +19,7 @@ from fastcifar.data.pixels import Images, to_32, to_rgb
 MAX_DATASET_BYTES = 4 << 30
 """Of a whole data set, decompressed."""
 MAX_IMAGE_BYTES = 1 << 20
-"""Of one encoded PNG or JPEG file."""
+"""Of one encoded image of a data set."""
 MAX_PHOTO_BYTES = 64 << 20
 """Of one encoded image of any size, as `fastcifar predict` takes it."""
 MAX_PHOTO_PIXELS = 25_000_000
@@ -80,6 +80,9 @@ def check_raw(where: str, raw: RawData, test_split: float = 0) -> RawData:
     _check_counts(where, "train", x_train, y_train)
     classes = _numbered_classes(where, y_train) if classes is None else classes
     k = len(classes)
+    if len(y_train) and y_train.max() < k and not (counts := np.bincount(y_train, minlength=k)).all():
+        first = "; labels begin at 0" if counts[0] == 0 and raw.classes is None else ""
+        raise DataError(f"{where}: class {classes[int(counts.argmin())]!r} has no training images; add some{first}")
     if len(set(classes)) != k or not all(name and name.isprintable() for name in classes):
         raise DataError(f"{where}: class names must be printable, unique and not empty, but are {classes!r}")
     if not len(x_test) and not len(y_test) and test_split:
@@ -99,7 +102,13 @@ def check_raw(where: str, raw: RawData, test_split: float = 0) -> RawData:
     return RawData(classes, to_32(x_train), y_train, to_32(x_test), y_test, raw.published, resized)
 
 
-def check_labels(where: str, labels: ArrayLike, name: str = "labels", classes: Sequence[str] | None = None) -> Labels:
+def check_labels(
+    where: str,
+    labels: ArrayLike,
+    name: str = "labels",
+    classes: Sequence[str] | None = None,
+    only_numbers: bool = False,
+) -> Labels:
     """Labels of any integer type, [N] or [N, 1], as int64 [N]; or names of the given classes. DataError for others."""
     y: NDArray[Any] = np.asarray(labels)
     if classes is not None and (names := _texts(y)) is not None:
@@ -108,8 +117,8 @@ def check_labels(where: str, labels: ArrayLike, name: str = "labels", classes: S
             raise DataError(f"{where}: a label in {name} is {unknown[0]!r}; expected one of {', '.join(classes)}")
         return np.array([number[text] for text in names], np.int64)
     if y.dtype.kind not in "iu" or not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
-        raise DataError(f"{where}: {name} is {y.dtype} {list(y.shape)}; expected integers [N] or [N, 1], or names of "
-                        "classes")  # fmt: skip
+        raise DataError(f"{where}: {name} is {y.dtype} {list(y.shape)}; expected integers [N] or [N, 1]"
+                        + ("" if only_numbers else ", or names of classes"))  # fmt: skip
     if y.size and not 0 <= int(y.min()) <= int(y.max()) < 1 << 31:
         raise DataError(f"{where}: a label in {name} is {y.min() if y.min() < 0 else y.max()}; expected 0..K-1")
     return y.reshape(-1).astype(np.int64)

@@ -74,7 +74,14 @@ class Dataset:
             DataError: an array has another dtype, shape or range.
         """
         names = tuple(classes) if classes is not None else None
-        x, y = np.asarray(x_train), np.asarray(y_train)
+        try:
+            x, y = np.asarray(x_train), np.asarray(y_train)
+        except ValueError as error:
+            raise DataError("images or labels are no array: all images must have one size; give uint8 [N, H, W, C] and "
+                            "integers [N]") from error  # fmt: skip
+        if x.ndim == 0 or y.ndim == 0:
+            kind = type(x_train if x.ndim == 0 else y_train).__name__
+            raise DataError(f"a {kind} is no array: give images as uint8 [N, H, W, C] and labels as integers [N]")
         has_test = len(x_test) or len(y_test)  # type: ignore[arg-type]  # arrays and lists have a length
         x_test, y_test = (np.asarray(x_test), np.asarray(y_test)) if has_test else (x[:0], y[:0])
         if not 0 <= test_split < 1:

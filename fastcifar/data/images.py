@@ -17,33 +17,36 @@ import numpy as np
 
 from fastcifar.data import checks
 from fastcifar.data.checks import Images, RawData
-from fastcifar.data.messages import SUPPORTED_SOURCES, DataError, printable, progress_bar
-from fastcifar.data.pixels import decode_image
+from fastcifar.data.messages import SUPPORTED_SOURCES, DataError, print_warning, printable, progress_bar
+from fastcifar.data.pixels import FORMATS, SUFFIXES, decode_image
 
 SPLITS = ("train", "test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _IMAGES_PER_TASK = 256  # decoded by a thread at a time: enough that starting the task costs nothing in comparison
 _MAX_PENDING_TASKS = 64  # bounds the memory of images that are read and not yet decoded
 
 
 def read_image_folder(path: Path, progress: bool) -> RawData:
-    """The data set in `path`: train/<class>/*.png|jpg|jpeg and test/<class>/..., or <class>/... without test images.
+    """The data set in `path`: train/<class>/ and test/<class>/ with images, or <class>/ without test images.
 
     Hidden files and files with other suffixes are ignored. Raises DataError as `decode_images` and `sort_by_class` do.
     """
     class_folders: set[tuple[str, ...]] = set()
-    decoded = decode_images(_read_files(path, class_folders), path, progress)
-    return sort_by_class(path, *decoded, class_folders)
+    others = [f.name for f in class_folders_of(path) if f.name not in SPLITS and is_folder_of_classes(f)]
+    if split_folders(path) and others:
+        print_warning(printable(f"{path}: only train and test are read, not {', '.join(others)}"))
+    names, pixels, resized = decode_images(_read_files(path, class_folders), path, progress)
+    names = names if split_folders(path) else [f"train/{name}" for name in names]
+    return sort_by_class(path, names, pixels, resized, class_folders)
 
 
 def _read_files(path: Path, class_folders: set[tuple[str, ...]]) -> Iterator[tuple[str, bytes]]:
-    """Yields (train/<class>/<file>, content) in order of name; adds each (split, class) folder to class_folders."""
+    """Yields (name below path, content) in order of name; adds each (split, class) folder to class_folders."""
     roots = {root.name: root for root in split_folders(path)} or {"train": path}
     for split, root in roots.items():
         for folder in class_folders_of(root):
             class_folders.add((split, folder.name))
             for file in images_in(folder):
-                yield f"{split}/{folder.name}/{file.name}", checks.read_limited(file, checks.MAX_IMAGE_BYTES)
+                yield file.relative_to(path).as_posix(), checks.read_limited(file, checks.MAX_IMAGE_BYTES)
 
 
 def split_folders(path: Path) -> list[Path]:
@@ -58,19 +61,20 @@ def class_folders_of(path: Path) -> list[Path]:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a class that are not hidden, in order of name."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
 def is_folder_of_classes(path: Path) -> bool:
     """Whether a folder in `path` has an image in it."""
-    return any(f.suffix.lower() in IMAGE_SUFFIXES for folder in class_folders_of(path) for f in folder.iterdir())
+    return any(f.suffix.lower() in SUFFIXES for folder in class_folders_of(path) for f in folder.iterdir())
 
 
 def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool) -> tuple[list[str], Images, int]:
     """The names of the files, their pixels as RGB, uint8 [N, 32, 32, 3], and how many of them were resized.
 
     `files` yields (name, encoded image). Threads decode while the next files are still being read. Raises DataError
-    for a file that is not a PNG or JPEG of 24 to 96 pixels, as `decode_image` does; `path` is the source in messages.
+    for a file that is not a PNG, JPEG, WebP or BMP of 24 to 96 pixels, as `decode_image` does; `path` is the source in
+    messages.
     """
     names: list[str] = []
     decoded: list[tuple[Images, int]] = [(np.empty((0, 32, 32, 3), np.uint8), 0)]
@@ -92,7 +96,7 @@ def decode_images(files: Iterator[tuple[str, bytes]], path: Path, progress: bool
 def _decode_chunk(path: Path, files: list[tuple[str, bytes]]) -> tuple[Images, int]:
     pixels, resized = np.empty((len(files), 32, 32, 3), np.uint8), 0
     for row, (name, data) in enumerate(files):
-        pixels[row], was_resized = decode_image(data, f"{path}: {name}", ("PNG", "JPEG"))
+        pixels[row], was_resized = decode_image(data, f"{path}: {name}", FORMATS)
         resized += was_resized
     return pixels, resized
 

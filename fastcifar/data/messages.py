@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SUPPORTED_SOURCES = (
-    "give a folder or tar with cifar-10-batches-py, cifar-100-python, or train/<class>/*.png|jpg and test/<class>/..., "
-    "a folder or tar with <class>/*.png|jpg, or an .npz with x_train, y_train, x_test, y_test"
+    "give a folder or tar with cifar-10-batches-py, cifar-100-python, or train/<class>/*.png|jpg|webp|bmp and "
+    "test/<class>/..., a folder or tar with <class>/*.png|jpg|webp|bmp, or an .npz with x_train, y_train, x_test, "
+    "y_test"
 )
 """The end of each message about a source that is not of a supported kind."""
 

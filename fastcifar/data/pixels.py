@@ -19,6 +19,8 @@ SMALLEST_PX, LARGEST_PX = 24, 96
 """Of the height and the width of an image in a data set. The network trains on 32x32."""
 DECODER = 3
 """Of the pixels that this module makes; part of the cache key. Raise it with any change to them."""
+FORMATS, SUFFIXES = ("PNG", "JPEG", "WEBP", "BMP"), (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Of image files: names in Pillow, and what a file in a folder must end with to be taken for an image."""
 RESIZE = "BILINEAR"
 """Pillow's name of the filter that makes 32x32 pixels: Image.Resampling.<name>. Exported files tell it."""
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # Pillow's kinds of pixels with at most 8 bits in a channel

@@ -139,17 +139,21 @@ def _recorded_data(config: Config | None, name: str) -> dict[str, Any] | None:
     return {"source": source, "subset": data.subset, "smoke": config.run.smoke, "test_split": data.test_split}
 
 
-def load_test_images(run: TrainedRun, data: str | None, cache_dir: str | None) -> Dataset:
+def load_test_images(run: TrainedRun, data: str | None, cache_dir: str | None, test_split: float = 0.0) -> Dataset:
     """The data set `data` (as --data of the training), or the one that the run was trained on.
 
-    cache_dir: as --cache-dir of the training; it is not what the run's config.json says, which may be a stranger's.
+    test_split: of `data`. cache_dir: as --cache-dir of the training; it is not what the run's config.json says, which
+    may be a stranger's.
 
     ValueError when it cannot be read, has no test images or has other classes than the model.
     """
     if data is None and run.data is None:
         raise ValueError(f"{run.folder}: was trained on {run.data_name!r}, and where that is was not recorded; give "
                          "--data")  # fmt: skip
-    arguments: dict[str, Any] = {"source": data} if data is not None else run.data or {}
+    if data is None and test_split:
+        raise ValueError("--test-split has no effect here: it belongs to --data; else the run's own is taken")
+    own = {"source": data, "test_split": test_split}
+    arguments: dict[str, Any] = own if data is not None else run.data or {}
     try:
         dataset = load(**arguments, cache_dir=cache_dir, progress=sys.stderr.isatty())
     except ValueError as e:

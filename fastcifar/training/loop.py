@@ -13,6 +13,7 @@ from fastcifar.training.compiling import uncompile
 from fastcifar.training.evaluate import Evaluator
 from fastcifar.training.fixed_parts import let_all_train
 from fastcifar.training.observer import Observer, RunOutcome, Stop, StopAt
+from fastcifar.training.parts import rates_in_use
 from fastcifar.training.prepare import Prepared, prepare
 from fastcifar.training.processes import sum_over_processes
 from fastcifar.training.start import initial_state
@@ -83,7 +84,7 @@ def end_epoch(task: Task, state: State, accuracies: Evaluator) -> dict[str, Any]
     steps = state.step - (state.history[-1]["step"] if state.history else 0)
     loss = sum_over_processes(state.loss_sum.clone(), task.world).item() / steps / task.world.size
     state.loss_sum.zero_()
-    lr, momentum = state.rates[state.step - 1]
+    lr, momentum = rates_in_use(state.optimizers[0], *state.rates[state.step - 1])
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}: lower --lr-peak"
                        + (" or use --precision bf16" if task.config.machine.precision == "fp16" else ""))  # fmt: skip

@@ -77,6 +77,11 @@ def check_parts(config: Config, parts: Parts = NO_PARTS) -> None:
         again = ", ".join(f"{name}=..." for name in missing)
         raise ValueError(f"{', '.join(missing)} of this run came from Python, and no file holds that: give the same "
                          f"again with fastcifar.train(..., {again}, resume=RUN)")  # fmt: skip
+    for name in ("loss", "transform"):
+        part = getattr(parts, name)
+        if part is not None and (isinstance(part, type) or not callable(part)):
+            kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+            raise ValueError(f"{name} is {kind}; give a function, or an instance that can be called")
     if parts.network is not None and parts.optimizer is None and config.optimizer.name == "muon":
         raise ValueError("optimizer muon and its rates are tuned to the networks of fastcifar: give an optimizer with "
                          'the network, or optimizer="sgd" and an lr_peak that suits it')  # fmt: skip
@@ -85,13 +90,15 @@ def check_parts(config: Config, parts: Parts = NO_PARTS) -> None:
 
 
 def check_network(model: nn.Module, num_classes: int, sizes_px: list[int]) -> None:
-    """ValueError when a network does not give [B, K] for images of each size."""
+    """ValueError when a network does not give [B, K] for images of each size, first of the largest, 32 pixels."""
     model.eval()
-    for size in sizes_px:
+    for size in sorted(sizes_px, reverse=True):
         advice = "" if size == 32 else "; low_res_px=(), low_res_until=() keeps all images at 32 pixels"
         try:
             with torch.no_grad():
                 logits = model(torch.zeros(2, 3, size, size))
+            if not isinstance(logits, Tensor):
+                raise TypeError(f"its output is a {type(logits).__name__}; expected logits [2, {num_classes}]")
             if logits.shape != (2, num_classes):
                 raise ValueError(f"its output is {list(logits.shape)}; expected [2, {num_classes}]")
         except Exception as e:  # a network may raise anything
@@ -130,3 +137,27 @@ def give_back(optimizer: Optimizer, kept: dict[str, Any]) -> None:
     fresh = optimizer.state_dict()["param_groups"]
     groups = [{**group, **kept["groups"].get(i, {})} for i, group in enumerate(fresh)]
     optimizer.load_state_dict({"state": kept["state"], "param_groups": groups})
+
+
+def rates_in_use(optimizer: Optimizer, lr: float, momentum: float) -> tuple[float, float]:
+    """A row of the schedule as an optimizer takes it: of one of the caller, the rate of its first group, and that
+    group's momentum or first beta."""
+    if not is_from_python(optimizer):
+        return lr, momentum
+    group = optimizer.param_groups[0]
+    return lr * group["lr_scale"], float(group.get("momentum", group.get("betas", (0.0,))[0]))
+
+
+def transformed(transform: Transform, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """What a transform makes of a batch; ValueError when it is no (x, y)."""
+    made: Any = transform(x, y)
+    if not isinstance(made, (tuple, list)) or len(made) != 2 or not all(isinstance(part, Tensor) for part in made):
+        raise ValueError(f"transform returned a {type(made).__name__}; expected two tensors, (x, y)")
+    return made[0].contiguous(memory_format=torch.channels_last), made[1]
+
+
+def require_scalar(loss: Any) -> None:
+    """ValueError when a loss is not one number."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = list(loss.shape) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(f"loss returned {found}; expected a tensor of one number without dimensions, as the mean is")

@@ -25,6 +25,7 @@ from fastcifar.optim.optimizers import set_row
 from fastcifar.training import fixed_parts
 from fastcifar.training.fused_step import make_fused_update, makes_images_from_px
 from fastcifar.training.hardware import Hardware
+from fastcifar.training.parts import require_scalar, transformed
 from fastcifar.training.state import State
 from fastcifar.training.task import Task
 
@@ -71,8 +72,7 @@ class Step:
         fixed_parts.fix_first_stage(self.state.model, cooling.is_over(step) and task.world.size == 1)
         with task.parts.draws(task.config.seed, step, x.device):
             if task.parts.transform:
-                x, y = task.parts.transform(x, y)
-                x = x.contiguous(memory_format=torch.channels_last)
+                x, y = transformed(task.parts.transform, x, y)
             self.update(x, y)
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -81,6 +81,7 @@ class Step:
         with autocast(self.task.hardware):
             logits = self.forward(x)
         loss = self.task.loss(logits.float(), y)
+        require_scalar(loss)
         state.scaler.scale(loss).backward()
         if self.task.world.size > 1:
             fixed_parts.drop_gradients(self.task, state, x.shape[-1])

@@ -115,3 +115,11 @@ def test_the_command_is_the_packages_where_no_script_of_ours_was_started(monkeyp
     monkeypatch.setattr("sys.executable", "/opt/py/bin/python3")
     assert resume_command(tmp_path) == f"/opt/py/bin/python3 -m fastcifar train --resume {tmp_path}"
     assert resume_command(tmp_path, 2) == f"torchrun --nproc-per-node=2 -m fastcifar train --resume {tmp_path}"
+
+
+def test_an_extension_is_the_number_of_epochs_in_all(call, base):
+    assert call(*base, "--out", "r")[0] == 0
+    code, _, err = call("--resume", "r", "--extend-epochs", "1")
+    assert code == 2 and "--extend-epochs 1: r has 2 epochs by now; give the larger number" in err[0]
+    assert call("--resume", "r", "--extend-epochs", "3")[0] == 0
+    assert call("--resume", "r")[0] == 0

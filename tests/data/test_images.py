@@ -49,6 +49,19 @@ def test_hidden_and_other_files_are_ignored(tmp_path):
     assert len(load_path(write_tar(tmp_path / "a.tar", files)).x_train) == 6
 
 
+def test_webp_and_bmp_are_read_and_other_folders_are_named(tmp_path, capfd):
+    pixels = random_images(1, 3)[0]
+    files = make_image_files()
+    for kind in ("webp", "bmp"):
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, kind, **({"lossless": True} if kind == "webp" else {}))
+        files[f"train/cat/z.{kind}"] = encoded.getvalue()
+    files["val/cat/00.png"] = encode_image(pixels)
+    data = load_path(write_folder(tmp_path / "a", files))
+    assert len(data.x_train) == 8 and (data.x_train == pixels).all((1, 2, 3)).sum() == 2
+    assert "only train and test are read, not val" in capfd.readouterr().err
+
+
 def test_bad_image_is_named(tmp_path):
     for bad in (
         b"",

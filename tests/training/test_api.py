@@ -110,6 +110,50 @@ def test_one_class_is_refused():
         fastcifar.fit(images, np.zeros(20, int), 0.2)
 
 
+def test_what_would_cut_a_data_set_that_is_given_is_refused():
+    for setting in ({"subset": 100}, {"test_split": 0.3}):
+        with pytest.raises(ValueError, match="has no effect on a Dataset or on arrays: cut them before"):
+            fastcifar.train(QUICK, data=make_dataset(), **setting)
+
+
+def test_a_run_is_resumed_with_the_arguments_that_began_it(tmp_path):
+    given = {"data": make_dataset(), "epochs": 2, "swa_start": 0.5}
+    begun = fastcifar.train(QUICK, out=tmp_path / "r", **given)
+    with pytest.raises(ValueError, match=r"this call has other settings than the run \(epochs: 2.* -> 3"):
+        fastcifar.train(QUICK, resume=begun.folder, **{**given, "epochs": 3})
+    longer = fastcifar.train(QUICK, resume=begun.folder, extend_epochs=3, **given)
+    again = fastcifar.train(QUICK, resume=begun.folder, **given)
+    assert longer.summary["epochs"] == again.summary["epochs"] == 3 and longer.accuracy == again.accuracy
+
+
+def test_evaluate_splits_a_set_without_test_images(tmp_path):
+    data = make_dataset()
+    np.savez(tmp_path / "x.npz", x_train=data.x_train, y_train=data.y_train, classes=np.array(data.classes))
+    model = fastcifar.train(QUICK, data=tmp_path / "x.npz", test_split=0.25, epochs=1).model
+    assert fastcifar.evaluate(model, tmp_path / "x.npz", test_split=0.25)["accuracy"] >= 0
+    with pytest.raises(ValueError, match="test has 0 images"):
+        fastcifar.evaluate(model, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "test", "told"),
+    [
+        (np.zeros((8, 32, 32, 3), np.uint8), [0, 1] * 4, None, "test is a NoneType; give .images, labels., or the"),
+        (
+            [np.zeros((32, 32, 3), np.uint8), np.zeros((24, 32, 3), np.uint8)],
+            [0, 1],
+            0.5,
+            "all images must have one size",
+        ),
+        (object(), [0, 1], 0.5, "a object is no array: give images as uint8"),
+        (np.zeros((9, 32, 32, 3), np.uint8), [1, 2, 3] * 3, 0.3, "class '0' has no training images; add some; labels"),
+    ],
+)
+def test_arrays_that_are_none_are_told(images, labels, test, told):
+    with pytest.raises(ValueError, match=told):
+        fastcifar.fit(images, labels, test)
+
+
 def test_a_resumed_folder_that_is_not_there_is_told():
     with pytest.raises(ValueError, match="--resume auto: no such folder"):
         fastcifar.train(QUICK, data=make_dataset(), resume="auto")

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 import fastcifar
 from fastcifar.cli import main as command
-from fastcifar.config.schedules import OneCycle, PerStep, Schedule
+from fastcifar.config.schedules import Cosine, OneCycle, PerStep, Schedule
 from fastcifar.config.settings import with_settings
 from fastcifar.runs.model_file import load_model
 from fastcifar.training import step as steps
@@ -31,6 +31,16 @@ def make_net() -> nn.Module:
         nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Dropout(0.1), nn.Linear(8, 10),
     )  # fmt: skip
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return x, x
+
+
+class ForLarge(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ torch.zeros(224 * 224 * 3, 10)
 
 
 def adamw(params: Any) -> torch.optim.Optimizer:
@@ -89,7 +99,7 @@ def test_the_schedule_scales_the_rates_of_an_optimizer():
     table = 16 * [0.0]
     for row in result.history:
         table[row["step"] - 1] = row["lr"]
-        assert rates[row["step"] - 1] == pytest.approx((row["lr"] * 0.02, row["lr"] * 0.06))
+        assert rates[row["step"] - 1] == pytest.approx((row["lr"], row["lr"] * 3)) and row["momentum"] == 0.9
     assert max(rates)[1] == pytest.approx(0.03, rel=0.01) and kept[-1].param_groups[0]["betas"] == (0.9, 0.999)
 
 
@@ -233,7 +243,16 @@ def test_what_a_recipe_has_for_resnet9_does_nothing_to_another_network(optimizer
         ({"optimizer": lambda params: 3}, TypeError, "optimizer made a int; expected a torch.optim.Optimizer"),
         ({"network": nn.Flatten(), "optimizer": adamw}, ValueError, r"output is \[2, 3072\]; expected \[2, 10\]"),
         ({"network": nn.Linear(3, 4), "optimizer": adamw}, ValueError, "network: fails on two images of 32 pixels"),
-        ({"optimizer": adamw, "lr_peak": 0.0}, ValueError, "lr_peak is 0"),
+        ({"optimizer": adamw, "schedule": Cosine(peak=0.0)}, ValueError, "lr_peak is 0"),
+        ({"optimizer": adamw, "lr_peak": 0.5}, ValueError, "lr_peak has no effect here: the optimizer"),
+        ({"schedule": Cosine}, ValueError, "schedule is the class Cosine; give a name, or a value such as Cosine"),
+        ({"schedule": lambda step: 0.0}, ValueError, "schedule is a function; give a name"),
+        ({"loss": nn.CrossEntropyLoss}, ValueError, "loss is the class CrossEntropyLoss; give a function"),
+        ({"loss": "focal"}, ValueError, "loss is a str; give a function"),
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, ValueError, r"loss returned \[32\]; expected a tensor"),
+        ({"transform": lambda x, y: x}, ValueError, r"transform returned a Tensor; expected two tensors, \(x, y\)"),
+        ({"network": TwoOutputs, "optimizer": adamw}, ValueError, "pixels .its output is a tuple; expected logits"),
+        ({"network": ForLarge, "optimizer": adamw}, ValueError, r"fails on two images of 32 pixels \([^;]*\)$"),
         ({"schedule": "nope"}, ValueError, "schedule is 'nope'; known"),
     ],
 )  # fmt: skip
