@@ -125,8 +125,8 @@ def train(
 def _as_begun(config: Config, run: Path) -> Config:
     """The config of a call that resumes a run, with the run's extension. ValueError where it is not that run's."""
     try:
-        saved = load_config(run / "config.json")
-    except ConfigFileError:  # there is none, or it names a schedule from Python: the checkpoint is compared, too
+        saved = load_config(run / "config.json", own=config.schedule)
+    except ConfigFileError:  # there is none, or it has another schedule from Python: the checkpoint is compared, too
         return config
     if changed := method_differences(saved, config):
         raise ValueError(f"resume={run}: this call has other settings than the run ({'; '.join(changed)[:300]}); give "

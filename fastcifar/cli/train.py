@@ -165,6 +165,8 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
     run, config = task.config.run, task.config
     seed_folders = Path(processes.gather(str(out), world)[0]) if run.keep_all else None
     finished = folder.finished_seeds(Path(task.command.resume), config) if task.command.resume else []
+    if out and task.command.resume:
+        folder.keep_settings(out, config)
     summaries = processes.gather(finished, world)[0]
     done = {row["seed"] for row in summaries}
     left = [s for s in range(config.seed, config.seed + run.runs) if s not in done]

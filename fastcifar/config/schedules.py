@@ -84,11 +84,22 @@ class WarmRestarts(Schedule):
     """Growth of each next cycle."""
 
     def torch_scheduler(self, optimizer: Optimizer, span: Span) -> lr_scheduler.CosineAnnealingWarmRestarts:
-        # rounded up: a last cycle that is cut by some epochs ends low, one more cycle would end at the peak
-        first = math.ceil(self.t_0 * span.count - 1e-9) if self.t_0 < 1 else span.whole_epochs(self.t_0)
+        first = self._first_cycle(span.count) if self.t_0 < 1 else span.whole_epochs(self.t_0)
         return lr_scheduler.CosineAnnealingWarmRestarts(
             optimizer, T_0=first, T_mult=self.t_mult, eta_min=self.eta_min
         )  # fmt: skip
+
+    def _first_cycle(self, count: int) -> int:
+        """Epochs of the first cycle: the whole number next to its fraction with which the last one ends lower."""
+
+        def share_of_the_last(first: int) -> float:
+            begin, length = 0, first
+            while begin + length < count:
+                begin, length = begin + length, length * self.t_mult
+            return (count - begin) / length
+
+        near = self.t_0 * count
+        return max(max(1, math.ceil(near - 1e-9)), max(1, math.floor(near + 1e-9)), key=share_of_the_last)
 
 
 @dataclass(frozen=True, kw_only=True)

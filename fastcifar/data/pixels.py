@@ -17,8 +17,8 @@ from fastcifar.data.messages import DataError
 Images = NDArray[np.uint8]  # [N, H, W, 3]
 SMALLEST_PX, LARGEST_PX = 24, 96
 """Of the height and the width of an image in a data set. The network trains on 32x32."""
-DECODER = 3
-"""Of the pixels that this module makes; part of the cache key. Raise it with any change to them."""
+DECODER = 4
+"""Of the pixels that this module makes, and of the formats; part of the cache key. Raise it with any change to them."""
 FORMATS, SUFFIXES = ("PNG", "JPEG", "WEBP", "BMP"), (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Of image files: names in Pillow, and what a file in a folder must end with to be taken for an image."""
 RESIZE = "BILINEAR"

@@ -13,7 +13,7 @@ from fastcifar.observers.checkpoints import Checkpoints
 from fastcifar.observers.kernel_groups import step_work
 from fastcifar.observers.profiling import Profile
 from fastcifar.observers.trackers import make_tracker
-from fastcifar.runs import plots, record
+from fastcifar.runs import folder, plots, record
 from fastcifar.runs.model_file import FROM_PYTHON, SWAG_FILE, write_model
 from fastcifar.training import processes
 from fastcifar.training.observer import Observer, RunOutcome, RunView
@@ -43,7 +43,9 @@ def file_observers(task: Task, out: Path | None, signal: Callable[[], int | None
         chosen.append(make_tracker(task.config, command, out))
     if command.profile:
         chosen.append(profile_of(task, out))
+    resumed = [KeptSettings(out, task.config)] if command.resume else []
     return [
+        *resumed,
         Metrics(out / "metrics.jsonl"),
         Checkpoints(out / "checkpoint.pt", task.config, task.dataset.digest, stop, agree),
         ModelFile(out / "model.safetensors", normalization_facts(task)),
@@ -65,6 +67,26 @@ def profile_of(task: Task, out: Path) -> Profile:
         heading=f"{batch} images of {size_px} pixels, {task.config.machine.precision}",
         work=lambda: step_work(task.network, batch, size_px, muon=task.config.optimizer.name == "muon"),
     )
+
+
+class KeptSettings(Observer):
+    """Writes the settings of a resumed run into its config.json, once it has gone on or ended."""
+
+    def __init__(self, out: Path, config: Config) -> None:
+        self.out, self.config = out, config
+        self.written = False
+
+    def on_step(self, run: RunView) -> None:
+        self._write()
+
+    def on_end(self, result: RunOutcome) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if not self.written:
+            self.written = True
+            path = self.out / "config.json"
+            record.warn_if_unwritten(path, lambda: folder.keep_settings(self.out, self.config))
 
 
 class Metrics(Observer):

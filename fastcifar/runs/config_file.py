@@ -87,9 +87,12 @@ def _check_names(values: Any, known: set[str] | None, name: str) -> None:
         raise ValueError(f"unknown setting {unknown[0][:80]}")
 
 
-def load_config(path: Path) -> Config:
-    """The Config of a run folder's config.json. ConfigFileError when it cannot be read or is not one."""
-    return config_from_plain(_read(path, "the run's settings are needed to resume it"), str(path))
+def load_config(path: Path, own: Schedule | None = None) -> Config:
+    """The Config of a run folder's config.json. ConfigFileError when it cannot be read or is not one.
+
+    own: as for `config_from_plain`.
+    """
+    return config_from_plain(_read(path, "the run's settings are needed to resume it"), str(path), own)
 
 
 def load_defaults(path: Path, optimizer: str | None = None) -> Config:

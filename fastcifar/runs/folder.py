@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +54,34 @@ def choose(config: Config, command: Command, dataset: str) -> Path:
 
 
 def claim(out: Path, config: Config, command: Command) -> None:
-    """Writes config.json, with the settings of this start, and removes partial files of a killed process.
+    """Writes config.json of a new run and removes partial files of a killed process.
 
     The caller holds the folder's lock. Raises ValueError as `check`, since another process may have begun a run there.
     """
     check(config, command)
-    if not command.resume or _has_other_settings(out / "config.json", config):  # so that --resume alone continues it
+    if not command.resume:
         record.write_json(out / "config.json", config_file.config_to_plain(config))
     for name in ("config.json", "curves.png", *RESULTS):
         for part in out.glob(f".{name}.*.part"):
             part.unlink(missing_ok=True)
 
 
-def _has_other_settings(path: Path, config: Config) -> bool:
-    """Whether settings that a resumed run takes from its config.json, as its number of seeds, are others there."""
+def keep_settings(out: Path, config: Config) -> None:
+    """Writes the settings of a resumed run, as a larger number of seeds, so that `--resume` alone goes on with them.
+
+    Called once the run has gone on: a start that is refused changes nothing. What a file does not give back, and where
+    the data is, stay as they are in config.json.
+    """
     try:
-        before, now = settings_by_flag(config_file.load_config(path)), settings_by_flag(config)
-    except config_file.ConfigFileError:  # a schedule from Python, which no file holds
-        return False
-    kept = [name for name, where in SETTINGS.items() if where.field.metadata.get("from_file", True)]
-    return any(before.get(name) != now.get(name) for name in kept)
+        saved = config_file.load_config(out / "config.json", own=config.schedule)
+    except config_file.ConfigFileError:  # there is none, or another schedule from Python
+        return
+    now, before = settings_by_flag(config), settings_by_flag(saved)
+    kept = [
+        name for name, where in SETTINGS.items() if where.part != "data" and where.field.metadata.get("from_file", True)
+    ]
+    if any(before.get(name) != now.get(name) for name in kept):
+        record.write_json(out / "config.json", config_file.config_to_plain(replace(config, data=saved.data)))
 
 
 def require_kept(out: Path) -> None:

@@ -125,10 +125,14 @@ def is_from_python(optimizer: Optimizer) -> bool:
 def kept_by(optimizer: Optimizer) -> dict[str, Any]:
     """All that such an optimizer keeps: by weight, and in its groups, where some count their steps."""
     written_by_the_run = ("lr", "momentum", "lr_scale", "fixed_momentum", "from_python")
+    plain = (bool, int, float, Tensor, np.generic)
     groups = {
-        i: {k: v for k, v in group.items() if isinstance(v, (Tensor, int, float)) and k not in written_by_the_run}
+        i: {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in group.items() if isinstance(value, plain) and name not in written_by_the_run
+        }
         for i, group in enumerate(optimizer.param_groups)
-    }
+    }  # fmt: skip
     return {"state": optimizer.state_dict()["state"], "groups": groups}
 
 
@@ -145,14 +149,18 @@ def rates_in_use(optimizer: Optimizer, lr: float, momentum: float) -> tuple[floa
     if not is_from_python(optimizer):
         return lr, momentum
     group = optimizer.param_groups[0]
-    return lr * group["lr_scale"], float(group.get("momentum", group.get("betas", (0.0,))[0]))
+    betas = group.get("betas")
+    values = (group.get("momentum"), *(betas if isinstance(betas, (tuple, list)) else [betas]))
+    return lr * group["lr_scale"], next((float(v) for v in values if isinstance(v, (int, float))), 0.0)
 
 
 def transformed(transform: Transform, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """What a transform makes of a batch; ValueError when it is no (x, y)."""
     made: Any = transform(x, y)
-    if not isinstance(made, (tuple, list)) or len(made) != 2 or not all(isinstance(part, Tensor) for part in made):
-        raise ValueError(f"transform returned a {type(made).__name__}; expected two tensors, (x, y)")
+    if not isinstance(made, (tuple, list)) or len(made) != 2 or not isinstance(made[0], Tensor):
+        raise ValueError(
+            f"transform returned a {type(made).__name__}; expected (x, y), a tensor and what the loss takes"
+        )
     return made[0].contiguous(memory_format=torch.channels_last), made[1]
 
 

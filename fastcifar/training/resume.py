@@ -151,14 +151,23 @@ def load_initial(model: nn.Module, settings: Model) -> None:
     """
     path = find_model(Path(settings.init or ""))
     source, facts = load_model(path, flag="--init")
-    names = ALIKE if facts["shape"] is None and settings.shape is None else (*ALIKE, "shape")
-    theirs = ", ".join(f"{name} {facts[name]}" for name in names)
-    ours = ", ".join(f"{name} {getattr(settings, name)}" for name in names)
-    if theirs != ours:
-        raise ValueError(f"--init {path}: holds a model of {theirs}, but this run has {ours}; give the flags of the "
-                         "file")  # fmt: skip
+    saved = Model(**{name: facts[name] for name in ALIKE}, shape=facts.get("shape"))
+    if _kind(saved) != _kind(settings):
+        raise ValueError(f"--init {path}: holds a model of {_told(saved)}, but this run has {_told(settings)}; give "
+                         "the flags of the file")  # fmt: skip
     fresh, given = model.state_dict(), source.state_dict()
     own = {name for name in fresh if name == "noise.step"}
     if fresh["head.weight"].shape != given["head.weight"].shape:
         own |= {name for name in fresh if name.startswith("head.")}
     model.load_state_dict({name: fresh[name] if name in own else given[name] for name in fresh})
+
+
+def _kind(settings: Model) -> tuple[Any, ...]:
+    """What two networks of one kind share: the layers, whatever names them, norm and activation."""
+    layers = settings.layers if settings.network == "resnet9" else settings.scale
+    return settings.network, layers, settings.norm, settings.activation
+
+
+def _told(settings: Model) -> str:
+    shape = f", shape {settings.shape}" if settings.shape else ""
+    return ", ".join(f"{name} {getattr(settings, name)}" for name in ALIKE) + shape

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 
+import processes
 import pytest
 import torch
 from commands import interrupted_run, stop_at
@@ -123,3 +124,12 @@ def test_an_extension_is_the_number_of_epochs_in_all(call, base):
     assert code == 2 and "--extend-epochs 1: r has 2 epochs by now; give the larger number" in err[0]
     assert call("--resume", "r", "--extend-epochs", "3")[0] == 0
     assert call("--resume", "r")[0] == 0
+
+
+def test_a_start_that_is_refused_changes_nothing(call, base, request, tmp_path):
+    """Neither other images nor fewer seeds than there are."""
+    run = interrupted_run(request)
+    before = (run / "config.json").read_bytes()
+    images = processes.write_images(tmp_path / "y.npz", n_train=150)
+    assert call("--resume", str(run), "--data", str(images))[0] == 2
+    assert (run / "config.json").read_bytes() == before and call("--resume", str(run))[0] == 0

@@ -184,6 +184,11 @@ def test_warm_restarts_end_low(epochs, tail):
     assert table.table[table.tail_step - 1, 0] < 0.2 * table.table[:, 0].max()
 
 
+def test_eleven_equal_cycles_of_three_epochs_fill_33():
+    table = make_schedule_table(with_settings(RECIPES["restarts60"], epochs=33, t_0=0.1, t_mult=1), 10).table
+    assert int((table[::10, 0] == table[0, 0]).sum()) == 11 and table[-1, 0] < 0.3 * table[0, 0]
+
+
 @pytest.mark.parametrize("steps", [50, 97, 485, 4850])
 def test_triangles_fill_the_run(steps):
     """The last one ends near its foot: no further one has begun."""

@@ -37,6 +37,18 @@ def whole(epochs: float) -> int:
     return max(1, math.floor(epochs + 1e-9))
 
 
+def first_cycle(epochs: int) -> int:
+    """Of the whole numbers next to a fifth, the one whose last cycle, each twice the one before, is most complete."""
+    complete: dict[int, float] = {}
+    for first in {max(1, math.ceil(epochs / 5)), max(1, epochs // 5)}:
+        left = epochs
+        cycle = first
+        while left > cycle:
+            left, cycle = left - cycle, 2 * cycle
+        complete[first] = left / cycle
+    return max(sorted(complete, reverse=True), key=complete.__getitem__)
+
+
 TORCH: dict[str, tuple[dict[str, Any], str, Callable[[SGD, int, float], Any]]] = {
     "multistep": (
         {"schedule": "multistep", "lr_peak": 0.1, "milestones": (0.3, 0.6, 0.9), "gamma": 0.2},
@@ -57,7 +69,7 @@ TORCH: dict[str, tuple[dict[str, Any], str, Callable[[SGD, int, float], Any]]] =
         {"schedule": "restarts", "lr_peak": 0.1, "t_0": 0.2, "t_mult": 2, "eta_min": 1e-3},
         "epoch",
         lambda o, n, e: torch_schedulers.CosineAnnealingWarmRestarts(
-            o, T_0=math.ceil(0.2 * math.ceil(e) - 1e-9), T_mult=2, eta_min=1e-3
+            o, T_0=first_cycle(math.ceil(e)), T_mult=2, eta_min=1e-3
         ),
     ),
     **{

@@ -80,8 +80,19 @@ def test_a_head_of_as_many_classes_comes_along(make_quick_task, trained):
 def test_a_file_of_other_layers_is_refused(make_quick_task, trained, width):
     """Also where all weights of this run are among those of the file."""
     shape = replace(SHAPES["small"], stages=(*SHAPES["small"].stages[:-1], Stage(width=width)))
-    with pytest.raises(ValueError, match=r"holds a model of .* shape None, but this run has .*give the flags of"):
+    with pytest.raises(ValueError, match=r"holds a model of .*, but this run has .* shape .*give the flags of"):
         first_weights(make_quick_task(data_set=OTHER, init=str(trained), shape=shape))
+
+
+def test_layers_are_compared_and_not_what_names_them(make_quick_task, trained, tmp_path):
+    named = SHAPES["small"]
+    assert same(
+        first_weights(make_quick_task(init=str(trained), shape=named)), load_file(trained / "model.safetensors")
+    )
+    own = replace(named, stages=(*named.stages[:-1], Stage(width=12)))
+    train_in_folder(make_quick_task(epochs=1, swa_start=None, shape=own), tmp_path / "own")
+    ours = first_weights(make_quick_task(init=str(tmp_path / "own"), shape=own))
+    assert same(ours, load_file(tmp_path / "own/model.safetensors"))
 
 
 def test_the_draws_of_the_run_are_its_own(make_quick_task, tmp_path):
