@@ -95,6 +95,8 @@ class Loader:
         pixels, targets = to_rgb_32(images), check_labels("Loader", labels, only_numbers=True)
         if len(targets) != len(pixels) or not len(pixels):
             raise ValueError(f"{len(pixels)} images and {len(targets)} labels; expected one label per image, and some")
+        if self.train and len(pixels) < self.world:
+            raise ValueError(f"{len(pixels)} images for {self.world} processes; each needs one at least")
         if self.mean is None or self.std is None:
             mean, std = channel_mean_std(pixels)
             self.mean, self.std = self.mean or mean, self.std or std
@@ -136,12 +138,15 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self.train:
             return self._in_order()
-        plan = draw(self.augment, self.batch_size * self.world, self.seed, len(self._targets), self.epoch)
+        step = min(self.batch_size, len(self._targets) // self.world) * self.world  # equal parts for all processes
+        plan = draw(self.augment, step, self.seed, len(self._targets), self.epoch)
         self.epoch += 1
         return self.executor.epoch(plan.part(self.rank, self.world))
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         mine = slice(self.rank, None, self.world)
+        if self.rank >= len(self.labels):
+            return
         for images, labels in zip(
             self.images[mine].split(self.batch_size), self.labels[mine].split(self.batch_size), strict=True
         ):

@@ -6,6 +6,8 @@ A command is imported when it is called: torch takes seconds, and until then a s
 import difflib
 import errno
 import importlib
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     word = arguments[0] if arguments else ""
     if word == "--version":
         return _print_version()
-    if not word or word in ("-h", "--help"):
-        print(_usage(), file=sys.stdout if word else sys.stderr)
-        return DONE if word else BAD_INPUT
+    if word in ("-h", "--help"):
+        return _say(_usage())
+    if not word:
+        print(_usage(), file=sys.stderr)
+        return BAD_INPUT
     if word not in COMMANDS:
         from fastcifar.data.messages import printable
 
@@ -62,7 +66,15 @@ def _usage() -> str:
 def _print_version() -> int:
     from fastcifar import __version__
 
-    print(f"fastcifar {__version__}")
+    return _say(f"fastcifar {__version__}")
+
+
+def _say(text: str) -> int:
+    """Prints a text. A reader that has seen enough, as `head` does, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
     return DONE
 
 
@@ -74,6 +86,9 @@ def run(name: str, argv: Sequence[str], prog: str, signals: Signals | None = Non
     signals: handlers that are set already; without them this function sets its own and restores the earlier ones.
     """
     handlers = signals or Signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of classes and files that a terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _command(name, argv, prog, handlers)
     except Stopped as e:

@@ -7,6 +7,7 @@ seeds each process trains its own seeds. Seeds that an interrupted job has finis
 
 import contextlib
 import math
+import os
 import sys
 import traceback
 from dataclasses import replace
@@ -83,8 +84,10 @@ def run(config: Config, command: Command, signals: Signals) -> int:
         if (config.run.extend_epochs or math.inf) < summary["epochs"]:
             raise ValueError(f"--extend-epochs {config.run.extend_epochs:g}: {resumed} has {summary['epochs']:g} "
                              "epochs by now; give the larger number that it shall have in all")  # fmt: skip
-        print(f"{resumed}: this run is complete; --extend-epochs N continues its averaging tail, to N epochs in all")
-        print_end(command, summary, result_rows(summary, resumed))
+        if os.environ.get("RANK", "0") == "0":  # the processes have not met yet
+            longer = "" if "n" in summary else "; --extend-epochs N continues its averaging tail, to N epochs in all"
+            print(f"{resumed}: this run is complete{longer}")
+            print_end(command, summary, result_rows(summary, resumed))
         return DONE
     check_parts(config)
     require_tracker(command.log)
@@ -140,7 +143,9 @@ def train_and_report(
         if out:
             command = folder.resume_command(out, world.size, task.config, task.command)
             progress.close()
-            print(f"interrupted and saved; continue with: {command}", flush=True)
+            complete = folder.finished(out, task.config)
+            told = "complete; what was drawn last may be missing" if complete else f"saved; continue with: {command}"
+            print(f"interrupted and {told}", flush=True)
         raise
     except (RuntimeError, MemoryError) as e:
         if not ran_out_of_memory(e):
@@ -186,13 +191,17 @@ def train_seeds(task: Task, world: World, out: Path | None, signals: Signals, pr
     if out:
         progress.close()
         summary = intervals.summarize_runs(summaries, run.target)
-        record.write_json(out / "summary.json", summary)
         if seed_folders:
             signals.phase = "finish"  # all is saved: from here on a signal ends the process
             folders = [str(seed_folders / f"seed{s}") for s in sorted(row["seed"] for row in summaries)]
             cache = ["--cache-dir", config.machine.cache_dir] if config.machine.cache_dir else []
             swag = ["--swag"] if all((Path(folder) / SWAG_FILE).exists() for folder in folders) else []
-            ensemble.main([*folders, "--out", str(out), *cache, *swag])
+            try:
+                ensemble.main([*folders, "--out", str(out), *cache, *swag])
+            except Exception:  # all seeds are trained, whatever became of their mean; after a signal --resume makes it
+                record.write_json(out / "summary.json", summary)
+                raise
+        record.write_json(out / "summary.json", summary)
         print_end(task.command, summary, result_rows(summary, out))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastcifar.augment.plan import image_size
 from fastcifar.config.config import Config
+from fastcifar.data.messages import printable
 from fastcifar.files import write_atomically
 from fastcifar.optim.cooling import NO_COOLING
 from fastcifar.optim.schedule_table import ScheduleTable
@@ -57,7 +58,7 @@ def save_figure(figure: Any, path: Path) -> None:
 def literal(text: str) -> str:
     """Text that matplotlib draws as it is: two dollar signs make no formula, and a name with an underscore before it is
     not left out of a legend."""
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+    return (" " if text.startswith("_") else "") + printable(text).replace("$", r"\$")
 
 
 def style(i: int) -> dict[str, Any]:

@@ -127,3 +127,13 @@ def test_processes_share_an_epoch(train):
 def test_a_process_that_is_none_of_them_is_told(rank, world):
     with pytest.raises(ValueError, match=f"rank is {rank} of {world} processes"):
         Loader(*arrays(4), 2, rank=rank, world=world)
+
+
+def test_few_images_are_shared_in_equal_parts():
+    images, labels = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10) % 2
+    batches = [[len(y) for _, y in Loader(images, labels, 4, rank=rank, world=3)] for rank in range(3)]
+    assert batches == [[3], [3], [3]]
+    with pytest.raises(ValueError, match="10 images for 12 processes; each needs one at least"):
+        Loader(images, labels, 1, rank=11, world=12)
+    nobody = Loader(images, labels, 4, train=False, rank=11, world=12)
+    assert len(nobody) == 0 and list(nobody) == []

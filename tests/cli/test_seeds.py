@@ -116,3 +116,14 @@ def test_all_seeds_hold_out_the_same_images(call, base, tmp_path):
     assert call(*flags, "--runs", "2", "--keep-all", "--out", "r")[0] == 0
     assert call(*flags, "--seed", "1", "--out", "one")[0] == 0
     assert (tmp_path / "r/seed1/model.safetensors").read_bytes() == (tmp_path / "one/model.safetensors").read_bytes()
+
+
+def test_a_signal_while_seeds_are_measured_together_loses_nothing(call, base, tmp_path, monkeypatch):
+    measured = ensemble.main
+    with monkeypatch.context() as patched:
+        patched.setattr(ensemble, "main", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        code, out, _ = call(*base, "--runs", "2", "--keep-all", "--out", "r")
+    assert code == 143 and "--resume r" in out[-1] and not (tmp_path / "r/summary.json").exists()
+    assert ensemble.main is measured
+    code, out, _ = call("--resume", "r")
+    assert code == 0 and json.loads(out[-1])["n"] == 2 and (tmp_path / "r/ensemble.json").exists()
