@@ -113,7 +113,7 @@ def test_a_recipe(tmp_path):
     run = train(tmp_path, "--recipe", "linear20", "--shape", SHAPE)
     config = json.loads((run / "config.json").read_text())
     assert (config["run"]["recipe"], config["schedule"]["name"], config["tail"]) == ("linear20", "linear", None)
-    assert [row["lr"] for row in rows(run)] == pytest.approx([0.12 * (1 - step / 10) for step in (4, 9)])
+    assert [row["lr"] for row in rows(run)] == pytest.approx([0.12 * (1 - step / 9) for step in (4, 9)])
 
 
 def test_a_network(tmp_path):
