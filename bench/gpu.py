@@ -107,7 +107,7 @@ def plan(options: argparse.Namespace) -> list[Part]:
         out = ["--out", str(options.out.absolute() / "profile")]
         parts.append(Part("profile", ["train_fast.py", *settings, *data, *out], 30))
         parts += [*screening(options, data, "batches", 20, 60), *screening(options, data, "94", 128, 180)]
-    parts.append(bench("loader", 40, "--batches", "500", "2000"))
+    parts.append(bench("loader", 160 if options.quick else 40, "--batches", "500", "2000"))  # without a card: slower
     peers = ["--peer", *options.peers, "--rounds", "1", "--networks", "5", *data]
     if options.quick:
         parts.append(time_to_accuracy("swa30", 2, 200))
