@@ -39,7 +39,7 @@ from fastcifar.runs.results import RunResults, check_summary
 from fastcifar.training.hardware import resolve
 from fastcifar.training.loop import train as train_loop
 from fastcifar.training.observer import Observer, RunOutcome
-from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform
+from fastcifar.training.parts import Loss, MakeOptimizer, Parts, Transform, kind_of
 from fastcifar.training.stopwatch import Stopwatch
 from fastcifar.training.task import Task, make_task
 
@@ -187,11 +187,9 @@ def evaluate(
     if isinstance(data, tuple):
         images, labels = data
     else:
-        dataset = (
-            data
-            if isinstance(data, Dataset)
-            else load_dataset(_source(data), test_split=test_split, progress=False, or_synthetic=False)
-        )
+        dataset = data
+        if not isinstance(dataset, Dataset):
+            dataset = load_dataset(_source(dataset), test_split=test_split, progress=False, or_synthetic=False)
         require_classes(dataset, model)
         images, labels = dataset.x_test, dataset.y_test
     logits = model.logits(images, views, share)
@@ -242,8 +240,7 @@ def _config_and_parts(
     """The config that names the parts from Python, the command, and these parts. A part that is a name is a setting."""
     settings = dict(settings)
     if isinstance(schedule, type) or not isinstance(schedule, (Schedule, str, type(None))):
-        kind = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
-        raise ValueError(f"schedule is {kind}; give a name, or a value such as Cosine(peak=0.1) or "
+        raise ValueError(f"schedule is {kind_of(schedule)}; give a name, or a value such as Cosine(peak=0.1) or "
                          "PerStep(peak=0.1, factor=a function of the step)")  # fmt: skip
     own_schedule, schedule = (schedule, None) if isinstance(schedule, Schedule) else (None, schedule)
     for name, value in (("network", network), ("optimizer", optimizer), ("schedule", schedule)):

@@ -80,13 +80,17 @@ def check_parts(config: Config, parts: Parts = NO_PARTS) -> None:
     for name in ("loss", "transform"):
         part = getattr(parts, name)
         if part is not None and (isinstance(part, type) or not callable(part)):
-            kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
-            raise ValueError(f"{name} is {kind}; give a function, or an instance that can be called")
+            raise ValueError(f"{name} is {kind_of(part)}; give a function, or an instance that can be called")
     if parts.network is not None and parts.optimizer is None and config.optimizer.name == "muon":
         raise ValueError("optimizer muon and its rates are tuned to the networks of fastcifar: give an optimizer with "
                          'the network, or optimizer="sgd" and an lr_peak that suits it')  # fmt: skip
     if parts.optimizer is not None and config.schedule.peak == 0:
         raise ValueError("lr_peak is 0; the schedule scales the rates of an optimizer by what it is of its peak")
+
+
+def kind_of(part: Any) -> str:
+    """What was given in place of a part, in words."""
+    return f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
 
 
 def check_network(model: nn.Module, num_classes: int, sizes_px: list[int]) -> None:

@@ -6,32 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, make_dataset
+from own_parts import adamw, make_net, train, weights
 from torch import nn
 
 import fastcifar
 from fastcifar.config.schedules import PerStep
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
-
-
-def make_net() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Dropout(0.1), nn.Linear(8, 10),
-    )  # fmt: skip
-
-
-def train(**arguments: Any) -> fastcifar.Result:
-    return fastcifar.train(QUICK, data=make_dataset(), **{"epochs": 2, **arguments})
-
-
-def weights(result: fastcifar.Result) -> dict[str, torch.Tensor]:
-    return result.model.network.state_dict()
-
-
-def adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=0.02)
 
 
 class Counting(torch.optim.SGD):

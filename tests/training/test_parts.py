@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import QUICK, make_dataset
+from own_parts import adamw, make_net, train, weights
 from torch import nn
 from torch.optim import lr_scheduler
 from torchvision.transforms import v2
@@ -26,13 +27,6 @@ from fastcifar.training.parts import Parts
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
-def make_net() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Dropout(0.1), nn.Linear(8, 10),
-    )  # fmt: skip
-
-
 class TwoOutputs(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         return x, x
@@ -43,20 +37,8 @@ class ForLarge(nn.Module):
         return x.flatten(1) @ torch.zeros(224 * 224 * 3, 10)
 
 
-def adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=0.02)
-
-
 mixup = v2.MixUp(num_classes=10)
 OWN: dict[str, Any] = {"network": make_net, "optimizer": adamw, "loss": F.cross_entropy, "transform": mixup}
-
-
-def train(**arguments: Any) -> fastcifar.Result:
-    return fastcifar.train(QUICK, data=make_dataset(), **{"epochs": 2, **arguments})
-
-
-def weights(result: fastcifar.Result) -> dict[str, torch.Tensor]:
-    return result.model.network.state_dict()
 
 
 def test_all_parts_at_once_learn():
