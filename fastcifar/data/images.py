@@ -31,11 +31,12 @@ def read_image_folder(path: Path, progress: bool) -> RawData:
     Hidden files and files with other suffixes are ignored. Raises DataError as `decode_images` and `sort_by_class` do.
     """
     class_folders: set[tuple[str, ...]] = set()
-    others = [f.name for f in class_folders_of(path) if f.name not in SPLITS and is_folder_of_classes(f)]
-    if split_folders(path) and others:
+    splits = split_folders(path)
+    others = [f.name for f in class_folders_of(path) if splits and f.name not in SPLITS and is_folder_of_classes(f)]
+    if others:
         print_warning(printable(f"{path}: only train and test are read, not {', '.join(others)}"))
     names, pixels, resized = decode_images(_read_files(path, class_folders), path, progress)
-    names = names if split_folders(path) else [f"train/{name}" for name in names]
+    names = names if splits else [f"train/{name}" for name in names]
     return sort_by_class(path, names, pixels, resized, class_folders)
 
 
