@@ -30,8 +30,8 @@ from fastcifar.runs import record
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 RUNS = RECORDS / "2026-11-26_h100"
 OPERATIONS_THEN, OPERATIONS_NOW = 232, 66
-"""In the graph of a step of `speedrun94` at 32 pixels with the fused kernels: of the code that was measured
-(records/2026-11-27_cuda-stub) and of today's (records/2026-11-28_cuda-stub)."""
+"""In the graph of a step of `speedrun94` at 32 pixels with the fused kernels: of the code that was measured (its count
+is not among the records) and of today's (records/2026-11-28_cuda-stub)."""
 LESS_ARITHMETIC = 0.6629 / 0.7396
 """GFLOP of an image at 32 pixels, forward and backward, today and in the code that was measured: outputs that no pool
 reads are left out now (records/2026-11-28_work)."""
