@@ -35,8 +35,9 @@ def main(run: str, size_px: int) -> None:
     seen = {}
     for name, layer in layers.items():
         layer.register_forward_hook(
-            lambda _, inputs, y, name=name: y.register_hook(lambda g: seen.__setitem__(name, (inputs[0].detach(), g)))
-            and None
+            lambda _, inputs, y, name=name: (
+                y.register_hook(lambda g: seen.__setitem__(name, (inputs[0].detach(), g))) and None
+            )
         )
     random = torch.Generator().manual_seed(1)
     whole, added = defaultdict(list), defaultdict(lambda: defaultdict(float))
@@ -67,7 +68,8 @@ def batch(images, labels, size_px, random):
     x = (x - torch.tensor([125.3, 123.0, 113.9]).view(3, 1, 1)) / torch.tensor([63.0, 62.1, 66.7]).view(3, 1, 1)
     x = F.pad(x, (2, 2, 2, 2), mode="reflect")
     tops, lefts = torch.randint(5, (2, 500), generator=random).tolist()
-    x = torch.stack([image[:, top : top + 32, left : left + 32] for image, top, left in zip(x, tops, lefts, strict=True)])
+    corners = enumerate(zip(tops, lefts, strict=True))
+    x = torch.stack([x[i, :, top : top + 32, left : left + 32] for i, (top, left) in corners])
     if size_px != 32:
         x = F.interpolate(x, size=(size_px, size_px), mode="bilinear", antialias=True)
     mirrored = torch.rand(500, generator=random) < 0.5
