@@ -56,7 +56,7 @@ frontier: .venv/.train
 	@touch $@
 
 # On the machine with the card, without an environment of its own where there is none: make gpu OUT=DIR PYTHON=python3
-OUT ?= bench-results/gpu
+OUT := bench-results/gpu
 BUDGET_S ?= 540
 PEERS ?=
 gpu:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -98,15 +99,16 @@ DESIGNS = {
 """Two-level designs by the accuracy that they are for."""
 _BATCH_1000 = (
     "batch_size=1000 lr_peak=0.14 bias_lr_scale=100 head_lr_scale=320 swa_every=2 swa_lr=0.014 swa_momentum=0.8 "
-    "swa_start=0.84 label_smoothing=0.15"
+    "swa_start=0.84 label_smoothing=0.15 cool_first_stage=0.6,0.84"
 )
 COMPARISONS = {
     "networks": Design("speedrun94", "epochs=7 train_stem=low-res",
                        tuple(Factor(name, high=f"shape={shape}") for name, shape in NETWORKS.items())),
     "batches": Design("speedrun94", "epochs=8 train_stem=low-res",
                       (Factor("batch 500"), Factor("batch 1,000", high=_BATCH_1000))),
+    "recipe": Design("speedrun94", "", (Factor("speedrun94"),)),
 }  # fmt: skip
-"""Whole variants, each with the same seeds."""
+"""Whole variants, each with the same seeds; the recipe alone, for many seeds on the test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ class Options:
     """File to write: the design as a list for bench.sweep."""
     rows: Path | None = None
     """runs.jsonl of bench.sweep."""
-    design: Literal["94", "95", "networks", "batches"] = "94"
+    design: Literal["94", "95", "networks", "batches", "recipe"] = "94"
     """What is screened: a two-level design, or whole variants beside each other."""
     runs: int = 128
     """Runs of the list; of a two-level design a power of 2."""
@@ -153,7 +155,9 @@ def list_of(options: Options) -> list[dict[str, Any]]:
         return compared_jobs(COMPARISONS[options.design], options)
     design = DESIGNS[options.design]
     jobs = []
-    for seed, row in enumerate(levels(len(design.factors), options.runs, options.resolution), options.first_seed):
+    rows = list(levels(len(design.factors), options.runs, options.resolution))
+    random.Random(0).shuffle(rows)  # else the first half of a list that is cut has some factors at one level
+    for seed, row in enumerate(rows, options.first_seed):
         named = {factor.name: int(level) for factor, level in zip(design.factors, row, strict=True)}
         jobs.append({"recipe": design.recipe, "settings": settings_of(design, row > 0), "seed": seed, "levels": named})
     return jobs

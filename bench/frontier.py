@@ -69,9 +69,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The summaries in a .json file or in the lines of a .jsonl file."""
+    """The summaries in a .json file or in the lines of a .jsonl file, which has rows of other kinds, too."""
     lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-    return [run for run in map(json.loads, lines) if isinstance(run, dict)]
+    return [run for run in map(json.loads, lines) if isinstance(run, dict) and "accuracy" in run]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import queue
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from fastcifar.data.dataset import Dataset, hold_out
 from fastcifar.data.load import load_of
 from fastcifar.data.messages import DataError
 from fastcifar.runs import record
-from fastcifar.training.stopwatch import Stopwatch
+from fastcifar.training.stopwatch import Stopwatch, process_age_s
 
 Job = dict[str, Any]
 """Recipe, settings and seed of a run."""
@@ -55,7 +55,7 @@ class Options:
     processes: int = 1
     """Processes that train side by side. Only with one are the seconds a measurement."""
     budget_s: float = 1e9
-    """Seconds after which no run is begun."""
+    """Seconds, of the whole command, after which no run is begun."""
     quick: bool = False
     """Two runs of 1,000 images in two processes: shows that the bench works."""
     out: Path = Path("bench-results/sweep")
@@ -65,7 +65,14 @@ class Options:
 QUICK: list[Job] = [{"recipe": "speedrun94", "settings": "scale=small epochs=1", "seed": seed} for seed in (0, 1)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
+    """Trains the list and returns the exit code. `used_s`: time already used, which counts against the budget."""
+    stopwatch = Stopwatch()
+    with stopwatch("all"):
+        return run(argv, lambda: used_s + stopwatch.seconds("all"))
+
+
+def run(argv: Sequence[str] | None, elapsed_s: Callable[[], float]) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.sweep")
     if options.quick:
         options = replace(options, set="subset=1000", hold_out=200, processes=2)
@@ -96,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     with harness.interruptible() as interruption, (options.out / "runs.jsonl").open("a", buffering=1) as lines:
         for row in received(rows, workers):
+            if elapsed_s() > options.budget_s:
+                turn.value = len(todo)  # no further run is begun
+            if row is None:
+                continue
             failed += "error" in row
             lines.write(json.dumps(row) + "\n")
             print(describe(row), flush=True)
@@ -151,8 +162,8 @@ def load_images(config: Config, options: Options) -> Dataset:
     return measured_on_held_out(dataset, options.hold_out) if options.hold_out else dataset
 
 
-def received(rows: Any, workers: list[Any]) -> Iterator[dict[str, Any]]:
-    """The rows that the processes send, until all have ended."""
+def received(rows: Any, workers: list[Any]) -> Iterator[dict[str, Any] | None]:
+    """The rows that the processes send, until all have ended; None where none has come for a second."""
     while True:
         alive = any(worker.is_alive() for worker in workers)  # before the queue is looked at: what was sent is there
         try:
@@ -160,21 +171,23 @@ def received(rows: Any, workers: list[Any]) -> Iterator[dict[str, Any]]:
         except queue.Empty:
             if not alive:
                 return
+            yield None
 
 
 def work(jobs: list[tuple[Job, Config]], first: Config, options: Options, turn: Any, rows: Any) -> None:
-    """A process: takes the next run of the list until there is none or the budget is used up."""
+    """A process: takes the next run of the list until there is none, or its card answers no more."""
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
-    stopwatch = Stopwatch()
-    with stopwatch("all"):
-        dataset = load_images(first, options)
-        while stopwatch.seconds("all") < options.budget_s:
-            with turn.get_lock():
-                number, turn.value = turn.value, turn.value + 1
-            if number >= len(jobs):
-                break
-            job, config = jobs[number]
-            rows.put({**job, "variant": job["settings"] or BASE, **train_one(config, dataset)})
+    dataset = load_images(first, options)
+    while True:
+        with turn.get_lock():
+            number, turn.value = turn.value, turn.value + 1
+        if number >= len(jobs):
+            return
+        job, config = jobs[number]
+        row = train_one(config, dataset)
+        rows.put({**job, "variant": job["settings"] or BASE, **row})
+        if "error" in row and not card_answers():
+            return
 
 
 def train_one(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -186,6 +199,17 @@ def train_one(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if name not in LEFT_OUT}
 
 
+def card_answers() -> bool:
+    """Whether this process can still use its card: after an illegal access every further call fails."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as e:
+        print(f"a process ends, as its card does not answer: {' '.join(str(e).split())[:150]}", file=sys.stderr)
+        return False
+    return True
+
+
 def describe(row: dict[str, Any]) -> str:
     """A row as a line of progress."""
     outcome = row.get("error") or f"{row['accuracy']:.2%} in {row['time_s']['train']:.2f} s of training"
@@ -193,4 +217,4 @@ def describe(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(used_s=process_age_s()))

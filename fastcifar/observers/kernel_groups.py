@@ -28,7 +28,9 @@ GROUPS: dict[str, str] = {
     "copies, fills": r"memcpy|memset|CatArray|nchwToNhwc|nhwcToNchw|Fill|::copy_$|::zeros?_?$|clone|contiguous",
 }
 """Group -> pattern of names, of kernels on a card and of operators on a CPU. The first that fits counts."""
-PEAKS: dict[str, tuple[float, float]] = {"NVIDIA H100 80GB HBM3": (989e12, 3.35e12)}
+PEAKS: dict[str, tuple[float, float]] = {
+    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12), "NVIDIA H200": (989e12, 4.8e12),
+}  # fmt: skip
 """Card -> FLOP per second of dense products in bf16 and fp16, and bytes per second of its memory (data sheet)."""
 VALUE_BYTES = 2  # of an activation in bf16 or fp16
 UPDATE_BYTES = 20  # of a weight: itself and its momentum in fp32 read and written, gradient read, 16-bit copy written

@@ -212,22 +212,22 @@ def apply(weights, low, updates, shapes, matrices, squares, row, R, rows, parts,
 
 @triton.jit(do_not_specialize=["parts"])
 def sgd(weights, low, momenta, grads, head_grads, items, rates, row, losses, loss_sum, counters, parts,
-        BLOCK: tl.constexpr):  # fmt: skip
+        COUNT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Nesterov SGD as torch has it: g += decay w; v = momentum v + g; w -= lr (g + momentum v).
 
-    grads: a tuple of gradients, None for a weight that has none in this step and stays as it is; after them comes the
-    head, whose gradient is the sum of head_grads [parts, K, C] f32. rates [tensors, 3] f32: scale of the learning rate,
-    decay, momentum (negative: the row's). The first program also adds losses [parts] to loss_sum, and 1 to the
-    counters [2] i64, which no other program reads.
+    grads: a tuple of COUNT gradients, None for a weight that has none in this step and stays as it is (Triton 3.6 knows
+    no len of such a tuple); after them comes the head, whose gradient is the sum of head_grads [parts, K, C] f32. rates
+    [tensors, 3] f32: scale of the learning rate, decay, momentum (negative: the row's). The first program also adds
+    losses [parts] to loss_sum, and 1 to the counters [2] i64, which no other program reads.
     """
     which, place, e, inside = _item(items, 1, BLOCK)
-    g, has = tl.zeros([BLOCK], tl.float32), which == len(grads)
+    g, has = tl.zeros([BLOCK], tl.float32), which == COUNT
     if has:
         size = tl.load(items + 4 * tl.program_id(0) + 2)
         for start in range(0, parts, 8):
             for part in tl.static_range(8):  # loads that do not wait for each other
                 g += tl.load(head_grads + (start + part) * size + e, inside & (start + part < parts), 0.0)
-    for i in tl.static_range(len(grads)):
+    for i in tl.static_range(COUNT):
         if grads[i] is not None:  # noqa: SIM102 -- decided when this is compiled
             if which == i:
                 g = tl.load(grads[i] + e, inside, 0.0).to(tl.float32)

@@ -240,7 +240,7 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     try:
         yield
-    except RuntimeError as e:
+    except Exception as e:  # of torch, or of Triton's compiler
         if stream:
             failed = torch.cuda.current_stream(device)  # torch leaves the capture's stream current when a capture fails
             torch.cuda.set_stream(stream)
@@ -250,11 +250,14 @@ def may_fail(what: str, device: torch.device) -> Iterator[None]:
 
 
 def make_step(task: Task, state: State, forward: Forward) -> Step:
-    """The captured step where that can be, else the plain one."""
+    """The captured step where that can be, with the fused update where that can be, else the plain one."""
     if task.can_capture:
         if host := task.parts.runs_on_the_host:
             log.warning("the %s from Python cannot be part of a CUDA graph: the step is launched without one", host)
             return Step(task, state, forward)
+        if fused := make_fused_update(task, state, forward):
+            with may_fail("the step with the fused update", task.hardware.device):
+                return CapturedStep(task, state, forward, CudaGraphs(), fused)
         with may_fail("the step", task.hardware.device):
-            return CapturedStep(task, state, forward, CudaGraphs(), make_fused_update(task, state, forward))
+            return CapturedStep(task, state, forward, CudaGraphs())
     return Step(task, state, forward)

@@ -45,8 +45,30 @@ def test_gpu_continues_after_failures_and_ends_in_time(tmp_path: Path, monkeypat
     assert "figures" in (out / "report.md").read_text() and (out / "logs" / "hangs.txt").read_text() == "begun\n"
 
 
+def test_gpu_goes_on_where_a_call_before_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = "from pathlib import Path; p = Path({!r}); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
+    good, bad = (str(tmp_path / name) for name in ("good", "bad"))
+    words = ["--out", str(tmp_path / "out"), "--budget-s", "60"]
+    once = tmp_path / "out" / "once"
+    once.mkdir(parents=True)
+    (once / "left.txt").touch()
+    monkeypatch.setattr(gpu, "plan", lambda _: [
+        gpu.Part("done", ["-c", write.format(good)], 60, needs=()),
+        gpu.Part("fails", ["-c", write.format(bad) + "; raise SystemExit(3)"], 60, needs=()),
+        gpu.Part("once", ["-c", f"from pathlib import Path; assert not Path({str(once)!r}).exists()"], 60, True, ()),
+    ])  # fmt: skip
+    assert gpu.main(words) == gpu.main(words) == 1
+    assert (Path(good).read_text(), Path(bad).read_text()) == ("x", "xx")
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert [(part["name"], part["status"]) for part in index["parts"]] == [
+        ("done", "done"), ("fails", "failed"), ("once", "done"),
+    ]  # fmt: skip
+    assert gpu.main([*words, "--only", "done"]) == 0 and Path(good).read_text() == "xx"
+    assert gpu.main([*words, "--set", "epochs=2"]) == 1 and Path(good).read_text() == "xxx"  # other runs than those
+
+
 def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
-    options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True)
+    options = Namespace(out=tmp_path, data="auto", peers=["airbench94=here"], quick=True, set="")
     parts = gpu.plan(options)
     assert [part.name for part in parts] == ["tests", "loader", "swa30", "compare", "step", "compile", "schedules"]
     modules = {"loader": loader, "time_to_accuracy": time_to_accuracy, "step": step, "compare": compare,
@@ -58,20 +80,29 @@ def test_gpu_plans_commands_that_the_benches_understand(tmp_path: Path) -> None:
         read = tyro.cli(module.Options, args=part.arguments[2:])
         assert read.quick and read.out == tmp_path / part.name
     options.quick = False
-    order = [part.name for part in gpu.plan(options)]
-    steps = [f"step-{batch}" for batch in (16, 500, 1000, 2000)]
-    screening = [f"{name}{kind}" for name in ("batches", "94") for kind in ("-list", "", "-effects")]
-    assert order[: 7 + len(screening)] == ["tests", *steps, "profile", *screening, "loader"]
-    assert order.index("speedrun94") < order.index("compare")
-    assert sum(part.most_s for part in gpu.plan(options)[:12]) <= 540 + 40  # lists and effects take a second or two
-    for part in gpu.plan(options):
+    options.set = "fused_kernels=false"
+    parts = gpu.plan(options)
+    order = [part.name for part in parts]
+    recipe, batches, screened = ([f"{name}{kind}" for kind in ("-list", "", "-effects")]
+                                 for name in ("recipe", "batches", "94"))  # fmt: skip
+    begin = ["tests", "step-500", "step-1000", "speedrun94", *recipe, *batches]
+    assert order[: len(begin) + 7] == [*begin, *screened, "profile", "step-16", "step-2000", "loader"]
+    assert order.index("loader") < order.index("compare") and len(order) == len(set(order))
+    before = [part.most_s for part in parts[1 : len(begin)] if not part.name.endswith(("-list", "-effects"))]
+    assert sum(before) <= 540 * 2 / 3
+    assert {part.name: "--hold-out" in part.arguments for part in parts if part.name in ("recipe", "94", "95")} == {
+        "recipe": False, "94": True, "95": True,
+    }  # fmt: skip
+    for part in parts:
         if part.arguments[1] == "bench.step":
             tyro.cli(step.Options, args=part.arguments[2:])
         if part.arguments[1] == "bench.design" and part.name.endswith("-list"):
             assert design.main(part.arguments[2:]) == 0
         if part.arguments[1] == "bench.sweep":
             read = tyro.cli(sweep.Options, args=part.arguments[2:])
-            assert read.list and len(sweep.read_list(read.list)) >= 20
+            assert read.list and len(sweep.read_list(read.list)) >= 20 and read.set == "fused_kernels=false"
+        if part.name == "profile":
+            assert "--no-fused-kernels" in part.arguments and part.anew
     recipes = {"speedrun94", "swa30", "accurate96"}
     assert recipes <= {part.name for part in gpu.plan(options)} and recipes <= set(RECIPES)
 
@@ -119,7 +150,7 @@ def test_gpu_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_gpu_tests_of_the_plan_pass_or_are_skipped(tmp_path: Path) -> None:
-    part = gpu.plan(Namespace(out=tmp_path, data="auto", peers=[], quick=True))[0]
+    part = gpu.plan(Namespace(out=tmp_path, data="auto", peers=[], quick=True, set=""))[0]
     done = warm.run([sys.executable, *part.arguments], cwd=gpu.ROOT)
     assert part.name == "tests" and done.returncode == 0 and re.search(r"\d (passed|skipped)", done.stdout), done
 

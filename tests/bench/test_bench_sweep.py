@@ -1,7 +1,10 @@
 """A list of settings is trained side by side; held-out images are not trained on and are the same in every run."""
 
 import json
+import queue
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +72,31 @@ def test_a_failed_run_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -
     row = sweep.train_one(make_config(), make_dataset(20, 10))
     assert row == {"error": "RuntimeError: out of memory"}
     assert "out of memory" in sweep.describe({"number": 0, **job, **row})
+
+
+@pytest.mark.parametrize(("initialized", "runs"), [(True, 1), (False, 3)], ids=["card is dead", "no card"])
+def test_a_process_ends_with_its_card(initialized: bool, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others train what is left; else one process would turn all further runs into errors."""
+
+    def fail() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(sweep, "load_images", lambda *_: None)
+    monkeypatch.setattr(sweep, "train_one", lambda *_: {"error": "RuntimeError: an illegal memory access"})
+    monkeypatch.setattr(sweep.torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(sweep.torch.cuda, "synchronize", fail)
+    jobs = [({"recipe": "swa30", "settings": "", "seed": seed}, make_config()) for seed in range(3)]
+    turn, rows = SimpleNamespace(value=0, get_lock=nullcontext), queue.Queue[dict[str, object]]()
+    sweep.work(jobs, make_config(), sweep.Options(), turn, rows)
+    assert rows.qsize() == runs
+
+
+def test_no_run_is_begun_after_the_budget(tmp_path: Path, warm_server: None) -> None:
+    lines = [json.dumps({"recipe": "speedrun94", "settings": "", "seed": seed}) for seed in range(40)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    words = ["--data", "synthetic", "--set", f"subset=500 epochs=1 shape={TINY}", "--out", str(tmp_path)]
+    assert sweep.main(["--list", str(tmp_path / "list.jsonl"), "--budget-s", "100", *words], used_s=100.0) == 0
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) < 20
 
 
 def test_each_text_of_settings_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,27 @@ def with_update_that_does_not_wait() -> dict[str, Any]:
         return with_fused_kernels()
 
 
+BATCH = 20
+"""Images of a step of `make_task`."""
+
+
+class CompilationError(Exception):
+    """Those of Triton are no RuntimeError."""
+
+
+def with_update_that_does_not_compile() -> dict[str, Any]:
+    """For the batch of the step alone, so that the check before does not see it."""
+    finish = WatchedUpdate.finish
+
+    def fail_in_a_step(self: WatchedUpdate, loss: Any, *arguments: Any) -> None:
+        if len(loss.d_features) == BATCH:
+            raise CompilationError("made to fail")
+        finish(self, loss, *arguments)
+
+    with mock.patch.object(WatchedUpdate, "finish", fail_in_a_step):
+        return with_fused_kernels()
+
+
 CASES: dict[str, Callable[[], Any]] = {
     "muon": with_fused_kernels,
     "plain": partial(with_fused_kernels, cuda_graph=False),
@@ -47,6 +68,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "averaging": partial(with_fused_kernels, swa_every=1, swa_start=0.5),
     "head alone": partial(with_fused_kernels, freeze="all-but-head"),
     "fp16": partial(with_fused_kernels, precision="fp16"),
+    "fault: the update does not compile": with_update_that_does_not_compile,
     "fault: the update does not wait": with_update_that_does_not_wait,
     **{f"host time, {recipe}": partial(host_time, recipe, True, True)
        for recipe in (ALL_TRAINED, "speedrun94", "accurate96", "onecycle30")},

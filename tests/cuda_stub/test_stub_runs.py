@@ -92,6 +92,16 @@ def test_large_filters_are_updated_beside_the_backward_pass_and_in_order() -> No
     assert run["missing_waits"] == 0
 
 
+def test_without_its_update_a_step_is_recorded_all_the_same() -> None:
+    run = ask("fused_runs", "fault: the update does not compile")
+    if not run["fused"]:
+        pytest.skip(f"Triton does not run on the stub here: {run['said']}")
+    (line,) = run["said"]
+    assert line.startswith("capturing the step with the fused update as a CUDA graph failed (made to fail)")
+    assert run["recorded"] and not run["fused_update"]
+    assert complaints_about_run({**run, "said": []}) == []
+
+
 def test_a_fixed_first_stage_has_a_smaller_graph() -> None:
     run, whole = (ask("fused_runs", name) for name in ("first stage cooled", "muon"))
     if not run["fused"]:

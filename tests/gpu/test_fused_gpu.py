@@ -9,6 +9,8 @@ import torch
 from conftest import make_config, make_dataset, task_of
 from fused_cases import KINDS, compare
 
+from fastcifar.config.recipes import find_recipe
+from fastcifar.config.settings import with_settings
 from fastcifar.models.fused import is_fused
 from fastcifar.models.networks import make_model
 from fastcifar.optim import fused_update
@@ -55,12 +57,27 @@ def test_a_run_with_the_kernels_trains_as_one_without(cuda_graph, exact_fp32, ca
     So few steps on so few images amplify any rounding: a change of the first weights by 1e-6 moves the loss of a later
     epoch by 4%, on a CPU. The first epoch shows a fault, the others that the training goes on.
     """
-    plain = run(precision="fp32", cuda_graph=cuda_graph)
+    plain = run(precision="fp32", cuda_graph=cuda_graph, fused_kernels=False)
     fused = run(precision="fp32", cuda_graph=cuda_graph, fused_kernels=True)
     assert fused.summary["fused_kernels"] and not plain.summary["fused_kernels"], caplog.messages
     losses = [[row["loss_train"] for row in result.history] for result in (plain, fused)]
     assert losses[1][0] == pytest.approx(losses[0][0], rel=0.002)
     assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+
+def test_speedrun94_trains_as_without_graph_and_kernels(caplog):
+    """Three forms of the step, each a graph: at 24 pixels, at 32 with a fixed stem, with a fixed first stage, too."""
+    recipe = find_recipe("speedrun94")
+    settings: dict[str, Any] = {"device": "cuda", "batch_size": 100, "epochs": 5.0, "low_res_until": (1,),
+                                "compile": "off", "augment": "torch", "tta": "none", "precision": "bf16"}  # fmt: skip
+    captured, plain = (
+        train(task_of(with_settings(recipe, **settings, cuda_graph=kernels, fused_kernels=kernels), DATASET))
+        for kernels in (True, False)
+    )
+    assert captured.summary["fused_update"], caplog.messages
+    assert not plain.summary["fused_kernels"]
+    losses = [[row["loss_train"] for row in result.history] for result in (captured, plain)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.02) and losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

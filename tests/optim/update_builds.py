@@ -46,7 +46,7 @@ STEPS = {"SPLITS": 4, "STEPS": 3, "BLOCK": BLOCK}
 CASES: list[tuple[Any, str, dict[str, Any], dict[str, Any]]] = [
     (kernels, "take", TAKE, {"BLOCK": 2048}),
     (kernels, "prepare", MUON, {"unit": 8, "BLOCK": BLOCK}),
-    (kernels, "sgd", MUON | SGD, {"BLOCK": BLOCK}),
+    (kernels, "sgd", MUON | SGD, {"COUNT": 9, "BLOCK": BLOCK}),
     *((head_kernels, "head_loss", HEAD, {"pixels": pixels, "BLOCK_B": head_loss.BLOCK_B, "BLOCK_K": classes,
                                          "BLOCK_C": head_loss.BLOCK_C})
       for pixels, classes in ((9, 16), (4, 16), (9, 128))),
