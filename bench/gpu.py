@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
         parser.error(f"--only {' '.join(unknown)}: known are {', '.join(part.name for part in parts)}")
     read_index(parts, options)
     todo = [part for part in parts if (part.name in options.only if options.only else part.status != "done")]
+    parts = [part for part in parts if part in todo or part.status != "not begun"]
     stopwatch = Stopwatch()
     with stopwatch("all"), harness.interruptible() as interruption:
         for part in todo:

@@ -237,8 +237,14 @@ EXPORT void stub_run_beside(cudaStream_t stream, int on) {
     order_run_beside(order_of(stream), on);
 }
 
+// Of captured work, if the other stream is being captured: what a replay will do in order. torch 2.11 also works on that
+// stream while it begins the capture.
 EXPORT int stub_knows(cudaStream_t stream, cudaStream_t other) {
-    return order_knows(order_of(stream), order_of(other));
+    pthread_mutex_lock(&lock);
+    bool captured = is_captured(other);
+    bool knows = captured && is_captured(stream) && stream->seen.of[other->place] >= other->seen.of[other->place];
+    pthread_mutex_unlock(&lock);
+    return captured ? knows : order_knows(order_of(stream), order_of(other));
 }
 
 // ---- events
