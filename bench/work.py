@@ -72,6 +72,13 @@ SPEEDRUN94_BEFORE = (
     "epochs=7.5 start=random train_stem=always cool_first_stage= order=random low_res_px=22 low_res_until=0.3"
 )
 """Settings of `speedrun94` until 2026-11-28, with which most of its runs in the records were made."""
+VARIANTS = {
+    "speedrun94 in 8.5 epochs": ("speedrun94", "epochs=8.5"),
+    "speedrun94 before 2026-11-29": ("speedrun94", SPEEDRUN94_BEFORE),
+    "swa30, small network": ("swa30", "scale=small"),
+    "swa30, a fifth of it at low resolution": ("swa30", "low_res_until=0.2"),
+}
+"""Recipes with other settings that RECORDS.md has figures of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +94,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="python -m bench.work")
     rows = [recipe_row(name, RECIPES[name]) for name in options.recipes]
-    rows += [recipe_row("speedrun94 before 2026-11-29", harness.parse("speedrun94", SPEEDRUN94_BEFORE))]
+    rows += [recipe_row(name, harness.parse(recipe, settings)) for name, (recipe, settings) in VARIANTS.items()]
     rows += [peer_row(peer) for peer in PEERS]
     record.write_lines(options.out / "runs.jsonl", rows)
     cells = [[row["name"], f"{row['passes']:.2f}", f"{row['naive_pflop']:.4f}", f"{row['train_pflop']:.4f}"]

@@ -73,7 +73,7 @@ def test_the_frontier_of_the_repository_has_names_and_no_marker_covers_another(m
     frontier.draw_frontier(Path("frontier.png"), series, frontier.read_json(root / "published.json"))
     (figure,) = figures
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(set(names)) == len(names) == 8 and "Fulcrum e1, published" in names and "fewest94, n = 6" in names
+    assert len(set(names)) == len(names) == 7 and "Fulcrum e1, published" in names and "fewest94, n = 6" in names
     assert not any("settings" in name or "=" in name.replace("n = ", "") for name in names)
     figure.canvas.draw()
     for axis in figure.axes:

@@ -32,6 +32,8 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = rows["speedrun94 before 2026-11-29"]
     counts = before["passes"], before["naive_pflop"], before["train_pflop"]
     assert counts == pytest.approx((7.5, 0.2387, 0.2140), abs=1e-4)
+    assert rows["speedrun94 in 8.5 epochs"]["train_pflop"] == pytest.approx(0.2150, abs=1e-4)
+    assert rows["swa30, small network"]["train_pflop"] == pytest.approx(0.0522, abs=1e-4)
     stem_fixed = work.recipe_row("", harness.parse("speedrun94", work.SPEEDRUN94_BEFORE, "train_stem=low-res"))
     assert stem_fixed["train_pflop"] == pytest.approx(0.2072, abs=1e-4)
     assert rows["Fulcrum e1"]["train_pflop"] == pytest.approx(0.224, abs=1e-3)
