@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
     parser.add_argument("--data", default="auto", help="as in train_fast.py")
     parser.add_argument("--peers", nargs="*", default=[], help="NAME=CHECKOUT, as --peer of bench.compare")
     parser.add_argument("--only", nargs="*", help="names of parts, to run only these, also where they are done")
-    parser.add_argument("--set", default="", help='settings of the runs that train, such as "fused_kernels=false"')
+    parser.add_argument("--set", default="", help='settings of the profile, the sweeps and time to accuracy, such as "fused_kernels=false"')
     parser.add_argument("--quick", action="store_true", help="few images and repeats, on any machine")
     options = parser.parse_args(argv)
     parts = plan(options)
@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
 
 
 def plan(options: argparse.Namespace) -> list[Part]:
-    """All parts, the most important first. A limit is more than an H100 needs; without the tests those up to the first
-    screening leave it a third of the default budget, were all of them reached.
+    """All parts, the most important first. The limits up to the screening for 94% fit the default budget together, but
+    for lists and effects, which take seconds.
 
     Tests; a step at two batch sizes; quiet runs of `speedrun94` and 40 seeds of it side by side, which are its figures;
     two batch sizes by their accuracy; the screening for 94%; a profile and further steps, of which batch 16 says what a
