@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, used_s: float = 0.0) -> int:
     parser.add_argument("--data", default="auto", help="as in train_fast.py")
     parser.add_argument("--peers", nargs="*", default=[], help="NAME=CHECKOUT, as --peer of bench.compare")
     parser.add_argument("--only", nargs="*", help="names of parts, to run only these, also where they are done")
-    parser.add_argument("--set", default="", help='settings of the profile, the sweeps and time to accuracy, such as "fused_kernels=false"')
+    parser.add_argument("--set", default="", help="settings of profile, sweeps and time to accuracy")
     parser.add_argument("--quick", action="store_true", help="few images and repeats, on any machine")
     options = parser.parse_args(argv)
     parts = plan(options)
